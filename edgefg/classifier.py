@@ -1,0 +1,159 @@
+"""The public face: a model file in, predictions out. manifest → preprocess → runtime → decide."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from edgefg import golden
+from edgefg.decide import Prediction, decide
+from edgefg.errors import InferenceError, ManifestError, one_line
+from edgefg.manifest import Manifest, check_files, read_manifest
+from edgefg.preprocess import Color, UInt8Array, check_frame, prepare
+from edgefg.runtime import load
+
+# How many frames go at once through an engine that takes any batch.
+_CHUNK = 16
+
+
+class Classifier:
+    """A fine-grained classifier, loaded from an artifact.
+
+    Args:
+        path: the model file; its manifest lies beside it (same stem, ``.json``).
+        threads: CPU threads of the engine; None leaves it to the engine.
+        device: the engine's device name, for instance ``GPU`` with OpenVINO; None is its default.
+        top_k: how many candidates each prediction lists.
+        verify: prove on the golden set, before returning, that this device reproduces the artifact.
+
+    One classifier may be shared by threads. It is a context manager; `close` is idempotent.
+
+    Raises:
+        ManifestError: the manifest is missing, truncated or of a later schema.
+        IntegrityError: a file differs from the manifest; checked before the engine sees it.
+        RuntimeUnavailableError: the engine is not installed or refused the model.
+        ParityError: ``verify`` found a deviation.
+
+    Example:
+        >>> with Classifier("model.xml") as classifier:  # doctest: +SKIP
+        ...     print(classifier.predict(cv2.imread("photo.jpg")).label)
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+        top_k: int = 5,
+        verify: bool = False,
+    ) -> None:
+        if top_k < 1 or (threads is not None and threads < 1):
+            raise ValueError(f"top_k and threads are at least 1; got top_k={top_k}, threads={threads}")
+        self.path = Path(path)
+        self.manifest: Manifest = read_manifest(self.path)
+        check_files(self.manifest, self.path.parent)
+        self._top_k = top_k
+        self._closed = False
+        self._runtime = load(self.path, threads=threads, device=device)
+        try:
+            self._batch = self._check_input()
+            if verify:
+                golden.check(self)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class names, in the order of the logits."""
+        return self.manifest.labels
+
+    @property
+    def runtime_version(self) -> str:
+        """Name and version of the engine in use."""
+        return self._runtime.version
+
+    def predict(self, frame: UInt8Array, *, color: Color = "bgr") -> Prediction:
+        """Classify one frame.
+
+        Args:
+            frame: ``uint8 [H, W, 3]`` (``[H, W]`` for ``gray``, ``[H, W, 4]`` for ``bgra``/``rgba``), any size.
+            color: the frame's channel order; OpenCV's BGR unless said otherwise.
+
+        Raises:
+            FrameError: ``frame`` is anything else.
+            InferenceError: the engine failed, or gave logits that are not finite.
+        """
+        start = time.perf_counter()
+        inputs = prepare(frame, self.manifest.input, color=color)[np.newaxis]
+        return self._run(inputs, 1, start)[0]
+
+    def predict_batch(self, frames: Sequence[UInt8Array], *, color: Color = "bgr") -> list[Prediction]:
+        """Classify any number of frames, in order; an engine of static batch N gets them in chunks of N.
+
+        Frames may differ in size. The timings of each prediction are its chunk's, divided by the chunk's length. Every
+        frame is checked before the first one runs.
+        """
+        frames = list(frames)
+        for frame in frames:
+            check_frame(frame, color)
+        return list(self._predict_chunks(frames, color))
+
+    def _predict_chunks(self, frames: list[UInt8Array], color: Color) -> Iterator[Prediction]:
+        size = self._batch or _CHUNK
+        for first in range(0, len(frames), size):
+            start = time.perf_counter()
+            inputs = np.stack([prepare(f, self.manifest.input, color=color) for f in frames[first : first + size]])
+            yield from self._run(inputs, len(inputs), start)
+
+    def _run(self, inputs: UInt8Array, count: int, start: float) -> list[Prediction]:
+        """Infer one chunk of prepared inputs, filled up to a static batch, and decide each of its ``count`` frames."""
+        if self._closed:
+            raise RuntimeError("this Classifier is closed; open a new one")
+        if self._batch is not None and count < self._batch:
+            inputs = np.concatenate([inputs, np.repeat(inputs[-1:], self._batch - count, axis=0)])
+        prepared = time.perf_counter()
+        try:
+            logits = self._runtime.infer(inputs)
+        except Exception as exc:  # each vendor raises its own
+            raise InferenceError(f"the engine failed on {self.path.name}: {one_line(exc)}") from exc
+        inferred = time.perf_counter()
+        preprocess_ms = (prepared - start) * 1e3 / count
+        infer_ms = (inferred - prepared) * 1e3 / count
+        if logits.shape != (len(inputs), len(self.labels)):
+            raise ManifestError(
+                f"{self.path.name} gave logits {list(logits.shape)}, its manifest has {len(self.labels)} labels for"
+                f" {len(inputs)} frames: they do not belong together; export the artifact again"
+            )
+        return [decide(row, self.manifest, self._top_k, (preprocess_ms, infer_ms)) for row in logits[:count]]
+
+    def _check_input(self) -> int | None:
+        """Compare the engine's input with the manifest's; return the static batch, None where any batch is taken."""
+        spec, (shape, dtype) = self.manifest.input, self._runtime.input
+        if dtype != "uint8" or len(shape) != 4 or shape[1:] != (spec.height, spec.width, 3):
+            raise ManifestError(
+                f"{self.path.name} takes {dtype} {list(shape)}, its manifest says uint8"
+                f" [N, {spec.height}, {spec.width}, 3]: they do not belong together; export the artifact again"
+            )
+        return shape[0]
+
+    def close(self) -> None:
+        """Free the engine; further predictions raise RuntimeError. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._runtime.close()
+
+    def __enter__(self) -> Classifier:
+        """Return the classifier itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the classifier."""
+        self.close()

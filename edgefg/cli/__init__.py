@@ -1,0 +1,38 @@
+"""The command line, `edgefg …`: parse and call.
+
+The one composition root: other rooms are imported inside the command that needs them, so that `edgefg predict` runs on
+a device without torch. A command's help, its options' included, is its docstring.
+
+Exit status: 0 done; 1 what was checked does not hold; 2 bad usage or input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from edgefg.cli import device, workstation
+from edgefg.cli.app import app
+from edgefg.errors import EdgefgError, ParityError
+
+__all__ = ["app", "device", "main", "workstation"]
+
+
+def main() -> None:
+    """Run the command line; turn what edgefg raises into one line and an exit status."""
+    try:
+        app()
+    except ParityError as exc:
+        _fail(exc, 1)
+    except EdgefgError as exc:
+        _fail(exc, 2)
+    except BrokenPipeError:  # `edgefg … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(error: Exception, status: int) -> None:
+    line = " ".join(str(error).split())
+    print(f"edgefg: {line.replace(str(Path.cwd()) + os.sep, '')}", file=sys.stderr)
+    sys.exit(status)

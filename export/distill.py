@@ -1,0 +1,133 @@
+"""Distil: teacher → student, by the KL divergence of their predictions on identical crops.
+
+edgefg distill runs/x/teacher.safetensors DATA --student tf_efficientnet_lite0 --out runs/x
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from edgefg import __version__
+from edgefg.manifest import sha256
+from edgefg.training.checkpoint import SCHEMA, Header, load
+from edgefg.training.data import load_data
+from edgefg.training.fit import Objective
+from edgefg.training.models.plain import Network, head_of
+from edgefg.training.recipe import Hardware, Recipe
+from edgefg.training.stage import train_and_save
+from edgefg.training.weights import load_backbone
+
+
+def distill(
+    teacher_path: Path,
+    data_root: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    student: str,
+    weights: str = "hub",
+    temperature: float = 1.0,
+    hard_weight: float = 0.0,
+    hardware: Hardware | None = None,
+    skip_corrupt: bool = False,
+    restart: bool = False,
+) -> Path:
+    """Train a student to predict what the teacher predicts; return the path of ``out/student.safetensors``.
+
+    Args:
+        teacher_path: the teacher's checkpoint; the student takes over its labels, crop rule and split.
+        data_root: the data it was trained on.
+        out: folder for the checkpoint and the run's files.
+        recipe: the settings; ``image_size`` is the student's.
+        student: backbone, a timm or torchvision name.
+        weights: see `edgefg.training.weights.load_backbone`.
+        temperature: see `distillation`.
+        hard_weight: see `distillation`.
+        hardware: where to run.
+        skip_corrupt: leave unreadable images out.
+        restart: begin anew where an unfinished run lies in ``out``.
+
+    Raises:
+        CheckpointError, DataError, WeightsError, TrainingError: before the first step.
+    """
+    teacher, teacher_header = load(teacher_path)
+    data = load_data(data_root, teacher_header.split, skip_corrupt=skip_corrupt, labels=teacher_header.labels)
+    torch.manual_seed(recipe.seed)
+    body, mean, std = load_backbone(student, len(data.labels), weights)
+    size = recipe.image_size
+    header = Header(
+        schema=SCHEMA,
+        kind="student",
+        method="plain",
+        backbone=student,
+        labels=data.labels,
+        taxonomy=data.taxonomy,
+        input=msgspec.structs.replace(teacher_header.input, height=size, width=size),
+        mean=mean,
+        std=std,
+        dataset=data.fingerprint,
+        split=teacher_header.split,
+        teacher=sha256(teacher_path),
+        recipe=f"distill {student} from {weights}, T={temperature:g}, hard={hard_weight:g}",
+        edgefg=__version__,
+    )
+    objective = distillation(
+        teacher, teacher_header, temperature=temperature, hard_weight=hard_weight, smoothing=recipe.label_smoothing
+    )
+    return train_and_save(
+        Network(body, mean, std),
+        header,
+        data,
+        recipe,
+        objective,
+        out,
+        head=head_of(body),
+        hardware=hardware,
+        aides=[teacher],
+        restart=restart,
+    )
+
+
+def distillation(
+    teacher: nn.Module, teacher_header: Header, *, temperature: float, hard_weight: float, smoothing: float
+) -> Objective:
+    """Build the distillation loss (Hinton et al. 2015; identical crops: Beyer et al. 2022).
+
+    ``(1 - hard_weight)·T²·KL(softmax(teacher/T) ‖ softmax(student/T)) + hard_weight·CE(labels)``. A teacher of another
+    input size sees the very same crop, resized.
+    """
+    for parameter in teacher.parameters():
+        parameter.requires_grad_(False)
+    size = (teacher_header.input.height, teacher_header.input.width)
+
+    def objective(student: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = student(images)
+        with torch.no_grad():
+            wanted = teacher(_resized(images, size))
+        # In float32: the logarithm of a softmax in half precision loses the small probabilities that matter here.
+        loss = (1 - hard_weight) * kl_divergence(logits.float(), wanted.float(), temperature)
+        if hard_weight:
+            loss = loss + hard_weight * F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        return loss, logits
+
+    return objective
+
+
+def kl_divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return T²·KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch, of ``float32 [N, C]`` logits."""
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean") * temperature**2
+
+
+def _resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize ``uint8 [N, H, W, 3]`` to the teacher's size, as float levels."""
+    if tuple(images.shape[1:3]) == size:
+        return images
+    planes = images.permute(0, 3, 1, 2).float()
+    return F.interpolate(planes, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)

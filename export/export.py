@@ -1,0 +1,177 @@
+"""Checkpoint → artifact: ONNX, then what the target needs, then the package.
+
+edgefg export runs/x/student.safetensors --to openvino --precision int8 --calibration DATA --out runs/x/int8
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from torch import nn
+
+from edgefg import __version__
+from edgefg.errors import DataError, ExportError
+from edgefg.export.calibration import Calibration, choose_balanced, read_calibration, synthetic_frames
+from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
+from edgefg.export.quantize import Calibrator, quantize_onnxruntime, quantize_openvino, quantize_tensorrt
+from edgefg.export.to_onnx import check_parity, torch_logits, write_onnx
+from edgefg.export.to_openvino import convert, write_ir
+from edgefg.manifest import Provenance, sha256
+from edgefg.preprocess import UInt8Array, prepare
+from edgefg.sources import read_image
+from edgefg.training.checkpoint import Header, load
+from edgefg.training.data import load_data
+
+Target = Literal["openvino", "onnx", "tensorrt-onnx"]
+Precision = Literal["fp32", "int8"]
+TARGETS: tuple[Target, ...] = ("openvino", "onnx", "tensorrt-onnx")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+# FP32 needs no more photographs than a golden set holds.
+_GOLDEN_CANDIDATES = 16
+
+
+class _Job(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """One export, between its steps."""
+
+    to: Target
+    precision: Precision
+    batch: int
+    calibrator: Calibrator
+    calibration: Calibration | None
+    say: Callable[[str], None]
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    *,
+    to: Target,
+    precision: Precision,
+    calibration: Path | None = None,
+    images: int = 300,
+    batch: int = 1,
+    calibrator: Calibrator = "minmax",
+    seed: int = 0,
+    skip_corrupt: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Export a checkpoint to a complete artifact, checked on this machine; return the path of its model file.
+
+    Args:
+        checkpoint: ``.safetensors`` of a teacher, a student or a pruned student.
+        out: folder for the artifact; an earlier artifact in it is replaced, and stays where this export fails.
+        to: ``openvino`` (``model.xml``), ``onnx`` for ONNX Runtime, ``tensorrt-onnx`` for a TensorRT build on a
+            device (both ``model.onnx``).
+        precision: ``fp32`` or ``int8``.
+        calibration: the data set that the checkpoint was trained on; its training split calibrates INT8 and gives the
+            golden frames. Without it FP32 gets synthetic golden frames, and INT8 is refused.
+        images: how many images calibrate, balanced by class.
+        batch: fixed batch size of the network; 0 leaves it free.
+        calibrator: how activation ranges are found, see `edgefg.export.quantize`.
+        seed: chooses the images.
+        skip_corrupt: leave unreadable images out instead of raising.
+        progress: called with one line before each step.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        DataError: the calibration data are missing or are not the checkpoint's.
+        ExportError: a step failed; nothing half-written is left.
+    """
+    if to not in TARGETS or precision not in PRECISIONS or batch < 0:
+        raise ExportError(
+            f"cannot export {precision!r} at batch {batch} to {to!r}; needed {' or '.join(PRECISIONS)}, a batch of 0 (free)"
+            f" or more, and one of {', '.join(TARGETS)}"
+        )
+    if precision == "int8" and calibration is None:
+        raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
+    check_target(out)
+    say = progress or (lambda _: None)
+    say(f"reading {checkpoint}")
+    network, header = load(checkpoint)
+    calibrating, frames = _read_data(header, calibration, precision, images, seed, skip_corrupt, say)
+    golden = golden_frames(frames, header.input, len(header.labels))
+    inputs = np.stack([prepare(frame, header.input) for frame in golden])
+    draft = Draft(
+        labels=header.labels,
+        taxonomy=header.taxonomy,
+        input=header.input,
+        precision=precision,
+        provenance=_provenance(checkpoint, header, calibrating, calibrator, batch),
+        frames=golden,
+        parent_logits=torch_logits(network, inputs),
+    )
+    job = _Job(to=to, precision=precision, batch=batch, calibrator=calibrator, calibration=calibrating, say=say)
+    return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder))
+
+
+def _read_data(
+    header: Header,
+    root: Path | None,
+    precision: Precision,
+    images: int,
+    seed: int,
+    skip: bool,
+    say: Callable[[str], None],
+) -> tuple[Calibration | None, list[UInt8Array]]:
+    """Return what calibrates, None for FP32, and photographs for the golden set."""
+    if root is None:
+        return None, synthetic_frames(header.input)
+    say(f"checking {root}")
+    data = load_data(root, header.split, skip_corrupt=skip, labels=header.labels)
+    count = images if precision == "int8" else _GOLDEN_CANDIDATES
+    paths = choose_balanced(data.splits["train"], count, seed)
+    frames = [read_image(path) for path in paths[:_GOLDEN_CANDIDATES]]
+    if precision == "fp32":
+        return None, frames
+    say(f"reading {len(paths)} calibration images")
+    return read_calibration(paths, header.input), frames
+
+
+def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array, folder: Path) -> Path:
+    """Write the model file of one artifact into ``folder``; what lies between goes elsewhere and is removed."""
+    with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
+        source = Path(scratch) / "model.onnx"
+        job.say("exporting to ONNX")
+        write_onnx(network, draft.input, source, batch=job.batch)
+        check_parity(network, source, inputs)
+        if job.to == "openvino":
+            return _write_openvino(job, source, folder / "model.xml")
+        target = folder / "model.onnx"
+        if job.calibration is None:
+            target.write_bytes(source.read_bytes())
+            return target
+        quantize = quantize_onnxruntime if job.to == "onnx" else quantize_tensorrt
+        job.say(f"quantising for {'ONNX Runtime' if job.to == 'onnx' else 'TensorRT'}")
+        quantize(source, target, job.calibration.inputs, batch=job.batch, calibrator=job.calibrator)
+        return target
+
+
+def _write_openvino(job: _Job, source: Path, target: Path) -> Path:
+    job.say("converting to OpenVINO")
+    model = convert(source)
+    if job.calibration is not None:
+        job.say("quantising for OpenVINO")
+        model = quantize_openvino(model, job.calibration.inputs, batch=job.batch, calibrator=job.calibrator)
+    write_ir(model, target)
+    return target
+
+
+def _provenance(
+    checkpoint: Path, header: Header, calibration: Calibration | None, calibrator: Calibrator, batch: int
+) -> Provenance:
+    stages = [f"{header.kind} {header.backbone} ({header.method}): {header.recipe}", f"export: batch {batch or 'free'}"]
+    if calibration is not None:
+        stages.append(f"int8: {len(calibration.inputs)} images, {calibrator}")
+    return Provenance(
+        edgefg=__version__,
+        parent=sha256(checkpoint),
+        teacher=header.teacher,
+        dataset=header.dataset,
+        calibration=None if calibration is None else calibration.fingerprint,
+        recipe="; ".join(stages),
+    )

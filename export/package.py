@@ -1,0 +1,207 @@
+"""Write a complete artifact, model file, manifest and golden set, as one folder: whole or not at all.
+
+Everything is written to a hidden folder beside the final one, loaded and checked there through `Classifier`, synced and
+renamed. Runs on devices: no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from edgefg import golden
+from edgefg.classifier import Classifier
+from edgefg.errors import EdgefgError, ExportError
+from edgefg.files import sync
+from edgefg.golden import FloatArray, GoldenSet
+from edgefg.manifest import (
+    SCHEMA,
+    GoldenInfo,
+    Manifest,
+    Provenance,
+    RuntimeInfo,
+    TaxonomyLevel,
+    encode_manifest,
+    file_info,
+    manifest_path,
+)
+from edgefg.preprocess import InputSpec, UInt8Array, prepare, resize
+
+STEM = "model"
+"""Every artifact's files are called ``model.…``."""
+GOLDEN = f"{STEM}.golden.npz"
+_FILES = frozenset({f"{STEM}.onnx", f"{STEM}.xml", f"{STEM}.bin", f"{STEM}.json", GOLDEN})
+_MOST_FRAMES = 16
+# Shares of the greatest logit. Engines of one kind sum in another order on another processor …
+_FP32_GATE = 1e-4
+_FP32_TOLERANCE = 2e-4
+# … and where sums are rounded to 8 bits again and again, some values land one step away.
+_INT8_TOLERANCE = 0.02
+_INT8_PARENT_MARGIN = 1.5
+
+
+class Draft(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """What the manifest and the golden set need beside the model file itself."""
+
+    labels: tuple[str, ...]
+    input: InputSpec
+    precision: Literal["fp32", "int8"]
+    provenance: Provenance
+    frames: tuple[UInt8Array, ...]
+    """Golden frames, see `golden_frames`."""
+    parent_logits: FloatArray
+    """``float32 [K, classes]`` of the FP32 parent for the frames, prepared."""
+    taxonomy: tuple[TaxonomyLevel, ...] = ()
+
+
+def golden_frames(frames: Sequence[UInt8Array], spec: InputSpec, classes: int) -> tuple[UInt8Array, ...]:
+    """Choose golden frames, in order, at most 16 and 2 MB; photographs are reduced first.
+
+    Reduced to a long side of one and a half times the network's, a frame still proves crop and resize.
+    """
+    longest = max(spec.height, spec.width) * 3 // 2
+    reduced = []
+    for frame in frames[:_MOST_FRAMES]:
+        scale = longest / max(frame.shape[:2])
+        if scale < 1:
+            frame = resize(frame, max(1, round(frame.shape[0] * scale)), max(1, round(frame.shape[1] * scale)))
+        reduced.append(frame)
+    chosen = golden.choose_frames(reduced, spec, classes)
+    if not chosen:
+        raise ExportError(f"no frame fits a golden set of 2 MB at {spec.height}×{spec.width}; export a smaller input")
+    return chosen
+
+
+def write_artifact(out: Path, draft: Draft, write_model: Callable[[Path], Path]) -> Path:
+    """Write an artifact folder and return the path of its model file.
+
+    Args:
+        out: the folder. An earlier artifact there is replaced; anything else is left alone.
+        draft: what to say about the model.
+        write_model: writes the model file, called ``model.…``, into the folder that it is given, and returns its path.
+
+    Raises:
+        ExportError: ``out`` holds something else, the disk is full, or the written model does not load or does not
+            reproduce its parent; ``out`` is as it was before.
+    """
+    check_target(out)
+    with _folder_beside(out) as temporary:
+        try:
+            model = write_model(temporary)
+            _write_manifest(model, draft)
+            for file in temporary.iterdir():
+                sync(file)
+            sync(temporary)
+            _swap(temporary, out)
+        except OSError as exc:
+            raise ExportError(f"cannot write {out}: {exc.strerror or exc}; nothing was changed there") from exc
+        except ExportError:
+            raise
+        except EdgefgError as exc:
+            reason = " ".join(str(exc).split())
+            raise ExportError(f"the written artifact does not hold: {reason}; nothing was changed in {out}") from exc
+    return out / model.name
+
+
+def check_target(out: Path) -> None:
+    """Raise `ExportError` unless ``out`` is absent, empty, or an earlier artifact that may be replaced."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise ExportError(f"{out} is a file or a link; needed the name of a folder for the artifact")
+    try:
+        names = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    except OSError as exc:
+        raise ExportError(f"cannot look into {out}: {exc.strerror}") from exc
+    if names and not (f"{STEM}.json" in names and names <= _FILES):
+        stranger = min(names - _FILES, default=min(names))
+        raise ExportError(
+            f"{out} is not empty and no artifact alone (it holds {stranger}); name a new folder, or empty it"
+        )
+
+
+@contextlib.contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    """Yield a new hidden folder on the same disk as ``out``; remove what is left of it afterwards."""
+    out = out.absolute()
+    temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}"
+    try:
+        # A plain mkdir: mkdtemp's 0700 would keep a service from reading its own model.
+        temporary.mkdir(parents=True)
+    except OSError as exc:
+        raise ExportError(f"cannot create a folder in {out.parent}: {exc.strerror}") from exc
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, out: Path) -> None:
+    """Rename the finished folder to its final name; an earlier artifact goes only after that."""
+    old = temporary.with_name(f"{temporary.name}.old")
+    replaced = out.exists()
+    if replaced:
+        out.rename(old)
+    try:
+        temporary.rename(out)
+    except OSError:
+        if replaced:
+            old.rename(out)
+        raise
+    sync(out.absolute().parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_manifest(model: Path, draft: Draft) -> None:
+    """Write the manifest and, through a `Classifier` on the same files, the golden set; prove that it holds."""
+    manifest = Manifest(
+        schema=SCHEMA,
+        model=model.name,
+        labels=draft.labels,
+        input=draft.input,
+        precision=draft.precision,
+        runtime=RuntimeInfo(name="unknown", version="unknown"),
+        files=tuple(file_info(path) for path in sorted(model.parent.iterdir())),
+        provenance=draft.provenance,
+        taxonomy=draft.taxonomy,
+    )
+    manifest_path(model).write_bytes(encode_manifest(manifest))
+    inputs = np.stack([prepare(frame, draft.input) for frame in draft.frames])
+    with Classifier(model) as classifier:
+        logits = np.stack([p.logits for p in classifier.predict_batch(list(inputs), color="rgb")])
+        name, _, version = classifier.runtime_version.partition(" ")
+    path = model.with_name(GOLDEN)
+    golden.write(GoldenSet(draft.frames, inputs, draft.parent_logits, logits), path)
+    manifest = msgspec.structs.replace(
+        manifest,
+        runtime=RuntimeInfo(name=name, version=version),
+        files=(*manifest.files, file_info(path)),
+        golden=_tolerances(draft, logits),
+    )
+    manifest_path(model).write_bytes(encode_manifest(manifest))
+    with Classifier(model) as classifier:
+        golden.check(classifier)
+
+
+def _tolerances(draft: Draft, logits: FloatArray) -> GoldenInfo:
+    """Set how far a device may deviate. Raises `ExportError` where the artifact itself already deviates too far."""
+    if logits.shape != draft.parent_logits.shape or not np.isfinite(logits).all():
+        raise ExportError("the exported network gives logits that are not finite; train or calibrate it again")
+    largest = max(float(np.abs(draft.parent_logits).max()), 1e-6)
+    deviation = float(np.abs(logits - draft.parent_logits).max())
+    if draft.precision == "fp32":
+        if deviation > _FP32_GATE * largest:
+            raise ExportError(
+                f"the FP32 artifact deviates from its parent by {deviation:.3g}, allowed are"
+                f" {_FP32_GATE * largest:.3g}; the conversion changed the arithmetic, or the disk is full"
+            )
+        own = parent = _FP32_TOLERANCE * largest
+    else:
+        own = _INT8_TOLERANCE * largest
+        parent = own + _INT8_PARENT_MARGIN * deviation
+    return GoldenInfo(file=GOLDEN, frames=len(draft.frames), logits=own, parent_logits=parent)

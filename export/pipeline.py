@@ -1,0 +1,199 @@
+"""The ordered list: train → distil → prune → export → verify, as `edgefg pipeline` and `make demo` run it.
+
+Every stage leaves a file and is skipped where that file is there, so a run that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from edgefg.errors import DataError, EdgefgError
+from edgefg.export.distill import distill
+from edgefg.export.export import export_checkpoint
+from edgefg.export.prune import prune
+from edgefg.export.verify import VerifyReport, verify
+from edgefg.files import atomic_file
+from edgefg.manifest import read_manifest, sha256
+from edgefg.training.data import load_data
+from edgefg.training.recipe import Hardware, Recipe
+from edgefg.training.split import SPLITS, SplitSpec
+from edgefg.training.teacher import train_teacher
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that decides what a pipeline's files contain; kept beside them as ``pipeline.json``."""
+
+    data: str
+    backbone: str
+    weights: str
+    student: str
+    student_weights: str
+    teacher_recipe: Recipe
+    student_recipe: Recipe
+    prune_recipe: Recipe
+    macs: float
+    calibration_images: int = 300
+    split: SplitSpec = SplitSpec()
+
+
+class Artifact(NamedTuple):
+    """One export of the pipeline."""
+
+    folder: str
+    source: str
+    to: Literal["openvino", "onnx", "tensorrt-onnx"]
+    precision: Literal["fp32", "int8"]
+    parent: str | None
+    """The artifact that it is compared with."""
+
+
+# In an order in which every parent comes before what is compared with it.
+ARTIFACTS = (
+    Artifact("openvino-fp32", "pruned", "openvino", "fp32", None),
+    Artifact("onnx-fp32", "pruned", "onnx", "fp32", "openvino-fp32"),
+    Artifact("openvino-int8", "pruned", "openvino", "int8", "openvino-fp32"),
+    Artifact("onnx-int8", "pruned", "onnx", "int8", "openvino-fp32"),
+    Artifact("tensorrt-onnx-int8", "pruned", "tensorrt-onnx", "int8", "openvino-fp32"),
+    Artifact("student-openvino-fp32", "student", "openvino", "fp32", None),
+    Artifact("teacher-openvino-fp32", "teacher", "openvino", "fp32", None),
+)
+
+
+def run(
+    plan: Plan,
+    out: Path,
+    *,
+    hardware: Hardware | None = None,
+    max_drop: float = 1.0,
+    skip_corrupt: bool = False,
+    restart: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[tuple[Artifact, VerifyReport]]:
+    """Run or resume the whole list below ``out``; return each artifact with its verification.
+
+    Args:
+        plan: what to make.
+        out: folder for all files.
+        hardware: where to train.
+        max_drop: greatest loss of top-1 on ``val`` that INT8 may cost, in percentage points.
+        skip_corrupt: leave unreadable images out.
+        restart: throw away what an earlier run left.
+        say: told what begins.
+
+    Raises:
+        DataError: ``out`` holds another plan's files, or see the stages.
+        ParityError: an artifact does not reproduce its parent.
+    """
+    _claim(plan, out, restart)
+    data = _split_folders(Path(plan.data), out, plan.split, skip_corrupt)
+    teacher, student, pruned = (out / f"{kind}.safetensors" for kind in ("teacher", "student", "pruned"))
+    if not teacher.exists():
+        say(f"teacher: {plan.backbone}, {plan.teacher_recipe.epochs} epochs")
+        train_teacher(
+            data, out, plan.teacher_recipe, backbone=plan.backbone, weights=plan.weights, split=plan.split,
+            hardware=hardware, skip_corrupt=skip_corrupt,
+        )  # fmt: skip
+    if not student.exists():
+        say(f"student: {plan.student} distilled, {plan.student_recipe.epochs} epochs")
+        distill(
+            teacher, data, out, plan.student_recipe, student=plan.student, weights=plan.student_weights,
+            hardware=hardware, skip_corrupt=skip_corrupt,
+        )  # fmt: skip
+    if not pruned.exists():
+        say(f"pruned student: {plan.macs:.0%} of the multiply-accumulates, {plan.prune_recipe.epochs} epochs")
+        prune(
+            student, data, out, plan.prune_recipe, macs=plan.macs, teacher_path=teacher,
+            hardware=hardware, skip_corrupt=skip_corrupt,
+        )  # fmt: skip
+    return [(artifact, _export(artifact, out, data, plan, max_drop, skip_corrupt, say)) for artifact in ARTIFACTS]
+
+
+def model_file(artifact: Artifact, out: Path) -> Path:
+    """Return where the artifact's model file lies."""
+    return out / artifact.folder / ("model.xml" if artifact.to == "openvino" else "model.onnx")
+
+
+def _export(
+    artifact: Artifact,
+    out: Path,
+    data: Path,
+    plan: Plan,
+    max_drop: float,
+    skip_corrupt: bool,
+    say: Callable[[str], None],
+) -> VerifyReport:
+    """Export one artifact unless it is there and of this checkpoint, and verify it."""
+    checkpoint = out / f"{artifact.source}.safetensors"
+    model = model_file(artifact, out)
+    if not _is_current(model, checkpoint):
+        say(f"export: {artifact.folder}")
+        export_checkpoint(
+            checkpoint, out / artifact.folder, to=artifact.to, precision=artifact.precision, calibration=data,
+            images=plan.calibration_images, skip_corrupt=skip_corrupt,
+        )  # fmt: skip
+    if artifact.parent is None:
+        return verify(model)
+    parent = next(model_file(other, out) for other in ARTIFACTS if other.folder == artifact.parent)
+    return verify(model, parent=parent, data=data, split="val", max_drop=max_drop)
+
+
+def _is_current(model: Path, checkpoint: Path) -> bool:
+    try:
+        return model.exists() and read_manifest(model).provenance.parent == sha256(checkpoint)
+    except EdgefgError:
+        return False
+
+
+def _claim(plan: Plan, out: Path, restart: bool) -> None:
+    """Write the plan into the folder, or make sure that the folder holds files of an equal plan."""
+    path = out / "pipeline.json"
+    if path.exists() and not restart:
+        try:
+            earlier = msgspec.json.decode(path.read_bytes(), type=Plan)
+        except msgspec.DecodeError as exc:
+            raise DataError(f"{path} is not a pipeline's plan ({exc}); give another --out, or --restart") from exc
+        if earlier != plan:
+            names = [field.name for field in msgspec.structs.fields(Plan)]
+            changed = [name for name in names if getattr(earlier, name) != getattr(plan, name)]
+            raise DataError(
+                f"{out} holds a pipeline with another {', '.join(changed)}; give another --out, or --restart to redo it"
+            )
+        return
+    if restart:
+        for kind in ("teacher", "student", "pruned"):
+            for leftover in (f"{kind}.safetensors", f"{kind}.resume.safetensors"):
+                (out / leftover).unlink(missing_ok=True)
+    try:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2))
+    except OSError as exc:
+        raise DataError(f"cannot write below {out}: {exc.strerror}") from exc
+
+
+def _split_folders(data: Path, out: Path, split: SplitSpec, skip_corrupt: bool) -> Path:
+    """Return data with split folders; for one folder of classes that is a folder of links, split as training would."""
+    if not data.is_dir() or (data / "train").is_dir():
+        return data
+    target = out / "data"
+    if target.is_dir():
+        return target
+    loaded = load_data(data, split, skip_corrupt=skip_corrupt)
+    partial = out / ".data.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for name in SPLITS:
+        for path, _ in loaded.splits[name]:
+            link = partial / name / path.relative_to(data)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                link.symlink_to(path.resolve())
+            except OSError:  # no right to make links, as on Windows
+                shutil.copy2(path, link)
+    if (data / "taxonomy.csv").is_file():
+        shutil.copy2(data / "taxonomy.csv", partial)
+    partial.replace(target)
+    return target

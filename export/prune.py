@@ -1,0 +1,154 @@
+"""Prune: remove whole channels from a student, then fine-tune what is left.
+
+    edgefg prune runs/x/student.safetensors DATA --teacher runs/x/teacher.safetensors --macs 0.7 --out runs/x
+
+Dependency graph and group Taylor importance are torch-pruning's (Fang et al. 2023, "DepGraph"; Molchanov et al. 2019).
+The result is stored as a channel plan and a state dict, never as a pickled module.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import cycle, islice
+from pathlib import Path
+
+import msgspec
+import torch
+import torch_pruning
+from torch import nn
+
+from edgefg import __version__
+from edgefg.errors import DataError, ExportError
+from edgefg.export.distill import distillation
+from edgefg.manifest import sha256
+from edgefg.training.augment import TrainingImages, loader
+from edgefg.training.checkpoint import channel_plan, load
+from edgefg.training.data import load_data
+from edgefg.training.fit import Objective, cross_entropy
+from edgefg.training.models.plain import Network, build_backbone, head_of
+from edgefg.training.recipe import Hardware, Recipe
+from edgefg.training.stage import train_and_save
+
+# Far enough, in steps fine enough, to end near the asked-for share; the loop stops there.
+_STEPS = 48
+_GLOBAL_RATIO = 0.96
+_BATCHES_PER_STEP = 2
+
+
+def prune(
+    student_path: Path,
+    data_root: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    macs: float = 0.7,
+    round_to: int = 16,
+    max_ratio: float = 0.5,
+    teacher_path: Path | None = None,
+    hardware: Hardware | None = None,
+    skip_corrupt: bool = False,
+    restart: bool = False,
+) -> Path:
+    """Prune a student to a share of its multiply-accumulates, fine-tune it, and return ``out/pruned.safetensors``.
+
+    Args:
+        student_path: the student's checkpoint.
+        data_root: the data it was trained on.
+        out: folder for the checkpoint and the run's files.
+        recipe: the fine-tuning's settings; the input size stays the student's.
+        macs: share of the multiply-accumulates to keep, in (0, 1).
+        round_to: channel counts become multiples of this (16 suits INT8 kernels, 8 floating point).
+        max_ratio: a layer that has lost this share of its channels loses no more (rounding may exceed it).
+        teacher_path: fine-tune on this teacher's predictions; None fine-tunes on the labels.
+        hardware: where to run.
+        skip_corrupt: leave unreadable images out.
+        restart: begin anew where an unfinished run lies in ``out``.
+
+    Raises:
+        CheckpointError, DataError, TrainingError: before the first step.
+        ExportError: the network cannot be pruned that far.
+    """
+    if not 0 < macs < 1:
+        raise DataError(f"--macs {macs:g} is not between 0 and 1: the share of multiply-accumulates to keep")
+    network, header = load(student_path)
+    data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, labels=header.labels)
+    recipe = msgspec.structs.replace(recipe, image_size=header.input.height)
+    objective = cross_entropy(recipe.label_smoothing)
+    aides: list[nn.Module] = []
+    if teacher_path is not None:
+        teacher, teacher_header = load(teacher_path)
+        if teacher_header.labels != header.labels:
+            raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
+        aides = [teacher]
+        objective = distillation(
+            teacher, teacher_header, temperature=1.0, hard_weight=0.0, smoothing=recipe.label_smoothing
+        )
+    torch.manual_seed(recipe.seed)
+    images = TrainingImages(data.splits["train"], header.input)
+    reached = remove_channels(network, images, objective, recipe, macs=macs, round_to=round_to, max_ratio=max_ratio)
+    fresh = Network(build_backbone(header.backbone, len(header.labels)), header.mean, header.std)
+    header = msgspec.structs.replace(
+        header,
+        kind="pruned",
+        channels=channel_plan(network, fresh),
+        parent=sha256(student_path),
+        recipe=f"{header.recipe}; prune to {reached:.3f} of MACs (asked {macs:g}), channels ×{round_to}",
+        validation=None,
+        edgefg=__version__,
+    )
+    return train_and_save(
+        network, header, data, recipe, objective, out, hardware=hardware, aides=aides, restart=restart
+    )
+
+
+def remove_channels(
+    network: Network,
+    images: TrainingImages,
+    objective: Objective,
+    recipe: Recipe,
+    *,
+    macs: float,
+    round_to: int,
+    max_ratio: float,
+) -> float:
+    """Remove channels, least important groups first, until ``macs`` of the multiply-accumulates are left.
+
+    Importance is measured anew before every step. The step that would overshoot is the last one: the network ends at or
+    below the target. Returns the share that is left.
+
+    Raises:
+        ExportError: the per-layer cap was reached before the target.
+    """
+    height, width = recipe.image_size, recipe.image_size
+    example = torch.zeros(1, 3, height, width)
+    body = network.backbone
+    before, _ = torch_pruning.utils.count_ops_and_params(copy.deepcopy(body), example)
+    pruner = torch_pruning.pruner.BasePruner(
+        body,
+        example,
+        importance=torch_pruning.importance.GroupTaylorImportance(),
+        global_pruning=True,
+        pruning_ratio=_GLOBAL_RATIO,
+        max_pruning_ratio=max_ratio,
+        iterative_steps=_STEPS,
+        round_to=round_to,
+        ignored_layers=[head_of(body)],
+    )
+    batches = cycle(loader(images, recipe.batch_size, workers=0, shuffle_seed=recipe.seed))
+    share = 1.0
+    for _ in range(_STEPS):
+        network.zero_grad()
+        network.train()
+        for pixels, labels in islice(batches, _BATCHES_PER_STEP):
+            loss, _ = objective(network, pixels, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+        network.eval()
+        pruner.step()
+        left, _ = torch_pruning.utils.count_ops_and_params(copy.deepcopy(body), example)
+        share = left / before
+        if share <= macs:
+            return float(share)
+    raise ExportError(
+        f"with at most {max_ratio:.0%} of each layer's channels removed, {share:.2f} of the multiply-accumulates are"
+        f" left; asked were {macs:g}: raise --max-ratio or ask for more"
+    )

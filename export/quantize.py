@@ -1,0 +1,201 @@
+"""FP32 → INT8, one graph for each engine from the same calibration inputs.
+
+* OpenVINO: NNCF on the OpenVINO model, MIXED preset (symmetric weights, asymmetric activations), fast bias correction.
+* TensorRT: explicit QDQ ONNX, all int8 symmetric, float bias, Q/DQ where TensorRT fuses it (`edgefg.export.rules`).
+* ONNX Runtime: QDQ ONNX, uint8 activations, int8 weights for each channel, int32 bias.
+
+Entropy (KL) calibration is not offered: it costs EfficientNet-Lite0 44 points (../shared/methods.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from tqdm import tqdm
+
+from edgefg.errors import ExportError
+from edgefg.export.calibration import batches
+from edgefg.export.quiet import quiet
+from edgefg.export.rules import INPUT, broken_rules, skip_tensors
+from edgefg.preprocess import UInt8Array
+
+Calibrator = Literal["minmax", "percentile"]
+"""How activation ranges come from the calibration images.
+
+``minmax``: the extremes over all images; ``percentile``: the 0.001th and 99.999th percentile, which drops outliers.
+"""
+
+_IMAGES_AT_ONCE = 4
+_TENSORRT_OPS = ["Conv", "Gemm"]
+# What ONNX Runtime's CPU kernels run in 8 bits; others stay in floating point between dequantised tensors.
+_ONNXRUNTIME_OPS = [
+    "Add", "AveragePool", "Clip", "Concat", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "Mul",
+    "Relu", "Reshape", "Sigmoid",
+]  # fmt: skip
+
+
+def quantize_openvino(model: Any, inputs: UInt8Array, *, batch: int = 1, calibrator: Calibrator = "minmax") -> Any:
+    """Quantise an `openvino.Model` with NNCF and return the new model.
+
+    Args:
+        model: FP32, takes ``uint8 [batch, height, width, 3]``.
+        inputs: ``uint8 [K, height, width, 3]`` RGB.
+        batch: the model's fixed batch size; 0 where it is free.
+        calibrator: see `Calibrator`.
+
+    Raises:
+        ExportError: NNCF cannot quantise the model.
+    """
+    data = batches(inputs, batch or 1)
+    try:
+        with quiet():
+            import nncf
+
+            estimators = nncf.quantization.range_estimator
+            known = estimators.RangeEstimatorParametersSet
+            ranges = known.MINMAX if calibrator == "minmax" else _nncf_percentile(estimators)
+            return nncf.quantize(
+                model,
+                nncf.Dataset(data),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(data),
+                fast_bias_correction=True,
+                advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
+            )
+    except Exception as exc:  # NNCF raises a family of its own, OpenVINO RuntimeError
+        raise ExportError(f"NNCF could not quantise the network: {str(exc).strip().splitlines()[-1][:200]}") from exc
+
+
+def _nncf_percentile(estimators: Any) -> Any:
+    """Describe, in NNCF's terms, the least 0.001th and the greatest 99.999th percentile of all images.
+
+    The mean over the images, which NNCF would take, clips EfficientNet-Lite0's linear layers: 0.66 instead of 0.92 of
+    296 photographs keep their class.
+    """
+    quantile, order = estimators.StatisticsType.QUANTILE, estimators.AggregatorType
+    low, high = (
+        estimators.StatisticsCollectorParameters(
+            statistics_type=quantile, aggregator_type=aggregator, quantile_outlier_prob=1e-5
+        )
+        for aggregator in (order.MIN, order.MAX)
+    )
+    return estimators.RangeEstimatorParameters(low, high)
+
+
+def quantize_tensorrt(
+    source: Path, target: Path, inputs: UInt8Array, *, batch: int = 1, calibrator: Calibrator = "minmax"
+) -> None:
+    """Write the QDQ ONNX that TensorRT reads (``../shared/tensorrt.md``), from an FP32 ONNX file.
+
+    Q/DQ stand on the inputs of Conv and Gemm only, so that a convolution fuses with the activation or the residual Add
+    behind it, and on the skip of every residual Add.
+
+    Args:
+        source: FP32 ONNX of ``uint8 [batch, height, width, 3]``.
+        target: where to write.
+        inputs: ``uint8 [K, height, width, 3]`` RGB.
+        batch: the file's fixed batch size; 0 where it is free.
+        calibrator: see `Calibrator`.
+
+    Raises:
+        ExportError: ONNX Runtime cannot quantise the graph.
+    """
+    options: dict[str, Any] = {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "AddQDQPairToWeight": True,
+        "QuantizeBias": False,
+        "OpTypesToExcludeOutputQuantization": _TENSORRT_OPS,
+    }
+    _quantize_onnx(source, target, batches(inputs, batch or 1), calibrator, _TENSORRT_OPS, "QInt8", options)
+    if refused := [broken for broken in broken_rules(onnx.load(target)) if broken.refused]:
+        raise ExportError(f"TensorRT would refuse the quantised graph at {refused[0].node}: {refused[0].what}")
+
+
+def quantize_onnxruntime(
+    source: Path, target: Path, inputs: UInt8Array, *, batch: int = 1, calibrator: Calibrator = "minmax"
+) -> None:
+    """Write the QDQ ONNX that ONNX Runtime's CPU provider runs best; arguments as `quantize_tensorrt`."""
+    # The logits stay in floating point: 256 steps over all classes would blur neighbours.
+    options = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["Gemm"]}
+    _quantize_onnx(source, target, batches(inputs, batch or 1), calibrator, _ONNXRUNTIME_OPS, "QUInt8", options)
+
+
+def _quantize_onnx(
+    source: Path, target: Path, data: Sequence[UInt8Array], calibrator: Calibrator, op_types: list[str],
+    activations: Literal["QInt8", "QUInt8"], options: dict[str, Any],
+) -> None:  # fmt: skip
+    """Calibrate and quantise with ONNX Runtime's own tools, one step at a time.
+
+    ``quantize_static`` would hold every activation of every image in memory for histograms, and cannot be told to
+    quantise single tensors.
+    """
+    from onnxruntime.quantization import QDQQuantizer, QuantType
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(source))
+    symmetric = bool(options.get("ActivationSymmetric"))
+    excluded = _convolutions_behind_pad(model)
+    try:
+        ranges = _calibrate(source, data, calibrator, [*op_types, "Add"], symmetric)
+        with quiet():
+            quantizer = QDQQuantizer(
+                model,
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType[activations],
+                tensors_range=ranges,
+                nodes_to_quantize=[],
+                nodes_to_exclude=excluded,
+                op_types_to_quantize=op_types,
+                extra_options=options,
+            )
+            if symmetric:
+                for name in skip_tensors(model):
+                    quantizer.quantize_activation_tensor(name)
+            quantizer.quantize_model()
+    except Exception as exc:  # ONNX Runtime raises a family of its own and Python's
+        reason = str(exc).strip().splitlines()
+        raise ExportError(f"ONNX Runtime could not quantise the graph: {(reason or [repr(exc)])[0][:200]}") from exc
+    quantizer.model.topological_sort()
+    target.write_bytes(quantizer.model.model.SerializeToString())
+
+
+def _calibrate(
+    source: Path, data: Sequence[UInt8Array], calibrator: Calibrator, op_types: list[str], symmetric: bool
+) -> Any:
+    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+
+    method = CalibrationMethod.Percentile if calibrator == "percentile" else CalibrationMethod.MinMax
+    options = {"symmetric": symmetric and method is CalibrationMethod.Percentile}
+    # Min-max reads two scalars a tensor; histograms read the activations, so only a few images go at a time.
+    step = _IMAGES_AT_ONCE if method is CalibrationMethod.Percentile else len(data)
+    with tempfile.TemporaryDirectory(prefix="edgefg-") as folder, quiet():
+        tool = create_calibrator(source, op_types, str(Path(folder) / "augmented.onnx"), method, extra_options=options)
+        reader = iter(tqdm(data, "calibrating", disable=None, leave=False))
+        for _ in range(0, len(data), step):
+            tool.collect_data(_Reader(itertools.islice(reader, step)))
+        return tool.compute_data()
+
+
+class _Reader:
+    """Hands batches to ONNX Runtime's calibrators by their protocol."""
+
+    def __init__(self, data: Iterable[UInt8Array]) -> None:
+        self._data = iter(data)
+
+    def get_next(self) -> dict[str, UInt8Array] | None:
+        """Return the next batch, or None after the last one."""
+        batch = next(self._data, None)
+        return None if batch is None else {INPUT: batch}
+
+
+def _convolutions_behind_pad(model: onnx.ModelProto) -> list[str]:
+    """Name the convolutions that read a Pad which could not be folded: Q/DQ between the two is refused."""
+    padded = {name for node in model.graph.node if node.op_type == "Pad" for name in node.output}
+    return [node.name for node in model.graph.node if node.op_type == "Conv" and node.input[0] in padded]

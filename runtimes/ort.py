@@ -1,0 +1,49 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgefg.errors import RuntimeUnavailableError, one_line
+from edgefg.runtime import TensorSpec
+
+_DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+
+
+class OnnxRuntime:
+    """An ONNX model in ONNX Runtime's CPU provider; its session may be run by several threads at once."""
+
+    def __init__(self, path: Path, *, threads: int | None = None, device: str | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as exc:
+            raise RuntimeUnavailableError(
+                f"{path.name} needs ONNX Runtime, which is not installed: pip install 'edgefg[onnxruntime]'"
+            ) from exc
+        if device not in (None, "CPU", "cpu"):
+            raise RuntimeUnavailableError(f"device {device!r} was asked for; edgefg runs ONNX Runtime on the CPU only")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # ONNX Runtime raises a family of its own, plain RuntimeError among them
+            raise RuntimeUnavailableError(f"ONNX Runtime refused {path}: {one_line(exc)}") from exc
+        node = self._session.get_inputs()[0]
+        shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+        self.input = TensorSpec(shape, _DTYPES.get(node.type, node.type))
+        self.version = f"onnxruntime {onnxruntime.__version__}"
+        self._input_name = node.name
+
+    def infer(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the logits, ``float32 [N, classes]``, of ``uint8 [N, H, W, 3]``."""
+        logits: npt.NDArray[np.float32] = self._session.run(None, {self._input_name: batch})[0]
+        return logits
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None

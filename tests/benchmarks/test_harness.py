@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgefg import Classifier, IntegrityError, RuntimeUnavailableError
+from edgefg.benchmarks import harness, process
+from edgefg.benchmarks.measurement import BenchReport
+from edgefg.benchmarks.process import MeasuringProcess
+from edgefg.benchmarks.report import json_line, render
+from edgefg.benchmarks.worker import BOOTSTRAP, Job, Ready, Round, RoundResult, measure
+from edgefg.errors import DataError
+from edgefg.manifest import GoldenInfo, file_info, read_manifest
+from edgefg.preprocess import UInt8Array
+from tests.benchmarks.conftest import MakeArtifact
+
+_TURN = Round(iterations=3, warmup=1, seconds=None, workers=1)
+
+
+def _job(path: Path, **changes: object) -> Job:
+    job = Job(path=str(path), threads=None, device=None, frame="network", images=())
+    return msgspec.structs.replace(job, **changes)
+
+
+def test_two_artifacts_in_processes_of_their_own(null_artifact: MakeArtifact, data: Path) -> None:
+    paths = [null_artifact("first", size=16), null_artifact("second", size=24, logits=(1.0, 0.0))]
+    said: list[str] = []
+    report = harness.bench(
+        paths, data=data, iterations=7, warmup=1, rounds=3, frame="camera", workers=2, progress=said.append
+    )
+    assert [artifact.name for artifact in report.artifacts] == ["first/model.null", "second/model.null"]
+    for artifact in report.artifacts:
+        latency, start = artifact.latency, artifact.cold_start
+        assert latency.count == 7
+        assert 0 < latency.minimum <= latency.p50 <= latency.p90 <= latency.p99 <= latency.maximum
+        assert min(start.import_ms, start.load_ms, start.first_predict_ms) > 0
+        assert start.process_ms > start.import_ms + start.load_ms + start.first_predict_ms
+        assert artifact.frame == (720, 1280)
+        assert artifact.stages.preprocess > 0
+        assert artifact.images_per_second == pytest.approx(1000 / latency.mean)
+        assert artifact.concurrent_per_second is not None
+        assert artifact.concurrent_per_second > 0
+        assert artifact.peak_rss_bytes is None or artifact.peak_rss_bytes > 5_000_000
+        assert artifact.size_bytes == Path(artifact.path).stat().st_size
+    evaluations = [artifact.evaluation for artifact in report.artifacts]
+    assert [e.scores.top1 for e in evaluations if e] == pytest.approx([3 / 5, 2 / 5])
+    assert "round 3 of 3" in said
+    assert msgspec.json.decode(json_line(report), type=BenchReport) == report
+    assert "60.0%" in render(report)
+
+
+def test_processes_take_turns_there_and_back(null_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class FakeProcess:
+        start_ms = 4.0
+        ready = Ready(import_ms=1, load_ms=1, first_predict_ms=1, runtime="null 1", frame=(16, 16))
+
+        def __init__(self, job: Job) -> None:
+            self.name = Path(job.path).parent.name
+
+        def run(self, turn: Round) -> RoundResult:
+            order.append(f"{self.name}{turn.iterations}")
+            ones = [1.0] * turn.iterations
+            return RoundResult(
+                total=ones, preprocess=ones, infer=ones, decide=ones, concurrent_per_second=None, peak_rss=None
+            )
+
+        def __enter__(self) -> FakeProcess:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            order.append(f"{self.name} ends")
+
+    monkeypatch.setattr(harness, "MeasuringProcess", FakeProcess)
+    report = harness.bench([null_artifact("a"), null_artifact("b")], iterations=8, rounds=3)
+    assert order == ["a3", "b3", "b3", "a3", "a2", "b2", "b ends", "a ends"]
+    assert [artifact.latency.count for artifact in report.artifacts] == [8, 8]
+    assert report.artifacts[0].evaluation is None
+
+
+def test_artifacts_of_one_name_are_told_apart(null_artifact: MakeArtifact, tmp_path: Path) -> None:
+    first = null_artifact("null")
+    second = tmp_path / "other" / "null"
+    shutil.copytree(first.parent, second)
+    paths = [first, second / first.name]
+    report = harness.bench(paths, iterations=1, warmup=0)
+    assert [artifact.name for artifact in report.artifacts] == [str(path) for path in paths]
+
+
+def test_photographs_are_brought_to_the_frames_size(null_artifact: MakeArtifact, data: Path) -> None:
+    job = _job(null_artifact(), images=tuple(map(str, (data / "test").rglob("*.png"))))
+    with MeasuringProcess(job) as running:
+        assert running.ready.frame == (16, 16)
+        assert len(running.run(_TURN).total) == 3
+
+
+def test_an_artifact_that_cannot_be_used_raises_its_own_error(null_artifact: MakeArtifact) -> None:
+    model = null_artifact()
+    model.write_bytes(b"{}")
+    with pytest.raises(IntegrityError, match="has 2 bytes"):
+        MeasuringProcess(_job(model))
+
+
+def test_a_process_that_dies_is_said(null_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = null_artifact()
+    monkeypatch.setattr(process, "BOOTSTRAP", "import os; os._exit(3)")
+    with pytest.raises(RuntimeUnavailableError, match=r"model\.null ended with status 3"):
+        MeasuringProcess(_job(model))
+
+
+def test_a_process_that_dies_between_rounds_is_said(null_artifact: MakeArtifact) -> None:
+    with MeasuringProcess(_job(null_artifact())) as running:
+        running.run(_TURN)
+        running._process.kill()
+        running._process.wait()
+        with pytest.raises(RuntimeUnavailableError, match="ended with status -9"):
+            running.run(_TURN)
+
+
+def test_what_an_engine_prints_does_not_disturb(null_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    chatty = """
+import os
+from edgefg.runtimes.null import NullRuntime
+infer = NullRuntime.infer
+NullRuntime.infer = lambda self, batch: (os.write(1, b"Reticulating splines\\n"), infer(self, batch))[1]
+main(seconds)
+"""
+    monkeypatch.setattr(process, "BOOTSTRAP", BOOTSTRAP.replace("main(seconds)", chatty))
+    with MeasuringProcess(_job(null_artifact())) as running:
+        assert len(running.run(_TURN).total) == 3
+
+
+def test_a_round_ends_when_its_time_is_over(null_artifact: MakeArtifact) -> None:
+    with Classifier(null_artifact()) as classifier:
+        frames = [_frame()]
+        over = measure(classifier, frames, msgspec.structs.replace(_TURN, iterations=10_000, seconds=1e-9))
+        whole = measure(classifier, frames, _TURN)
+    assert len(over.total) == 1
+    assert len(whole.total) == len(whole.infer) == 3
+    assert all(total >= sum(stages) for total, *stages in zip(whole.total, whole.preprocess, whole.infer, strict=True))
+
+
+def test_the_golden_set_is_not_part_of_the_model(null_artifact: MakeArtifact) -> None:
+    model = null_artifact()
+    manifest = read_manifest(model)
+    golden = model.with_name("golden.npz")
+    golden.write_bytes(b"x" * 1000)
+    with_golden = msgspec.structs.replace(
+        manifest,
+        files=(*manifest.files, file_info(golden)),
+        golden=GoldenInfo(file=golden.name, frames=1, logits=1.0, parent_logits=1.0),
+    )
+    assert harness.model_bytes(with_golden) == harness.model_bytes(manifest) == model.stat().st_size
+
+
+@pytest.mark.parametrize(
+    "options", [{"iterations": 0}, {"rounds": 0}, {"workers": 0}, {"warmup": -1}, {"seconds": 0}, {"frame": "large"}]
+)
+def test_options_out_of_range(null_artifact: MakeArtifact, options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="needed"):
+        harness.bench([null_artifact()], **options)  # type: ignore[arg-type]
+
+
+def test_no_artifact() -> None:
+    with pytest.raises(ValueError, match="no artifact"):
+        harness.bench([])
+
+
+def test_data_that_do_not_fit_are_found_before_anything_is_measured(
+    null_artifact: MakeArtifact, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(harness, "MeasuringProcess")
+    with pytest.raises(DataError, match="does not know"):
+        harness.bench([null_artifact("fits"), null_artifact("other", labels=("apple", "plum"))], data=data)
+
+
+def test_a_corrupt_photograph(null_artifact: MakeArtifact, data: Path) -> None:
+    (data / "test" / "apple" / "0.png").write_bytes(b"no image")
+    model = null_artifact()
+    with pytest.raises(DataError, match=r"0\.png"):
+        harness.bench([model], data=data, iterations=1)
+    evaluation = harness.bench([model], data=data, iterations=1, skip_corrupt=True).artifacts[0].evaluation
+    assert evaluation is not None
+    assert evaluation.scores.images == 4
+
+
+def _frame() -> UInt8Array:
+    import numpy as np
+
+    return np.zeros((16, 16, 3), np.uint8)

@@ -1,0 +1,110 @@
+"""Fixtures that the whole test tree shares; none of them needs torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgefg.manifest import Manifest, decode_manifest, encode_manifest, file_info, manifest_path
+from edgefg.preprocess import UInt8Array
+from tests.synthetic import MARKS, draw
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = Path(__file__).resolve().parent / "assets" / "tiny"
+MODELS = {
+    "null": "null/model.null",
+    "onnx": "onnx/model.onnx",
+    "onnx-batch4": "onnx-batch4/model.onnx",
+    "onnx-dynamic": "onnx-dynamic/model.onnx",
+    "ir": "ir/model.xml",
+}
+_GROCERY = Path(os.environ.get("EDGEFG_GROCERY") or ROOT.parent / "shared" / "data" / "grocery")
+
+# For `python -c`: importing torch, or what follows as further arguments, raises as if it were not installed.
+BLOCKER = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r} (blocked by the test)", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep OpenVINO's compiled models out of the developer's cache."""
+    monkeypatch.setenv("EDGEFG_CACHE", str(tmp_path_factory.getbasetemp() / "edgefg-cache"))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[[str], Path]:
+    """Copy a committed tiny artifact to a folder that the test may spoil; returns its model file."""
+
+    def copy(name: str) -> Path:
+        model = TINY / MODELS[name]
+        folder = tmp_path / model.parent.name
+        shutil.copytree(model.parent, folder, dirs_exist_ok=True)
+        return folder / model.name
+
+    return copy
+
+
+@pytest.fixture
+def rewrite() -> Callable[..., Manifest]:
+    """Change fields of an artifact's manifest; the recorded sizes and hashes follow the files as they are now."""
+
+    def change(model: Path, **fields: object) -> Manifest:
+        path = manifest_path(model)
+        manifest = decode_manifest(path.read_bytes(), path)
+        values = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
+        values["files"] = tuple(file_info(model.parent / file.name) for file in manifest.files)
+        manifest = Manifest(**(values | fields))
+        path.write_bytes(encode_manifest(manifest))
+        return manifest
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def birds() -> tuple[tuple[str, ...], list[UInt8Array]]:
+    """Sixteen frames that the tiny network never saw, of sizes 48 to 180, with their labels."""
+    kinds = sorted(list(MARKS)[:4]) * 4
+    frames = [draw(np.random.default_rng([99, i]), kind, 96)[0] for i, kind in enumerate(kinds)]
+    sides = np.random.default_rng(5).integers(64, 180, (len(kinds), 2)).tolist()
+    return tuple(kinds), [
+        cv2.resize(f, (max(s), max(s))) if i % 2 else f for i, (f, s) in enumerate(zip(frames, sides, strict=True))
+    ]
+
+
+@pytest.fixture(scope="session")
+def grocery() -> Path:
+    """The Grocery Store data set; skips where it is not on this machine."""
+    if not (_GROCERY / "train").is_dir():
+        pytest.skip(f"no Grocery Store data at {_GROCERY}; set EDGEFG_GROCERY")
+    return _GROCERY
+
+
+@pytest.fixture
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run code in a fresh interpreter in which importing any of ``blocked`` raises."""
+
+    def run(code: str, *arguments: object, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        script = f"BLOCKED = {blocked!r}\n{BLOCKER}\n{code}"
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT.parent,
+        )
+
+    return run

