@@ -14,7 +14,7 @@ from edgefg.decide import Prediction, decide
 from edgefg.errors import InferenceError, ManifestError, one_line
 from edgefg.manifest import Manifest, check_files, read_manifest
 from edgefg.preprocess import Color, UInt8Array, check_frame, prepare
-from edgefg.runtime import load
+from edgefg.runtime import load, runtime_for
 
 # How many frames go at once through an engine that takes any batch.
 _CHUNK = 16
@@ -55,6 +55,7 @@ class Classifier:
         if top_k < 1 or (threads is not None and threads < 1):
             raise ValueError(f"top_k and threads are at least 1; got top_k={top_k}, threads={threads}")
         self.path = Path(path)
+        runtime_for(self.path)  # a file that nothing opens is told as such, not as one without manifest
         self.manifest: Manifest = read_manifest(self.path)
         check_files(self.manifest, self.path.parent)
         self._top_k = top_k

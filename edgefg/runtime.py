@@ -58,11 +58,11 @@ class RuntimeClass(Protocol):
         """Load ``path`` for ``threads`` CPU threads (None: the engine's choice) on ``device`` (None: its default)."""
 
 
-def load(path: Path, *, threads: int | None = None, device: str | None = None) -> Runtime:
-    """Open a model file with the runtime that its suffix names.
+def runtime_for(path: Path) -> str:
+    """Return ``module:Class`` of the runtime that opens files of this suffix; nothing is imported or read.
 
     Raises:
-        RuntimeUnavailableError: no runtime opens this suffix, its package is not installed, or it refused the model.
+        RuntimeUnavailableError: no runtime does.
     """
     suffix = path.suffix.lower()
     if suffix in _PLANNED:
@@ -74,6 +74,15 @@ def load(path: Path, *, threads: int | None = None, device: str | None = None) -
         raise RuntimeUnavailableError(
             f"no runtime opens {path.name!r}: needed a model file that ends in {', '.join(RUNTIMES)}"
         )
-    module, _, name = RUNTIMES[suffix].partition(":")
+    return RUNTIMES[suffix]
+
+
+def load(path: Path, *, threads: int | None = None, device: str | None = None) -> Runtime:
+    """Open a model file with the runtime that its suffix names.
+
+    Raises:
+        RuntimeUnavailableError: no runtime opens this suffix, its package is not installed, or it refused the model.
+    """
+    module, _, name = runtime_for(path).partition(":")
     runtime = cast(RuntimeClass, getattr(importlib.import_module(module), name))
     return runtime(path, threads=threads, device=device)

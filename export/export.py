@@ -42,6 +42,7 @@ class _Job(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     precision: Precision
     batch: int
     calibrator: Calibrator
+    any_cpu: bool
     calibration: Calibration | None
     say: Callable[[str], None]
 
@@ -56,6 +57,7 @@ def export_checkpoint(
     images: int = 300,
     batch: int = 1,
     calibrator: Calibrator = "minmax",
+    any_cpu: bool = False,
     seed: int = 0,
     skip_corrupt: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -73,6 +75,7 @@ def export_checkpoint(
         images: how many images calibrate, balanced by class.
         batch: fixed batch size of the network; 0 leaves it free.
         calibrator: how activation ranges are found, see `edgefg.export.quantize`.
+        any_cpu: INT8 with 7-bit weights, exact also on x86 CPUs without VNNI; less exact than 8 bits on all others.
         seed: chooses the images.
         skip_corrupt: leave unreadable images out instead of raising.
         progress: called with one line before each step.
@@ -84,8 +87,8 @@ def export_checkpoint(
     """
     if to not in TARGETS or precision not in PRECISIONS or batch < 0:
         raise ExportError(
-            f"cannot export {precision!r} at batch {batch} to {to!r}; needed {' or '.join(PRECISIONS)}, a batch of 0 (free)"
-            f" or more, and one of {', '.join(TARGETS)}"
+            f"cannot export {precision!r} at batch {batch} to {to!r}; needed {' or '.join(PRECISIONS)}, a batch of 0"
+            f" (free) or more, and one of {', '.join(TARGETS)}"
         )
     if precision == "int8" and calibration is None:
         raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
@@ -101,11 +104,19 @@ def export_checkpoint(
         taxonomy=header.taxonomy,
         input=header.input,
         precision=precision,
-        provenance=_provenance(checkpoint, header, calibrating, calibrator, batch),
+        provenance=_provenance(checkpoint, header, calibrating, calibrator, batch, any_cpu),
         frames=golden,
         parent_logits=torch_logits(network, inputs),
     )
-    job = _Job(to=to, precision=precision, batch=batch, calibrator=calibrator, calibration=calibrating, say=say)
+    job = _Job(
+        to=to,
+        precision=precision,
+        batch=batch,
+        calibrator=calibrator,
+        any_cpu=any_cpu,
+        calibration=calibrating,
+        say=say,
+    )
     return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder))
 
 
@@ -145,9 +156,12 @@ def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array
         if job.calibration is None:
             target.write_bytes(source.read_bytes())
             return target
-        quantize = quantize_onnxruntime if job.to == "onnx" else quantize_tensorrt
         job.say(f"quantising for {'ONNX Runtime' if job.to == 'onnx' else 'TensorRT'}")
-        quantize(source, target, job.calibration.inputs, batch=job.batch, calibrator=job.calibrator)
+        data, batch, calibrator = job.calibration.inputs, job.batch, job.calibrator
+        if job.to == "onnx":
+            quantize_onnxruntime(source, target, data, batch=batch, calibrator=calibrator, any_cpu=job.any_cpu)
+        else:
+            quantize_tensorrt(source, target, data, batch=batch, calibrator=calibrator)
         return target
 
 
@@ -156,17 +170,24 @@ def _write_openvino(job: _Job, source: Path, target: Path) -> Path:
     model = convert(source)
     if job.calibration is not None:
         job.say("quantising for OpenVINO")
-        model = quantize_openvino(model, job.calibration.inputs, batch=job.batch, calibrator=job.calibrator)
+        model = quantize_openvino(
+            model, job.calibration.inputs, batch=job.batch, calibrator=job.calibrator, any_cpu=job.any_cpu
+        )
     write_ir(model, target)
     return target
 
 
 def _provenance(
-    checkpoint: Path, header: Header, calibration: Calibration | None, calibrator: Calibrator, batch: int
+    checkpoint: Path,
+    header: Header,
+    calibration: Calibration | None,
+    calibrator: Calibrator,
+    batch: int,
+    any_cpu: bool,
 ) -> Provenance:
     stages = [f"{header.kind} {header.backbone} ({header.method}): {header.recipe}", f"export: batch {batch or 'free'}"]
     if calibration is not None:
-        stages.append(f"int8: {len(calibration.inputs)} images, {calibrator}")
+        stages.append(f"int8: {len(calibration.inputs)} images, {calibrator}{', any CPU' if any_cpu else ''}")
     return Provenance(
         edgefg=__version__,
         parent=sha256(checkpoint),

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgefg import golden
 from edgefg.classifier import Classifier
-from edgefg.errors import EdgefgError, ExportError
+from edgefg.errors import EdgefgError, ExportError, one_line
 from edgefg.files import sync
 from edgefg.golden import FloatArray, GoldenSet
 from edgefg.manifest import (
@@ -105,8 +105,9 @@ def write_artifact(out: Path, draft: Draft, write_model: Callable[[Path], Path])
         except ExportError:
             raise
         except EdgefgError as exc:
-            reason = " ".join(str(exc).split())
-            raise ExportError(f"the written artifact does not hold: {reason}; nothing was changed in {out}") from exc
+            raise ExportError(
+                f"the written artifact does not hold: {one_line(exc)}; nothing was changed in {out}"
+            ) from exc
     return out / model.name
 
 

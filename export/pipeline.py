@@ -48,20 +48,32 @@ class Artifact(NamedTuple):
     source: str
     to: Literal["openvino", "onnx", "tensorrt-onnx"]
     precision: Literal["fp32", "int8"]
-    parent: str | None
+    parent: str | None = None
     """The artifact that it is compared with."""
+    row: str = ""
+    """Its name in the closing table; empty where it has no row."""
 
 
-# In an order in which every parent comes before what is compared with it.
+# Every parent comes before what is compared with it; the table's rows are in this order.
 ARTIFACTS = (
-    Artifact("openvino-fp32", "pruned", "openvino", "fp32", None),
+    Artifact("teacher-openvino-fp32", "teacher", "openvino", "fp32", row="teacher FP32"),
+    Artifact("student-openvino-fp32", "student", "openvino", "fp32", row="student FP32"),
+    Artifact("openvino-fp32", "pruned", "openvino", "fp32", row="student pruned FP32"),
     Artifact("onnx-fp32", "pruned", "onnx", "fp32", "openvino-fp32"),
-    Artifact("openvino-int8", "pruned", "openvino", "int8", "openvino-fp32"),
     Artifact("onnx-int8", "pruned", "onnx", "int8", "openvino-fp32"),
     Artifact("tensorrt-onnx-int8", "pruned", "tensorrt-onnx", "int8", "openvino-fp32"),
-    Artifact("student-openvino-fp32", "student", "openvino", "fp32", None),
-    Artifact("teacher-openvino-fp32", "teacher", "openvino", "fp32", None),
+    Artifact("openvino-int8", "pruned", "openvino", "int8", "openvino-fp32", row="student pruned INT8"),
 )
+
+
+class PipelineResult(NamedTuple):
+    """What a pipeline made."""
+
+    data: Path
+    """The data with split folders."""
+    reports: list[tuple[Artifact, VerifyReport]]
+    table: list[tuple[str, Path]]
+    """Name and model file of each row of the closing table."""
 
 
 def run(
@@ -73,8 +85,8 @@ def run(
     skip_corrupt: bool = False,
     restart: bool = False,
     say: Callable[[str], None] = print,
-) -> list[tuple[Artifact, VerifyReport]]:
-    """Run or resume the whole list below ``out``; return each artifact with its verification.
+) -> PipelineResult:
+    """Run or resume the whole list below ``out``.
 
     Args:
         plan: what to make.
@@ -110,11 +122,12 @@ def run(
             student, data, out, plan.prune_recipe, macs=plan.macs, teacher_path=teacher,
             hardware=hardware, skip_corrupt=skip_corrupt,
         )  # fmt: skip
-    return [(artifact, _export(artifact, out, data, plan, max_drop, skip_corrupt, say)) for artifact in ARTIFACTS]
+    reports = [(artifact, _export(artifact, out, data, plan, max_drop, skip_corrupt, say)) for artifact in ARTIFACTS]
+    rows = [(artifact.row, _model_file(artifact, out)) for artifact in ARTIFACTS if artifact.row]
+    return PipelineResult(data, reports, rows)
 
 
-def model_file(artifact: Artifact, out: Path) -> Path:
-    """Return where the artifact's model file lies."""
+def _model_file(artifact: Artifact, out: Path) -> Path:
     return out / artifact.folder / ("model.xml" if artifact.to == "openvino" else "model.onnx")
 
 
@@ -129,7 +142,7 @@ def _export(
 ) -> VerifyReport:
     """Export one artifact unless it is there and of this checkpoint, and verify it."""
     checkpoint = out / f"{artifact.source}.safetensors"
-    model = model_file(artifact, out)
+    model = _model_file(artifact, out)
     if not _is_current(model, checkpoint):
         say(f"export: {artifact.folder}")
         export_checkpoint(
@@ -138,7 +151,7 @@ def _export(
         )  # fmt: skip
     if artifact.parent is None:
         return verify(model)
-    parent = next(model_file(other, out) for other in ARTIFACTS if other.folder == artifact.parent)
+    parent = next(_model_file(other, out) for other in ARTIFACTS if other.folder == artifact.parent)
     return verify(model, parent=parent, data=data, split="val", max_drop=max_drop)
 
 

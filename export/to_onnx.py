@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import nn
 
-from edgefg.errors import ExportError
+from edgefg.errors import ExportError, one_line
 from edgefg.export.calibration import batches
 from edgefg.export.quiet import quiet
 from edgefg.preprocess import InputSpec, UInt8Array
@@ -46,7 +46,7 @@ def write_onnx(network: nn.Module, spec: InputSpec, path: Path, *, batch: int = 
                 external_data=False, optimize=True, verbose=False, **free,
             )  # fmt: skip
     except Exception as exc:  # the exporter has a family of its own, and lets torch's and Python's through
-        raise ExportError(f"the network does not export to ONNX: {_first_line(exc)}") from exc
+        raise ExportError(f"the network does not export to ONNX: {one_line(exc)[:300]}") from exc
     finally:
         for handle in handles:
             handle.remove()
@@ -80,7 +80,7 @@ def check_graph(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise ExportError(f"the exported graph is not valid ONNX: {_first_line(exc)}") from exc
+        raise ExportError(f"the exported graph is not valid ONNX: {one_line(exc)[:300]}") from exc
     graph = model.graph
     if len(graph.input) != 1 or len(graph.output) != 1:
         raise ExportError(f"the graph has {len(graph.input)} inputs and {len(graph.output)} outputs; needed 1 and 1")
@@ -125,8 +125,3 @@ def torch_logits(network: nn.Module, inputs: UInt8Array) -> npt.NDArray[np.float
         parts = [network(torch.from_numpy(part)) for part in np.array_split(inputs, -(-len(inputs) // _BATCH_AT_ONCE))]
     logits: npt.NDArray[np.float32] = torch.cat(parts).numpy()
     return logits
-
-
-def _first_line(exc: BaseException) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return (lines[0] if lines else type(exc).__name__)[:200]

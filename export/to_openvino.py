@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgefg.errors import ExportError
+from edgefg.errors import ExportError, one_line
 from edgefg.export.quiet import quiet
 
 
@@ -17,8 +17,7 @@ def convert(onnx_path: Path) -> Any:
 
             return openvino.convert_model(str(onnx_path))
     except Exception as exc:  # OpenVINO raises RuntimeError, its converter a family of its own
-        reason = str(exc).strip().splitlines()[-1][:200]
-        raise ExportError(f"OpenVINO does not convert the ONNX graph: {reason}") from exc
+        raise ExportError(f"OpenVINO does not convert the ONNX graph: {one_line(exc)[:300]}") from exc
 
 
 def write_ir(model: Any, path: Path) -> None:
@@ -32,8 +31,7 @@ def write_ir(model: Any, path: Path) -> None:
 
             openvino.save_model(model, str(path), compress_to_fp16=False)
     except RuntimeError as exc:
-        reason = str(exc).strip().splitlines()[-1][:200]
-        raise ExportError(f"OpenVINO could not write the IR: {reason}; is the disk full?") from exc
+        raise ExportError(f"OpenVINO could not write the IR: {one_line(exc)[:300]}; is the disk full?") from exc
     weights = path.with_suffix(".bin")
     if not path.is_file() or not weights.is_file():
         raise ExportError(f"OpenVINO wrote no {path.name} or no {weights.name}; is the disk full?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import re
@@ -61,12 +62,21 @@ def command(function: _Function) -> _Function:
 
 def _with_help(hint: Any, parameter: inspect.Parameter, text: str) -> Any:
     base, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
-    if any(isinstance(extra, OptionInfo) for extra in extras):
-        return Annotated[base, typer.Option(help=text)]
+    for extra in extras:
+        if isinstance(extra, OptionInfo):  # shared by several commands, so each gets a copy with its own help
+            option = copy.copy(extra)
+            option.help = text
+            return Annotated[base, option]
     if parameter.default is inspect.Parameter.empty:
         return Annotated[base, typer.Argument(help=text)]
     flag = [f"--{parameter.name.replace('_', '-')}"] if base is bool else []
     return Annotated[base, typer.Option(*flag, help=text)]
+
+
+Count = Annotated[int, typer.Option(min=1)]
+"""A whole number from 1."""
+MaybeCount = Annotated[int | None, typer.Option(min=1)]
+"""A whole number from 1, or left out."""
 
 
 def print_json(value: Any) -> None:
@@ -77,3 +87,8 @@ def print_json(value: Any) -> None:
 def needs(extra: str, error: ImportError) -> DataError:
     """Say in one line which extra brings a package that is not installed."""
     return DataError(f"this command needs {error.name}, which is not installed: pip install 'edgefg[{extra}]'")
+
+
+def say(line: str) -> None:
+    """Tell a person what begins, on standard error."""
+    print(f"== {line}", file=sys.stderr, flush=True)

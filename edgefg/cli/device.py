@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ import msgspec
 
 from edgefg import __version__
 from edgefg.classifier import Classifier
-from edgefg.cli.app import command, needs, print_json
+from edgefg.cli.app import Count, MaybeCount, command, needs, print_json, say
 from edgefg.errors import DataError
 from edgefg.sources import image_files, read_image
 
@@ -31,12 +33,19 @@ _PACKAGES = {
 }
 
 
+class Frame(str, Enum):
+    """What `bench` classifies."""
+
+    network = "network"
+    camera = "camera"
+
+
 @command
 def predict(
     artifact: Path,
     images: list[Path],
-    top_k: int = 3,
-    threads: int | None = None,
+    top_k: Count = 3,
+    threads: MaybeCount = None,
     device: str | None = None,
     json: bool = False,
 ) -> None:
@@ -51,7 +60,7 @@ def predict(
         json: print one JSON object a line.
     """
     files = [file for path in images for file in image_files(path)]
-    with Classifier(artifact, threads=threads, device=device, top_k=_positive("top-k", top_k)) as classifier:
+    with Classifier(artifact, threads=threads, device=device, top_k=top_k) as classifier:
         for file in files:
             prediction = classifier.predict(read_image(file))
             if json:
@@ -67,7 +76,7 @@ def evaluate(
     model: Path,
     data: Path,
     split: str | None = None,
-    threads: int | None = None,
+    threads: MaybeCount = None,
     device: str | None = None,
     skip_corrupt: bool = False,
     json: bool = False,
@@ -84,14 +93,20 @@ def evaluate(
         json: print the scores as one JSON object.
     """
     if model.suffix == ".safetensors":
-        scores = _evaluate_checkpoint(model, data, split or "test", skip_corrupt)
+        split = split or "test"
+        scores = _evaluate_checkpoint(model, data, split, skip_corrupt)
     else:
-        from edgefg.benchmarks.accuracy import evaluate_artifact
+        from edgefg.benchmarks.accuracy import evaluate as run
 
-        scores = evaluate_artifact(model, data, split=split, threads=threads, device=device, skip_corrupt=skip_corrupt)
+        with Classifier(model, threads=threads, device=device) as classifier:
+            evaluation = run(classifier, data, split, skip_corrupt=skip_corrupt)
+        split, scores = evaluation.split, evaluation.scores
+        for skipped in evaluation.skipped:
+            print(f"left out: {skipped}", file=sys.stderr)
     if json:
-        print_json({"model": str(model), "data": str(data), "split": split or "test", **msgspec.to_builtins(scores)})
+        print_json({"model": str(model), "data": str(data), "split": split, **msgspec.to_builtins(scores)})
         return
+    print(f"{'split':20} {split}")
     for name in scores.__struct_fields__:
         value = getattr(scores, name)
         print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
@@ -149,12 +164,14 @@ def bench(
     artifacts: list[Path],
     data: Path | None = None,
     split: str | None = None,
-    iterations: int = 200,
-    warmup: int = 20,
-    rounds: int = 5,
-    frame: str = "network",
-    threads: int | None = None,
+    iterations: Count = 200,
+    warmup: Count = 20,
+    rounds: Count = 5,
+    workers: Count = 1,
+    frame: Frame = Frame.network,
+    threads: MaybeCount = None,
     device: str | None = None,
+    skip_corrupt: bool = False,
     json: Path | None = None,
 ) -> None:
     """Measure latency, throughput, memory and cold start of artifacts, side by side in one run.
@@ -166,28 +183,31 @@ def bench(
         data: labelled images; adds accuracy with a 95 % interval.
         split: which of their splits.
         iterations: timed predictions of each artifact.
-        warmup: predictions before the timed ones.
+        warmup: predictions before the timed ones, each round.
         rounds: how many times each artifact's turn comes.
+        workers: threads that share one classifier where throughput is measured.
         frame: network (a frame of network size) or camera (1280×720, preprocessing included).
         threads: CPU threads of the engine.
         device: the engine's device.
+        skip_corrupt: leave unreadable images out instead of stopping.
         json: also write the report to this file.
     """
     from edgefg.benchmarks.harness import bench as run
     from edgefg.benchmarks.report import render
 
-    if frame not in ("network", "camera"):
-        raise DataError(f"--frame {frame} is unknown; needed network or camera")
     report = run(
         artifacts,
         data=data,
         split=split,
-        iterations=_positive("iterations", iterations),
+        iterations=iterations,
         warmup=warmup,
-        rounds=_positive("rounds", rounds),
+        rounds=rounds,
+        workers=workers,
         threads=threads,
         device=device,
-        frame=frame,
+        frame=frame.value,
+        skip_corrupt=skip_corrupt,
+        progress=say,
     )
     print(render(report))
     print_json(report)
@@ -260,9 +280,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise DataError(f"--{name} {value} is out of range; needed at least 1")
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import msgspec
 import typer
 
-from edgefg.cli.app import command, needs
+from edgefg.cli.app import Count, command, needs, print_json, say
 from edgefg.errors import DataError
+from edgefg.sources import image_files
 
 if TYPE_CHECKING:
+    from edgefg.export.pipeline import PipelineResult
     from edgefg.training.recipe import Hardware, Recipe
     from edgefg.training.split import SplitSpec
 
@@ -43,13 +46,13 @@ def train(
     method: str = "plain",
     weights: str = "hub",
     image_size: int = 224,
-    epochs: int = 10,
-    batch_size: int = 32,
+    epochs: Count = 10,
+    batch_size: Count = 32,
     lr: float = 1e-3,
     seed: int = 0,
     group: str | None = None,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: Count = 1,
     precision: str = "auto",
     workers: int = 1,
     skip_corrupt: bool = False,
@@ -105,14 +108,14 @@ def distill(
     student: str = "tf_efficientnet_lite0",
     weights: str = "hub",
     image_size: int | None = None,
-    epochs: int = 10,
-    batch_size: int = 32,
+    epochs: Count = 10,
+    batch_size: Count = 32,
     lr: float = 1e-3,
     temperature: float = 1.0,
     hard_weight: float = 0.0,
     seed: int = 0,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: Count = 1,
     precision: str = "auto",
     workers: int = 1,
     skip_corrupt: bool = False,
@@ -170,12 +173,12 @@ def prune(
     macs: float = 0.7,
     round_to: int = 16,
     max_ratio: float = 0.5,
-    epochs: int = 5,
-    batch_size: int = 32,
+    epochs: Count = 5,
+    batch_size: Count = 32,
     lr: float = 5e-4,
     seed: int = 0,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: Count = 1,
     precision: str = "auto",
     workers: int = 1,
     skip_corrupt: bool = False,
@@ -227,10 +230,10 @@ def prune(
 def export(
     checkpoint: Path,
     to: Annotated[Target, typer.Option()],
-    calibration: Annotated[Path, typer.Option()],
     out: Out,
+    calibration: Path | None = None,
     precision: Precision = Precision.fp32,
-    images: int = 300,
+    images: Count = 300,
     batch: int = 1,
     seed: int = 0,
     skip_corrupt: bool = False,
@@ -240,8 +243,8 @@ def export(
     Args:
         checkpoint: a teacher, student or pruned student.
         to: openvino (IR), onnx (for ONNX Runtime) or tensorrt-onnx (to be built on the device).
-        calibration: data set; calibration and golden images come from its training split.
         out: folder of the artifact; an earlier artifact there is replaced once the new one is whole.
+        calibration: the data set it was trained on; calibration and golden images come from its training split.
         precision: fp32 or int8.
         images: how many images calibrate, balanced by class.
         batch: static batch size; 0 takes any.
@@ -262,6 +265,7 @@ def export(
         batch=batch,
         seed=seed,
         skip_corrupt=skip_corrupt,
+        progress=say,
     )
     print(path)
 
@@ -275,16 +279,16 @@ def pipeline(
     student: str = "tf_efficientnet_lite0",
     student_weights: str = "hub",
     image_size: int = 224,
-    epochs: int = 10,
-    student_epochs: int = 10,
-    prune_epochs: int = 5,
+    epochs: Count = 10,
+    student_epochs: Count = 10,
+    prune_epochs: Count = 5,
     macs: float = 0.7,
-    batch_size: int = 32,
+    batch_size: Count = 32,
     max_drop: float = 1.0,
     seed: int = 0,
     group: str | None = None,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: Count = 1,
     precision: str = "auto",
     workers: int = 1,
     skip_corrupt: bool = False,
@@ -336,8 +340,28 @@ def pipeline(
         split=_split(seed, group),
     )
     hardware = _hardware(accelerator, devices, precision, workers)
-    results = stages.run(plan, out, hardware=hardware, max_drop=max_drop, skip_corrupt=skip_corrupt, restart=restart)
-    _summarise(data, out, dict(results), json)
+    result = stages.run(
+        plan, out, hardware=hardware, max_drop=max_drop, skip_corrupt=skip_corrupt, restart=restart, say=say
+    )
+    _summarise(result, out, json)
+
+
+def _summarise(result: PipelineResult, out: Path, json: bool) -> None:
+    """Measure what the pipeline made on the test split, side by side, and say where everything lies."""
+    from edgefg.benchmarks import summary
+
+    say("measuring on the test split")
+    figures = summary.summarize(result.table, result.data, "test", skip_corrupt=True)
+    summary.write(figures, out / "summary.json")
+    if json:
+        print_json(figures)
+        return
+    print(f"\n{summary.render(figures)}\n")
+    for artifact, report in result.reports:
+        print(f"{artifact.folder}: {report.render()}")
+    image = next(path for path in image_files(result.data / "test"))
+    print(f"\nEverything lies in {out}; the figures are in {out / 'summary.json'}. Classify one more image:\n")
+    print(f"  {Path(sys.argv[0])} predict {result.table[-1][1]} {image}")
 
 
 def _recipe(epochs: int, image_size: int, batch_size: int, lr: float, seed: int) -> Recipe:

@@ -114,7 +114,7 @@ def load(path: Path) -> tuple[Network, Header]:
         tensors = safetensors.torch.load_file(path)
         _resize_to(network, tensors)
         network.load_state_dict(tensors)
-    except (RuntimeError, SafetensorError, KeyError) as exc:
+    except (RuntimeError, AttributeError, SafetensorError) as exc:
         raise CheckpointError(f"{path} does not fit the {header.backbone} that its header describes: {exc}") from exc
     return network.eval(), header
 

@@ -154,8 +154,8 @@ def _check_images(root: Path, samples: Iterable[Sample]) -> tuple[dict[Path, str
     bad, digests = {}, {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(check, paths)
-        results = tqdm(results, "checking images", len(paths), disable=None)
-        for path, (problem, digest) in zip(paths, results, strict=True):
+        bar = tqdm(results, "checking images", len(paths), disable=None)
+        for path, (problem, digest) in zip(paths, bar, strict=True):
             if problem is None:
                 digests[path] = digest
             else:

@@ -1,4 +1,4 @@
-"""A real small network on real content for the export tests: EfficientNet-Lite0 with ImageNet weights and a fitted head."""
+"""A real small network for the export tests: EfficientNet-Lite0 with ImageNet weights and a fitted head."""
 
 from __future__ import annotations
 

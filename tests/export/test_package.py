@@ -52,6 +52,10 @@ def draft(birds: tuple[tuple[str, ...], list[UInt8Array]]) -> Draft:
     )
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -61,7 +65,7 @@ def test_artifact_is_complete_and_proves_itself(name: str, draft: Draft, tmp_pat
     model = write_artifact(tmp_path / "new" / "a", draft, _copy(name))
     expected = {"model.xml", "model.bin"} if name == "ir" else {"model.onnx"}
     assert {path.name for path in model.parent.iterdir()} == expected | {"model.json", "model.golden.npz"}
-    assert os.listdir(tmp_path / "new") == ["a"]
+    assert _names(tmp_path / "new") == ["a"]
     with Classifier(model, verify=True) as classifier:
         manifest = classifier.manifest
         assert (manifest.runtime.name, manifest.labels) == ("openvino" if name == "ir" else "onnxruntime", LABELS)
@@ -87,7 +91,7 @@ def test_earlier_artifact_is_replaced(draft: Draft, tmp_path: Path) -> None:
     write_artifact(tmp_path / "a", draft, _copy("ir"))
     model = write_artifact(tmp_path / "a", draft, _copy("onnx"))
     assert {path.name for path in model.parent.iterdir()} == {"model.onnx", "model.json", "model.golden.npz"}
-    assert os.listdir(tmp_path) == ["a"]
+    assert _names(tmp_path) == ["a"]
     Classifier(model, verify=True).close()
 
 
@@ -154,7 +158,7 @@ def test_failure_changes_nothing(
         write_artifact(tmp_path / "a", draft, _copy("onnx"))
     assert "\n" not in str(caught.value)
     assert _contents(tmp_path) == before
-    assert os.listdir(tmp_path) == (["a"] if earlier else [])
+    assert _names(tmp_path) == (["a"] if earlier else [])
 
 
 def test_last_rename_fails_and_the_earlier_artifact_is_back(
@@ -171,7 +175,7 @@ def test_last_rename_fails_and_the_earlier_artifact_is_back(
     with pytest.raises(ExportError, match="nothing was changed"):
         write_artifact(tmp_path / "a", draft, _copy("onnx"))
     assert len(calls) == 3
-    assert (_contents(tmp_path), os.listdir(tmp_path)) == (before, ["a"])
+    assert (_contents(tmp_path), _names(tmp_path)) == (before, ["a"])
 
 
 @pytest.fixture
@@ -186,7 +190,7 @@ def small_files() -> Iterator[None]:
 def test_write_that_the_kernel_refuses(draft: Draft, tmp_path: Path, small_files: None) -> None:
     with pytest.raises(ExportError, match="cannot write"):
         write_artifact(tmp_path / "a", draft, _copy("onnx"))
-    assert os.listdir(tmp_path) == []
+    assert _names(tmp_path) == []
 
 
 def test_half_written_weights_are_noticed(draft: Draft, tmp_path: Path) -> None:
@@ -200,7 +204,7 @@ def test_half_written_weights_are_noticed(draft: Draft, tmp_path: Path) -> None:
 
     with pytest.raises(ExportError, match="deviates from its parent"):
         write_artifact(tmp_path / "a", draft, write)
-    assert os.listdir(tmp_path) == []
+    assert _names(tmp_path) == []
 
 
 def test_parent_of_another_network_is_noticed(draft: Draft, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -16,6 +17,7 @@ from edgefg.export.calibration import Calibration
 from edgefg.export.quantize import Calibrator, quantize_onnxruntime, quantize_openvino, quantize_tensorrt
 from edgefg.export.rules import Graph, broken_rules, skip_tensors
 from edgefg.export.to_onnx import write_onnx
+from edgefg.export.to_openvino import convert, write_ir
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.training.models.plain import Network
 
@@ -235,6 +237,22 @@ def test_onnxruntime_graph(ort: Path) -> None:
     assert kinds == {"data": {TensorProto.UINT8}, "weights": {TensorProto.INT8}}
     assert graph.writer_op("logits") == "Gemm"
     assert [node.op_type for node in graph.readers("images")] == ["Cast"]
+
+
+def test_weights_for_any_cpu_leave_room_for_the_sum(resnet_trt: tuple[Path, Path], tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    for any_cpu, most in ((False, 127), (True, 64)):
+        quantize_onnxruntime(resnet_trt[0], tmp_path / "m.onnx", inputs, batch=2, any_cpu=any_cpu)
+        graph = Graph(onnx.load(tmp_path / "m.onnx"))
+        weights = [graph.array(name) for name, tensor in graph.constants.items() if len(tensor.dims) == 4]
+        assert len(weights) > 10
+        assert abs(max(int(np.abs(values.astype(np.int32)).max()) for values in weights) - most) <= 1
+        write_ir(quantize_openvino(convert(resnet_trt[0]), inputs, batch=2, any_cpu=any_cpu), tmp_path / "m.xml")
+        operations = openvino.Core().read_model(tmp_path / "m.xml").get_ops()
+        constants = [node for node in operations if node.get_type_name() == "Constant"]
+        eight = [node.data for node in constants if node.get_element_type() == openvino.Type.i8]
+        assert len(eight) > 10
+        assert abs(max(int(np.abs(values.astype(np.int32)).max()) for values in eight) - most) <= 1
 
 
 def test_int8_agrees_with_fp32_on_unseen_content(lite0_onnx: Path, trt: Path, ort: Path, unseen: UInt8Array) -> None:

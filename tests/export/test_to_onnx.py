@@ -80,7 +80,7 @@ class _Branching(nn.Module):
 
 def test_network_that_does_not_export(tmp_path: Path) -> None:
     network = Network(_Branching(), (0.0,) * 3, (1.0,) * 3).eval()
-    with pytest.raises(ExportError, match="does not export to ONNX: .+") as caught:
+    with pytest.raises(ExportError, match=r"does not export to ONNX: .+") as caught:
         write_onnx(network, InputSpec(height=8, width=8), tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "model.onnx").exists()

@@ -33,7 +33,7 @@ def test_a_teacher_learns_and_leaves_a_checkpoint_and_logs(birds: Path, tmp_path
     assert header.labels == tuple(sorted(entry.name for entry in (birds / "train").iterdir()))
     assert header.dataset == load_data(birds).fingerprint
     assert header.validation is not None
-    rows = list(csv.DictReader((tmp_path / "teacher.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "teacher.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == [str(n + 1) for n in range(12)]
     assert float(rows[-1]["loss"]) < 0.9 * float(rows[0]["loss"])
     assert float(rows[-1]["top1"]) == pytest.approx(header.validation.top1, abs=1e-5)

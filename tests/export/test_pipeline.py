@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgefg import cli
+from edgefg.errors import DataError
+from edgefg.export import pipeline
+from edgefg.export.pipeline import ARTIFACTS, Plan
+from edgefg.training.recipe import Recipe
+from tests.synthetic import write_dataset
+
+
+def plan_for(data: Path) -> Plan:
+    recipe = Recipe(epochs=1, image_size=32, batch_size=16)
+    return Plan(
+        data=str(data),
+        backbone="test_resnet",
+        weights="none",
+        student="test_efficientnet",
+        student_weights="none",
+        teacher_recipe=recipe,
+        student_recipe=recipe,
+        prune_recipe=recipe,
+        macs=0.9,
+    )
+
+
+def test_another_plan_s_folder_is_refused(tmp_path: Path) -> None:
+    plan = plan_for(tmp_path / "data")
+    pipeline._claim(plan, tmp_path / "out", restart=False)
+    pipeline._claim(plan, tmp_path / "out", restart=False)
+    other = msgspec.structs.replace(plan, macs=0.5, student="test_resnet")
+    with pytest.raises(DataError, match="another pipeline|with another student, macs"):
+        pipeline._claim(other, tmp_path / "out", restart=False)
+    (tmp_path / "out" / "teacher.safetensors").write_text("old")
+    pipeline._claim(other, tmp_path / "out", restart=True)
+    assert not (tmp_path / "out" / "teacher.safetensors").exists()
+    (tmp_path / "out" / "pipeline.json").write_text("{")
+    with pytest.raises(DataError, match="is not a pipeline's plan"):
+        pipeline._claim(other, tmp_path / "out", restart=False)
+
+
+def test_one_folder_becomes_split_folders_once(tmp_path: Path) -> None:
+    whole = write_dataset(tmp_path / "birds", classes=2, per_class=20, size=32, seed=0)
+    flat = tmp_path / "flat"
+    for split in ("train", "val", "test"):
+        for image in (whole / split).rglob("*.*g"):
+            target = flat / image.parent.name / f"{split}-{image.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image.rename(target)
+    split = plan_for(flat).split
+    made = pipeline._split_folders(flat, tmp_path / "out", split, False)
+    images = sorted(path.name for path in made.rglob("*.*g"))
+    assert images == sorted(path.name for path in flat.rglob("*.*g"))
+    assert pipeline._split_folders(flat, tmp_path / "out", split, False) == made
+    assert pipeline._split_folders(whole, tmp_path / "out", split, False) == whole
+
+
+@pytest.mark.slow
+def test_the_whole_list_and_its_resumption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every stage on a tiny network; then again, and nothing is redone."""
+    data = write_dataset(tmp_path / "birds", classes=2, per_class=30, size=48, seed=2)
+    out = tmp_path / "out"
+    arguments = (
+        f"edgefg pipeline {data} --out {out} --backbone test_resnet --weights none --student test_efficientnet"
+        " --student-weights none --image-size 32 --epochs 1 --student-epochs 1 --prune-epochs 1 --macs 0.9"
+        " --batch-size 16 --max-drop 60 --workers 0 --json"
+    ).split()
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert [row["name"] for row in summary["rows"]] == [artifact.row for artifact in ARTIFACTS if artifact.row]
+    for artifact in ARTIFACTS:
+        assert {".json", ".npz"} <= {path.suffix for path in (out / artifact.folder).iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("model.*")}
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("model.*")} == times
+    assert "epoch" not in capsys.readouterr().out
