@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
 from edgefg.preprocess import InputSpec, prepare, resize
@@ -79,12 +79,21 @@ class EvaluationImages(Dataset[tuple[torch.Tensor, int]]):
 
 
 def loader(
-    dataset: Dataset[tuple[torch.Tensor, int]], batch_size: int, *, workers: int, shuffle_seed: int | None = None
+    dataset: Dataset[tuple[torch.Tensor, int]],
+    batch_size: int,
+    *,
+    workers: int,
+    shuffle_seed: int | None = None,
+    share: tuple[int, int] = (1, 0),
 ) -> DataLoader[tuple[torch.Tensor, int]]:
     """Build a loader; with ``shuffle_seed`` the order and the augmentation are those of that seed.
 
-    The last batch is dropped in training where it would hold a single image, which batch normalisation cannot take.
+    ``share`` is (number of processes, this one's rank): each gets its part of every epoch. The last batch is dropped in
+    training where it would hold a single image, which batch normalisation cannot take.
     """
+    sampler: DistributedSampler[tuple[torch.Tensor, int]] | None = None
+    if share[0] > 1:
+        sampler = DistributedSampler(dataset, *share, shuffle=shuffle_seed is not None, seed=shuffle_seed or 0)
     generator = None
     if shuffle_seed is not None:
         generator = torch.Generator()
@@ -93,7 +102,8 @@ def loader(
     return DataLoader(
         dataset,
         batch_size,
-        shuffle=shuffle_seed is not None,
+        shuffle=shuffle_seed is not None and sampler is None,
+        sampler=sampler,
         num_workers=workers,
         generator=generator,
         drop_last=lone,

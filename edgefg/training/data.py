@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +77,8 @@ def load_data(
     bad, digests = _check_images(root, [sample for members in found.values() for sample in members])
     if bad and not skip_corrupt:
         raise DataError(_corrupt_message(bad, len(digests) + len(bad)))
+    for problem in bad.values():
+        print(f"left out: {problem}", file=sys.stderr)
     found = {part: tuple(s for s in members if s.path in digests) for part, members in found.items()}
     splits = _complete(found, root, split)
     _need_every_class(splits["train"], names, root)

@@ -137,9 +137,10 @@ def _epoch(
 ) -> float:
     """Train one epoch and return its mean loss."""
     seed = recipe.seed * 100_003 + epoch
-    torch.manual_seed(seed)
-    batches = loader(training, recipe.batch_size, workers=workers, shuffle_seed=seed)
-    batches = fabric.setup_dataloaders(batches)
+    torch.manual_seed(seed + 7919 * fabric.global_rank)
+    share = (fabric.world_size, fabric.global_rank)
+    batches = loader(training, recipe.batch_size, workers=workers, shuffle_seed=seed, share=share)
+    batches = fabric.setup_dataloaders(batches, use_distributed_sampler=False)
     network.train()
     total = images_seen = 0.0
     bar = tqdm(batches, f"epoch {epoch + 1}/{recipe.epochs}", disable=None if fabric.is_global_zero else True)
@@ -148,16 +149,17 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate * group["ratio"]
         loss, _ = objective(network, images, labels)
-        if not math.isfinite(loss.item()):
+        value = loss.item()
+        if not math.isfinite(value):
             raise TrainingError(
-                f"the loss is {loss.item()} at epoch {epoch + 1}, step {step + 1}; the state after epoch {epoch} is"
+                f"the loss is {value} at epoch {epoch + 1}, step {step + 1}; the state after epoch {epoch} is"
                 " kept: start again with a lower --lr"
             )
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(loss)
         fabric.clip_gradients(network, optimizer, max_norm=recipe.clip_norm)
         optimizer.step()
-        total += loss.item() * len(images)
+        total += value * len(images)
         images_seen += len(images)
         bar.set_postfix(loss=f"{total / images_seen:.3f}", refresh=False)
     return total / images_seen

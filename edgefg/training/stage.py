@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from edgefg.errors import TrainingError
@@ -60,8 +61,9 @@ def train_and_save(
         path = out / f"{stage}.safetensors"
         settings = f"{header.recipe} {msgspec.json.encode(recipe).decode()}".strip()
         validation = accuracy_of(scores, f"val of {data.root.resolve().name}") if scores else None
-        save(path, network, msgspec.structs.replace(header, recipe=settings, validation=validation))
-        state.unlink(missing_ok=True)
+        if rank_zero_only.rank == 0:
+            save(path, network, msgspec.structs.replace(header, recipe=settings, validation=validation))
+            state.unlink(missing_ok=True)
     except OSError as exc:
         raise TrainingError(f"cannot write below {out}: {exc}") from exc
     return path

