@@ -6,7 +6,10 @@ string and imported on first use, so that the core needs no vendor package.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
@@ -56,6 +59,23 @@ class RuntimeClass(Protocol):
 
     def __call__(self, path: Path, *, threads: int | None, device: str | None) -> Runtime:
         """Load ``path`` for ``threads`` CPU threads (None: the engine's choice) on ``device`` (None: its default)."""
+
+
+@contextlib.contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Hide Intel's telemetry package while OpenVINO is imported: the import would send an event over the network.
+
+    OpenVINO takes its own stub where the package is missing. A device in the field must not call home unasked.
+    """
+    name = "openvino_telemetry"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # Python's own way to make an import fail
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def runtime_for(path: Path) -> str:

@@ -15,17 +15,19 @@ import numpy as np
 from torch import nn
 
 from edgefg import __version__
+from edgefg.classifier import Classifier
 from edgefg.errors import DataError, ExportError
 from edgefg.export.calibration import Calibration, choose_balanced, read_calibration, synthetic_frames
 from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
 from edgefg.export.quantize import Calibrator, quantize_onnxruntime, quantize_openvino, quantize_tensorrt
 from edgefg.export.to_onnx import check_parity, torch_logits, write_onnx
 from edgefg.export.to_openvino import convert, write_ir
-from edgefg.manifest import Provenance, sha256
+from edgefg.export.verify import measure
+from edgefg.manifest import Accuracy, Provenance, sha256
 from edgefg.preprocess import UInt8Array, prepare
 from edgefg.sources import read_image
 from edgefg.training.checkpoint import Header, load
-from edgefg.training.data import load_data
+from edgefg.training.data import FolderData, load_data
 
 Target = Literal["openvino", "onnx", "tensorrt-onnx"]
 Precision = Literal["fp32", "int8"]
@@ -53,7 +55,7 @@ def export_checkpoint(
     *,
     to: Target,
     precision: Precision,
-    calibration: Path | None = None,
+    calibration: Path | FolderData | None = None,
     images: int = 300,
     batch: int = 1,
     calibrator: Calibrator = "minmax",
@@ -71,7 +73,8 @@ def export_checkpoint(
             device (both ``model.onnx``).
         precision: ``fp32`` or ``int8``.
         calibration: the data set that the checkpoint was trained on; its training split calibrates INT8 and gives the
-            golden frames. Without it FP32 gets synthetic golden frames, and INT8 is refused.
+            golden frames, its validation split the accuracy in the manifest. Already checked data may be given as they
+            are. Without it FP32 gets synthetic golden frames, and INT8 is refused.
         images: how many images calibrate, balanced by class.
         batch: fixed batch size of the network; 0 leaves it free.
         calibrator: how activation ranges are found, see `edgefg.export.quantize`.
@@ -96,7 +99,13 @@ def export_checkpoint(
     say = progress or (lambda _: None)
     say(f"reading {checkpoint}")
     network, header = load(checkpoint)
-    calibrating, frames = _read_data(header, calibration, precision, images, seed, skip_corrupt, say)
+    data = calibration
+    if isinstance(data, Path):
+        say(f"checking {data}")
+        data = load_data(data, header.split, skip_corrupt=skip_corrupt, labels=header.labels)
+    if data is not None and data.labels != header.labels:
+        raise DataError(f"{data.root} does not have the classes of {checkpoint}; needed the data it was trained on")
+    calibrating, frames = _read_data(header, data, precision, images, seed, say)
     golden = golden_frames(frames, header.input, len(header.labels))
     inputs = np.stack([prepare(frame, header.input) for frame in golden])
     draft = Draft(
@@ -117,23 +126,20 @@ def export_checkpoint(
         calibration=calibrating,
         say=say,
     )
-    return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder))
+    return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder), _measure(data))
 
 
 def _read_data(
     header: Header,
-    root: Path | None,
+    data: FolderData | None,
     precision: Precision,
     images: int,
     seed: int,
-    skip: bool,
     say: Callable[[str], None],
 ) -> tuple[Calibration | None, list[UInt8Array]]:
     """Return what calibrates, None for FP32, and photographs for the golden set."""
-    if root is None:
+    if data is None:
         return None, synthetic_frames(header.input)
-    say(f"checking {root}")
-    data = load_data(root, header.split, skip_corrupt=skip, labels=header.labels)
     count = images if precision == "int8" else _GOLDEN_CANDIDATES
     paths = choose_balanced(data.splits["train"], count, seed)
     frames = [read_image(path) for path in paths[:_GOLDEN_CANDIDATES]]
@@ -141,6 +147,14 @@ def _read_data(
         return None, frames
     say(f"reading {len(paths)} calibration images")
     return read_calibration(paths, header.input), frames
+
+
+def _measure(data: FolderData | None) -> Callable[[Classifier], Accuracy] | None:
+    """Return what measures the accuracy for the manifest: on validation data, since ``test`` is for reporting alone."""
+    if data is None or not data.splits["val"]:
+        return None
+    samples = data.splits["val"]
+    return lambda classifier: measure(classifier, samples, f"val of {data.root.resolve().name}")
 
 
 def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array, folder: Path) -> Path:

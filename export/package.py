@@ -23,6 +23,7 @@ from edgefg.files import sync
 from edgefg.golden import FloatArray, GoldenSet
 from edgefg.manifest import (
     SCHEMA,
+    Accuracy,
     GoldenInfo,
     Manifest,
     Provenance,
@@ -79,13 +80,19 @@ def golden_frames(frames: Sequence[UInt8Array], spec: InputSpec, classes: int) -
     return chosen
 
 
-def write_artifact(out: Path, draft: Draft, write_model: Callable[[Path], Path]) -> Path:
+def write_artifact(
+    out: Path,
+    draft: Draft,
+    write_model: Callable[[Path], Path],
+    measure: Callable[[Classifier], Accuracy] | None = None,
+) -> Path:
     """Write an artifact folder and return the path of its model file.
 
     Args:
         out: the folder. An earlier artifact there is replaced; anything else is left alone.
         draft: what to say about the model.
         write_model: writes the model file, called ``model.…``, into the folder that it is given, and returns its path.
+        measure: measures the accuracy that goes into the manifest.
 
     Raises:
         ExportError: ``out`` holds something else, the disk is full, or the written model does not load or does not
@@ -95,7 +102,7 @@ def write_artifact(out: Path, draft: Draft, write_model: Callable[[Path], Path])
     with _folder_beside(out) as temporary:
         try:
             model = write_model(temporary)
-            _write_manifest(model, draft)
+            _write_manifest(model, draft, measure)
             for file in temporary.iterdir():
                 sync(file)
             sync(temporary)
@@ -158,7 +165,7 @@ def _swap(temporary: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_manifest(model: Path, draft: Draft) -> None:
+def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], Accuracy] | None) -> None:
     """Write the manifest and, through a `Classifier` on the same files, the golden set; prove that it holds."""
     manifest = Manifest(
         schema=SCHEMA,
@@ -176,6 +183,7 @@ def _write_manifest(model: Path, draft: Draft) -> None:
     with Classifier(model) as classifier:
         logits = np.stack([p.logits for p in classifier.predict_batch(list(inputs), color="rgb")])
         name, _, version = classifier.runtime_version.partition(" ")
+        accuracy = measure(classifier) if measure is not None else None
     path = model.with_name(GOLDEN)
     golden.write(GoldenSet(draft.frames, inputs, draft.parent_logits, logits), path)
     manifest = msgspec.structs.replace(
@@ -183,6 +191,7 @@ def _write_manifest(model: Path, draft: Draft) -> None:
         runtime=RuntimeInfo(name=name, version=version),
         files=(*manifest.files, file_info(path)),
         golden=_tolerances(draft, logits),
+        accuracy=accuracy,
     )
     manifest_path(model).write_bytes(encode_manifest(manifest))
     with Classifier(model) as classifier:

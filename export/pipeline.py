@@ -19,7 +19,7 @@ from edgefg.export.prune import prune
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import atomic_file
 from edgefg.manifest import read_manifest, sha256
-from edgefg.training.data import load_data
+from edgefg.training.data import FolderData, load_data
 from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.split import SPLITS, SplitSpec
 from edgefg.training.teacher import train_teacher
@@ -122,7 +122,8 @@ def run(
             student, data, out, plan.prune_recipe, macs=plan.macs, teacher_path=teacher,
             hardware=hardware, skip_corrupt=skip_corrupt,
         )  # fmt: skip
-    reports = [(artifact, _export(artifact, out, data, plan, max_drop, skip_corrupt, say)) for artifact in ARTIFACTS]
+    checked = load_data(data, plan.split, skip_corrupt=skip_corrupt)
+    reports = [(artifact, _export(artifact, out, checked, plan, max_drop, say)) for artifact in ARTIFACTS]
     rows = [(artifact.row, _model_file(artifact, out)) for artifact in ARTIFACTS if artifact.row]
     return PipelineResult(data, reports, rows)
 
@@ -134,10 +135,9 @@ def _model_file(artifact: Artifact, out: Path) -> Path:
 def _export(
     artifact: Artifact,
     out: Path,
-    data: Path,
+    data: FolderData,
     plan: Plan,
     max_drop: float,
-    skip_corrupt: bool,
     say: Callable[[str], None],
 ) -> VerifyReport:
     """Export one artifact unless it is there and of this checkpoint, and verify it."""
@@ -146,13 +146,17 @@ def _export(
     if not _is_current(model, checkpoint):
         say(f"export: {artifact.folder}")
         export_checkpoint(
-            checkpoint, out / artifact.folder, to=artifact.to, precision=artifact.precision, calibration=data,
-            images=plan.calibration_images, skip_corrupt=skip_corrupt,
-        )  # fmt: skip
+            checkpoint,
+            out / artifact.folder,
+            to=artifact.to,
+            precision=artifact.precision,
+            calibration=data,
+            images=plan.calibration_images,
+        )
     if artifact.parent is None:
         return verify(model)
     parent = next(_model_file(other, out) for other in ARTIFACTS if other.folder == artifact.parent)
-    return verify(model, parent=parent, data=data, split="val", max_drop=max_drop)
+    return verify(model, parent=parent, data=data.root, split="val", max_drop=max_drop)
 
 
 def _is_current(model: Path, checkpoint: Path) -> bool:

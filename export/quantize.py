@@ -4,9 +4,10 @@
 * TensorRT: explicit QDQ ONNX, all int8 symmetric, float bias, Q/DQ where TensorRT fuses it (`edgefg.export.rules`).
 * ONNX Runtime: QDQ ONNX, uint8 activations, int8 weights for each channel, int32 bias.
 
-8-bit weights saturate in the 16-bit sums of x86 CPUs without VNNI. With ImageNet's EfficientNet-Lite0 (1,000 classes, 96
-calibration images), OpenVINO keeps FP32's class of 94 % of 296 grocery photographs with VNNI and of 54 % without it (held
-to AVX2 by ONEDNN_MAX_CPU_ISA); the golden set notices. ``any_cpu`` halves the weights' range: 87 % on both.
+8-bit weights saturate in the 16-bit sums of x86 CPUs without VNNI. With ImageNet's EfficientNet-Lite0 (1,000 classes,
+96 calibration images), OpenVINO keeps FP32's class of 94 % of 296 grocery photographs with VNNI and of 54 % without it
+(held to AVX2 by ONEDNN_MAX_CPU_ISA), far beyond a golden set's tolerance. ``any_cpu`` halves the weights' range: 87 %
+on both.
 
 Entropy (KL) calibration is not offered: it costs EfficientNet-Lite0 44 points (../shared/methods.md).
 """

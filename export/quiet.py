@@ -1,12 +1,15 @@
-"""Keep vendors' progress prints, log lines and warnings away from the user while one of their functions runs."""
+"""Keep vendors' prints, log lines, warnings and telemetry away while one of their functions runs."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
+
+from edgefg.runtime import without_telemetry
 
 
 @contextlib.contextmanager
@@ -17,7 +20,8 @@ def quiet() -> Iterator[None]:
     ``--json`` output.
     """
     before = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    os.environ.setdefault("NNCF_CI", "1")  # NNCF's own switch for its telemetry
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), without_telemetry():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

@@ -7,7 +7,7 @@ Runs on devices: no torch, everything goes through `Classifier`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -163,6 +163,13 @@ def labelled_images(data: Path, split: str, labels: tuple[str, ...]) -> list[tup
     if not samples:
         raise DataError(f"{root} has no class folder with images; needed {root}/<class>/*.jpg")
     return samples
+
+
+def measure(classifier: Classifier, samples: Sequence[tuple[Path, int]], data: str) -> Accuracy:
+    """Measure an artifact's accuracy on labelled images (path, class index); ``data`` names them in the result."""
+    (logits,) = _run([classifier], [path for path, _ in samples], None)
+    labels = np.array([label for _, label in samples], np.int64)
+    return _accuracy(logits, labels, classifier.labels, data)
 
 
 def _run(

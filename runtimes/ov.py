@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg.errors import RuntimeUnavailableError, one_line
-from edgefg.runtime import TensorSpec
+from edgefg.runtime import TensorSpec, without_telemetry
 
 
 class OpenVINORuntime:
@@ -23,7 +23,8 @@ class OpenVINORuntime:
 
     def __init__(self, path: Path, *, threads: int | None = None, device: str | None = None) -> None:
         try:
-            import openvino as ov
+            with without_telemetry():
+                import openvino as ov
         except ImportError as exc:
             raise RuntimeUnavailableError(
                 f"{path.name} needs OpenVINO, which is not installed: pip install 'edgefg[openvino]'"

@@ -235,6 +235,7 @@ def export(
     precision: Precision = Precision.fp32,
     images: Count = 300,
     batch: int = 1,
+    any_cpu: bool = False,
     seed: int = 0,
     skip_corrupt: bool = False,
 ) -> None:
@@ -248,6 +249,7 @@ def export(
         precision: fp32 or int8.
         images: how many images calibrate, balanced by class.
         batch: static batch size; 0 takes any.
+        any_cpu: 7-bit weights in int8, for x86 CPUs without VNNI, which saturate with 8.
         seed: seed of the choice of images.
         skip_corrupt: leave unreadable images out instead of stopping.
     """
@@ -263,6 +265,7 @@ def export(
         calibration=calibration,
         images=images,
         batch=batch,
+        any_cpu=any_cpu,
         seed=seed,
         skip_corrupt=skip_corrupt,
         progress=say,

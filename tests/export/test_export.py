@@ -67,6 +67,16 @@ def test_manifest_tells_where_it_comes_from(lite0: Path, int8: Path, data: Folde
     assert "24 images" in provenance.recipe
 
 
+def test_the_manifest_has_the_accuracy_on_validation_data(int8: Path, data: FolderData) -> None:
+    accuracy = read_manifest(int8).accuracy
+    assert accuracy is not None
+    assert accuracy.data.startswith("val of ")
+    with Classifier(int8) as classifier:
+        right = [classifier.predict(read_image(path)).index == label for path, label in data.splits["val"]]
+    assert (accuracy.images, accuracy.top1) == (len(right), pytest.approx(sum(right) / len(right)))
+    assert accuracy.top1_low < accuracy.top1 <= accuracy.top1_high
+
+
 def test_openvino_int8(lite0: Path, fp32: Path, int8: Path, unseen: UInt8Array) -> None:
     assert int8.with_suffix(".bin").stat().st_size < 0.4 * fp32.with_suffix(".bin").stat().st_size
     assert _agreement(_predict(int8, unseen), torch_logits(load(lite0)[0], unseen)) >= 0.9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,3 +211,12 @@ print(load(Path(sys.argv[1]), threads=1).infer(np.zeros((1, 64, 64, 3), np.uint8
     result = python(code, TINY / model, blocked=others)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "(1, 4)"
+
+
+def test_openvino_is_imported_without_its_telemetry(tiny: Callable[[str], Path]) -> None:
+    code = (
+        "import sys, edgefg; edgefg.Classifier(sys.argv[1]); "
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tiny("ir"))], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
