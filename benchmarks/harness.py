@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgefg.benchmarks.accuracy import Evaluation, evaluate, labelled_images, split_folder
+from edgefg.benchmarks.accuracy import Evaluation, evaluate
 from edgefg.benchmarks.device import describe, load_average
 from edgefg.benchmarks.measurement import BenchReport, ColdStart, Frame, Measurement
 from edgefg.benchmarks.process import MeasuringProcess
@@ -22,6 +22,7 @@ from edgefg.benchmarks.worker import Job, Round, RoundResult
 from edgefg.classifier import Classifier
 from edgefg.decide import Timings
 from edgefg.errors import DataError
+from edgefg.folders import read_split
 from edgefg.manifest import Manifest, read_manifest
 from edgefg.sources import read_image
 
@@ -183,9 +184,8 @@ def _evaluate(
 
 def _photographs(data: Path, split: str | None, manifests: Sequence[Manifest], skip_corrupt: bool) -> tuple[str, ...]:
     """Choose photographs from all over the split; also finds, before anything is measured, data that do not fit."""
-    folder, _ = split_folder(data, split)
     for manifest in manifests:
-        images = labelled_images(folder, manifest.labels)
+        _, images = read_split(data, split, manifest.labels, manifest.provenance.split)
     chosen = []
     for image in images[:: max(1, len(images) // _PHOTOGRAPHS)][:_PHOTOGRAPHS]:
         try:

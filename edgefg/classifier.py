@@ -121,8 +121,14 @@ class Classifier:
         prepared = time.perf_counter()
         try:
             logits = self._runtime.infer(inputs)
-        except Exception as exc:  # each vendor raises its own
-            raise InferenceError(f"the engine failed on {self.path.name}: {one_line(exc)}") from exc
+        except Exception as exc:
+            if self._closed:
+                raise RuntimeError("this Classifier was closed during the call") from exc
+            if not _is_engine_error(exc):  # a signal handler's exception, for instance, is the caller's own
+                raise
+            raise InferenceError(
+                f"the engine failed on {self.path.name}: {type(exc).__name__} {one_line(exc)}"
+            ) from exc
         inferred = time.perf_counter()
         preprocess_ms = (prepared - start) * 1e3 / count
         infer_ms = (inferred - prepared) * 1e3 / count
@@ -158,3 +164,8 @@ class Classifier:
     ) -> None:
         """Close the classifier."""
         self.close()
+
+
+def _is_engine_error(error: Exception) -> bool:
+    """Tell an engine's exception by its type: OpenVINO raises RuntimeError, ONNX Runtime a family of its own."""
+    return isinstance(error, RuntimeError) or type(error).__module__.partition(".")[0] in ("openvino", "onnxruntime")

@@ -8,6 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# Read once, while no other thread can create a file in between.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -22,7 +26,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would keep a service from reading its own model
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp's 0600 would keep a service from reading its own model
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -37,9 +41,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

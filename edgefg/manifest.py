@@ -15,6 +15,7 @@ import msgspec
 
 from edgefg.errors import IntegrityError, ManifestError
 from edgefg.preprocess import InputSpec
+from edgefg.split import SplitSpec
 
 SCHEMA = 1
 
@@ -89,6 +90,8 @@ class Provenance(_Part, frozen=True, kw_only=True):
     """Fingerprint of the training data."""
     calibration: str | None = None
     """Fingerprint of the calibration images."""
+    split: SplitSpec | None = None
+    """How data without split folders were split, so that its test images can be told from its training images."""
     recipe: str = ""
     """The stages and their settings, for people."""
 
@@ -179,6 +182,8 @@ def _check(manifest: Manifest, path: Path, model_name: str | None) -> None:
         problem = f"a taxonomy level does not have one group for each of the {len(manifest.labels)} labels"
     elif model_name is not None and manifest.model != model_name:
         problem = f"it describes {manifest.model!r}, not {model_name!r}"
+    elif manifest.model.endswith(".xml") and manifest.model[:-4] + ".bin" not in names:
+        problem = "the weights (.bin) are missing from its list of files"
     elif manifest.model not in names or (manifest.golden and manifest.golden.file not in names):
         problem = "the model or golden file is missing from its list of files"
     elif len(set(names)) != len(names):

@@ -79,9 +79,12 @@ def check_frame(frame: Any, color: Color = "bgr") -> None:
     shape_fits = (frame.ndim == 3 and frame.shape[2] == channels) or (frame.ndim == 2 and channels == 1)
     if frame.dtype != np.uint8 or not shape_fits or 0 in frame.shape:
         wanted = "uint8 [H, W]" if channels == 1 else f"uint8 [H, W, {channels}]"
+        advice = "say color='gray', 'bgra', 'rgba' or 'rgb' where that is what the camera gives"
+        if frame.dtype != np.uint8:
+            advice = "convert it to levels of 0 to 255 first"
         raise FrameError(
             f"the frame is {frame.dtype} {list(frame.shape)}; needed {wanted} for color={color!r}, at least 1×1 pixel"
-            " (say color='gray', 'bgra', 'rgba' or 'rgb' where that is what the camera gives)"
+            f" ({advice})"
         )
 
 

@@ -75,7 +75,7 @@ def without_telemetry() -> Iterator[None]:
     try:
         yield
     finally:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
 
 
 def runtime_for(path: Path) -> str:
@@ -85,6 +85,10 @@ def runtime_for(path: Path) -> str:
         RuntimeUnavailableError: no runtime does.
     """
     suffix = path.suffix.lower()
+    if path.is_dir():
+        raise RuntimeUnavailableError(f"{path} is a folder; give the model file in it, for instance {path}/model.xml")
+    if suffix == ".safetensors":
+        raise RuntimeUnavailableError(f"{path.name} is a checkpoint; `edgefg export` makes an artifact of it")
     if suffix in _PLANNED:
         raise RuntimeUnavailableError(
             f"{path.name} is a TensorRT plan, and this edgefg does not run plans yet;"

@@ -50,9 +50,13 @@ def decode_image(data: bytes, name: str, *, reduced: bool = False) -> UInt8Array
     if (is_jpeg and not _jpeg_is_whole(data)) or (is_png and not _png_is_whole(data)):
         # OpenCV fills what is missing of a cut-off file with grey and says nothing.
         raise DataError(f"{name} is cut off after {len(data)} bytes; copy it again or leave it out")
+    encoded = np.frombuffer(data, np.uint8)
     try:
-        flags = cv2.IMREAD_REDUCED_COLOR_8 if reduced else cv2.IMREAD_COLOR
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(encoded, cv2.IMREAD_REDUCED_COLOR_8) if reduced else None
+    except cv2.error:  # an image of fewer pixels than the reduction
+        image = None
+    try:
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if image is None else image
     except cv2.error as exc:
         raise DataError(f"{name} cannot be decoded as an image: {one_line(exc)}") from exc
     if image is None:
@@ -91,7 +95,13 @@ def image_files(path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} is not there; needed an image file or a folder of images")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)  # macOS leaves ._photo.jpg about
+        and file.is_file()
+    )
     if not files:
         raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from edgefg.errors import DataError
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.sources import read_image
-from edgefg.training.split import Sample
+from edgefg.split import Sample
 
 _SYNTHETIC_FRAMES = 8
 

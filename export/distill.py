@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgefg import __version__
+from edgefg.errors import DataError
 from edgefg.manifest import sha256
 from edgefg.training.checkpoint import SCHEMA, Header, load
 from edgefg.training.data import load_data
@@ -56,7 +57,11 @@ def distill(
         CheckpointError, DataError, WeightsError, TrainingError: before the first step.
     """
     teacher, teacher_header = load(teacher_path)
-    data = load_data(data_root, teacher_header.split, skip_corrupt=skip_corrupt, labels=teacher_header.labels)
+    if not (temperature > 0 and 0 <= hard_weight <= 1):
+        raise DataError(
+            f"--temperature {temperature:g} or --hard-weight {hard_weight:g} is out of range: > 0, and 0 to 1"
+        )
+    data = load_data(data_root, teacher_header.split, skip_corrupt=skip_corrupt, like=teacher_header)
     torch.manual_seed(recipe.seed)
     body, mean, std = load_backbone(student, len(data.labels), weights)
     size = recipe.image_size

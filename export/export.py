@@ -102,7 +102,7 @@ def export_checkpoint(
     data = calibration
     if isinstance(data, Path):
         say(f"checking {data}")
-        data = load_data(data, header.split, skip_corrupt=skip_corrupt, labels=header.labels)
+        data = load_data(data, header.split, skip_corrupt=skip_corrupt, like=header)
     if data is not None and data.labels != header.labels:
         raise DataError(f"{data.root} does not have the classes of {checkpoint}; needed the data it was trained on")
     calibrating, frames = _read_data(header, data, precision, images, seed, say)
@@ -207,6 +207,7 @@ def _provenance(
         parent=sha256(checkpoint),
         teacher=header.teacher,
         dataset=header.dataset,
+        split=header.split,
         calibration=None if calibration is None else calibration.fingerprint,
         recipe="; ".join(stages),
     )

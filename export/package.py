@@ -157,8 +157,8 @@ def _swap(temporary: Path, out: Path) -> None:
         out.rename(old)
     try:
         temporary.rename(out)
-    except OSError:
-        if replaced:
+    except BaseException:  # Ctrl-C between the two renames included
+        if replaced and not out.exists():
             old.rename(out)
         raise
     sync(out.absolute().parent)

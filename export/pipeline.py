@@ -18,11 +18,15 @@ from edgefg.export.export import export_checkpoint
 from edgefg.export.prune import prune
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import atomic_file
-from edgefg.manifest import read_manifest, sha256
+from edgefg.manifest import check_files, read_manifest, sha256
+from edgefg.split import SPLITS, SplitSpec
 from edgefg.training.data import FolderData, load_data
 from edgefg.training.recipe import Hardware, Recipe
-from edgefg.training.split import SPLITS, SplitSpec
 from edgefg.training.teacher import train_teacher
+
+_KINDS = ("teacher", "student", "pruned")
+# Data without split folders, as folders of links; not "data", where `make demo` keeps the real ones.
+_LINKS = "split"
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,6 +75,8 @@ class PipelineResult(NamedTuple):
 
     data: Path
     """The data with split folders."""
+    split: str
+    """What the closing table is measured on: ``test``, or ``val`` where there is no test split."""
     reports: list[tuple[Artifact, VerifyReport]]
     table: list[tuple[str, Path]]
     """Name and model file of each row of the closing table."""
@@ -103,7 +109,7 @@ def run(
     """
     _claim(plan, out, restart)
     data = _split_folders(Path(plan.data), out, plan.split, skip_corrupt)
-    teacher, student, pruned = (out / f"{kind}.safetensors" for kind in ("teacher", "student", "pruned"))
+    teacher, student, pruned = (out / f"{kind}.safetensors" for kind in _KINDS)
     if not teacher.exists():
         say(f"teacher: {plan.backbone}, {plan.teacher_recipe.epochs} epochs")
         train_teacher(
@@ -125,7 +131,7 @@ def run(
     checked = load_data(data, plan.split, skip_corrupt=skip_corrupt)
     reports = [(artifact, _export(artifact, out, checked, plan, max_drop, say)) for artifact in ARTIFACTS]
     rows = [(artifact.row, _model_file(artifact, out)) for artifact in ARTIFACTS if artifact.row]
-    return PipelineResult(data, reports, rows)
+    return PipelineResult(data, "test" if checked.splits["test"] else "val", reports, rows)
 
 
 def _model_file(artifact: Artifact, out: Path) -> Path:
@@ -156,12 +162,14 @@ def _export(
     if artifact.parent is None:
         return verify(model)
     parent = next(_model_file(other, out) for other in ARTIFACTS if other.folder == artifact.parent)
-    return verify(model, parent=parent, data=data.root, split="val", max_drop=max_drop)
+    return verify(model, parent=parent, data=data.splits["val"], split="val", max_drop=max_drop)
 
 
 def _is_current(model: Path, checkpoint: Path) -> bool:
     try:
-        return model.exists() and read_manifest(model).provenance.parent == sha256(checkpoint)
+        manifest = read_manifest(model)
+        check_files(manifest, model.parent)
+        return manifest.provenance.parent == sha256(checkpoint)
     except EdgefgError:
         return False
 
@@ -181,11 +189,16 @@ def _claim(plan: Plan, out: Path, restart: bool) -> None:
                 f"{out} holds a pipeline with another {', '.join(changed)}; give another --out, or --restart to redo it"
             )
         return
-    if restart:
-        for kind in ("teacher", "student", "pruned"):
-            for leftover in (f"{kind}.safetensors", f"{kind}.resume.safetensors"):
-                (out / leftover).unlink(missing_ok=True)
+    leftovers = [out / f"{kind}{suffix}" for kind in _KINDS for suffix in (".safetensors", ".resume.safetensors")]
+    if not restart and (strangers := [path.name for path in leftovers if path.exists()]):
+        raise DataError(
+            f"{out} holds {strangers[0]}, which no pipeline made; give another --out, or --restart to redo it"
+        )
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
     try:
+        if (out / _LINKS).is_dir():
+            shutil.rmtree(out / _LINKS)
         with atomic_file(path) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2))
     except OSError as exc:
@@ -196,11 +209,11 @@ def _split_folders(data: Path, out: Path, split: SplitSpec, skip_corrupt: bool) 
     """Return data with split folders; for one folder of classes that is a folder of links, split as training would."""
     if not data.is_dir() or (data / "train").is_dir():
         return data
-    target = out / "data"
+    target = out / _LINKS
     if target.is_dir():
         return target
     loaded = load_data(data, split, skip_corrupt=skip_corrupt)
-    partial = out / ".data.partial"
+    partial = out / f".{_LINKS}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     for name in SPLITS:
         for path, _ in loaded.splits[name]:

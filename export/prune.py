@@ -9,7 +9,8 @@ The result is stored as a channel plan and a state dict, never as a pickled modu
 from __future__ import annotations
 
 import copy
-from itertools import cycle, islice
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import msgspec
@@ -18,11 +19,12 @@ import torch_pruning
 from torch import nn
 
 from edgefg import __version__
-from edgefg.errors import DataError, ExportError
+from edgefg.errors import CheckpointError, DataError, ExportError, one_line
 from edgefg.export.distill import distillation
+from edgefg.export.quiet import quiet
 from edgefg.manifest import sha256
 from edgefg.training.augment import TrainingImages, loader
-from edgefg.training.checkpoint import channel_plan, load
+from edgefg.training.checkpoint import Header, channel_plan, load, rebuild
 from edgefg.training.data import load_data
 from edgefg.training.fit import Objective, cross_entropy
 from edgefg.training.models.plain import Network, build_backbone, head_of
@@ -43,7 +45,7 @@ def prune(
     *,
     macs: float = 0.7,
     round_to: int = 16,
-    max_ratio: float = 0.5,
+    max_ratio: float = 0.25,
     teacher_path: Path | None = None,
     hardware: Hardware | None = None,
     skip_corrupt: bool = False,
@@ -58,7 +60,8 @@ def prune(
         recipe: the fine-tuning's settings; the input size stays the student's.
         macs: share of the multiply-accumulates to keep, in (0, 1).
         round_to: channel counts become multiples of this (16 suits INT8 kernels, 8 floating point).
-        max_ratio: a layer that has lost this share of its channels loses no more (rounding may exceed it).
+        max_ratio: a layer that has lost this share of its channels loses no more (rounding may exceed it). Without such
+            a cap the global ranking empties the first blocks of a compact network (``benchmarks/LOG.md``).
         teacher_path: fine-tune on this teacher's predictions; None fine-tunes on the labels.
         hardware: where to run.
         skip_corrupt: leave unreadable images out.
@@ -68,10 +71,13 @@ def prune(
         CheckpointError, DataError, TrainingError: before the first step.
         ExportError: the network cannot be pruned that far.
     """
-    if not 0 < macs < 1:
-        raise DataError(f"--macs {macs:g} is not between 0 and 1: the share of multiply-accumulates to keep")
+    if not (0 < macs < 1 and 0 < max_ratio < 1 and round_to >= 1):
+        raise DataError(
+            f"--macs {macs:g}, --max-ratio {max_ratio:g} or --round-to {round_to} is out of range:"
+            " needed shares between 0 and 1, and at least 1"
+        )
     network, header = load(student_path)
-    data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, labels=header.labels)
+    data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, like=header)
     recipe = msgspec.structs.replace(recipe, image_size=header.input.height)
     objective = cross_entropy(recipe.label_smoothing)
     aides: list[nn.Module] = []
@@ -92,13 +98,36 @@ def prune(
         kind="pruned",
         channels=channel_plan(network, fresh),
         parent=sha256(student_path),
-        recipe=f"{header.recipe}; prune to {reached:.3f} of MACs (asked {macs:g}), channels ×{round_to}",
+        recipe=f"{header.recipe}; prune to {reached:.3f} of MACs (asked {macs:g}, at most {max_ratio:g} of a layer),"
+        f" channels ×{round_to}, teacher {sha256(teacher_path)[:12] if teacher_path else 'none'}",
         validation=None,
         edgefg=__version__,
     )
+    _prove_rebuild(network, header)
     return train_and_save(
         network, header, data, recipe, objective, out, hardware=hardware, aides=aides, restart=restart
     )
+
+
+def _endless(images: TrainingImages, recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield augmented batches for ever, in another order each time round."""
+    for turn in count():
+        yield from loader(images, recipe.batch_size, workers=0, shuffle_seed=recipe.seed + turn)
+
+
+def _prove_rebuild(network: Network, header: Header) -> None:
+    """Raise `ExportError` unless the channel plan rebuilds this very network; better now than after fine-tuning."""
+    image = torch.zeros(1, header.input.height, header.input.width, 3, dtype=torch.uint8)
+    try:
+        rebuilt = rebuild(header, network.state_dict()).eval()
+        with torch.inference_mode():
+            same = torch.equal(rebuilt(image), network.eval()(image))
+    except (AttributeError, RuntimeError, CheckpointError) as exc:
+        raise ExportError(f"a pruned {header.backbone} cannot be rebuilt from its plan: {one_line(exc)[:200]}") from exc
+    if not same:
+        raise ExportError(
+            f"a pruned {header.backbone} rebuilt from its plan gives other logits; prune another backbone"
+        )
 
 
 def remove_channels(
@@ -123,18 +152,19 @@ def remove_channels(
     example = torch.zeros(1, 3, height, width)
     body = network.backbone
     before, _ = torch_pruning.utils.count_ops_and_params(copy.deepcopy(body), example)
-    pruner = torch_pruning.pruner.BasePruner(
-        body,
-        example,
-        importance=torch_pruning.importance.GroupTaylorImportance(),
-        global_pruning=True,
-        pruning_ratio=_GLOBAL_RATIO,
-        max_pruning_ratio=max_ratio,
-        iterative_steps=_STEPS,
-        round_to=round_to,
-        ignored_layers=[head_of(body)],
-    )
-    batches = cycle(loader(images, recipe.batch_size, workers=0, shuffle_seed=recipe.seed))
+    with quiet():
+        pruner = torch_pruning.pruner.BasePruner(
+            body,
+            example,
+            importance=torch_pruning.importance.GroupTaylorImportance(),
+            global_pruning=True,
+            pruning_ratio=_GLOBAL_RATIO,
+            max_pruning_ratio=max_ratio,
+            iterative_steps=_STEPS,
+            round_to=round_to,
+            ignored_layers=[head_of(body)],
+        )
+    batches = _endless(images, recipe)
     share = 1.0
     for _ in range(_STEPS):
         network.zero_grad()

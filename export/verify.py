@@ -17,10 +17,12 @@ import numpy.typing as npt
 from edgefg import golden
 from edgefg.classifier import Classifier
 from edgefg.errors import DataError, ParityError
+from edgefg.folders import read_split
 from edgefg.golden import FloatArray, GoldenReport
 from edgefg.manifest import Accuracy
 from edgefg.metrics import balanced_accuracy, per_class_recall, wilson_interval
-from edgefg.sources import image_files, read_image
+from edgefg.sources import read_image
+from edgefg.split import Sample
 
 IntArray = npt.NDArray[np.int64]
 _WORST = 5
@@ -92,8 +94,8 @@ def verify(
     artifact: Path,
     *,
     parent: Path | None = None,
-    data: Path | None = None,
-    split: str = "val",
+    data: Path | Sequence[Sample] | None = None,
+    split: str | None = None,
     max_drop: float = 1.0,
     min_agreement: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
@@ -103,8 +105,8 @@ def verify(
     Args:
         artifact: its model file.
         parent: model file of the artifact to compare with, for instance the FP32 one. Needs ``data``.
-        data: folder of labelled images: ``DATA/<split>/<class>/*.jpg``, or ``DATA/<class>/*.jpg``, all of it then.
-        split: which split of ``data``.
+        data: folder of labelled images, see `edgefg.folders.read_split`; or the samples (path, class index) themselves.
+        split: which split of ``data``; None takes ``val``. Names samples in the report.
         max_drop: greatest loss of top-1 against the parent, percentage points.
         min_agreement: least share of images on which both name the same class, in [0, 1].
         progress: called with how many images are done, and of how many.
@@ -120,8 +122,13 @@ def verify(
         checked = golden.check(classifier)
         accuracy, comparison = None, None
         if data is not None:
-            samples = labelled_images(data, split, classifier.labels)
-            name = f"{data.name}/{split}" if (data / split).is_dir() else data.name
+            if isinstance(data, Path):
+                part, samples = read_split(
+                    data, split, classifier.labels, classifier.manifest.provenance.split, prefer=("val",)
+                )
+                name = f"{part} of {data.resolve().name}"
+            else:
+                samples, name = tuple(data), split or "given images"
             labels = np.array([label for _, label in samples], np.int64)
             files = [path for path, _ in samples]
             if parent is None:
@@ -139,30 +146,6 @@ def verify(
     if comparison is not None:
         _gate(comparison, max_drop, min_agreement)
     return report
-
-
-def labelled_images(data: Path, split: str, labels: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """List a split's images with their class indices, by folder name.
-
-    Raises:
-        DataError: the split or its images are missing, or a folder is none of the classes.
-    """
-    if not data.is_dir():
-        raise DataError(f"{data} is not a folder; needed DATA/{split}/<class>/*.jpg or DATA/<class>/*.jpg")
-    root = data / split
-    if not root.is_dir():
-        if any((data / name).is_dir() for name in _SPLITS):
-            raise DataError(f"{data} has no {split}/; name one of its splits")
-        root = data
-    index = {label: i for i, label in enumerate(labels)}
-    samples = []
-    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        if folder.name not in index:
-            raise DataError(f"{folder} is none of the artifact's {len(labels)} classes (the first is {labels[0]!r})")
-        samples += [(path, index[folder.name]) for path in image_files(folder)]
-    if not samples:
-        raise DataError(f"{root} has no class folder with images; needed {root}/<class>/*.jpg")
-    return samples
 
 
 def measure(classifier: Classifier, samples: Sequence[tuple[Path, int]], data: str) -> Accuracy:

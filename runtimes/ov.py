@@ -51,16 +51,18 @@ class OpenVINORuntime:
 
     def infer(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the logits, ``float32 [N, classes]``, of ``uint8 [N, H, W, 3]``."""
+        # Held locally, so that a request in flight during `close` goes back to a pool that is dropped with it.
+        requests, compiled = self._requests, self._compiled
         try:
-            request = self._requests.get_nowait()
+            request = requests.get_nowait()
         except queue.Empty:
-            request = self._compiled.create_infer_request()
+            request = compiled.create_infer_request()
         try:
             # The request reads the caller's array in place and is done with it when infer returns.
             request.infer({0: batch}, share_inputs=True, share_outputs=True)
             logits: npt.NDArray[np.float32] = request.get_output_tensor(0).data.copy()
         finally:
-            self._requests.put(request)
+            requests.put(request)
         return logits
 
     def close(self) -> None:

@@ -13,8 +13,8 @@ from edgefg import Classifier, golden
 from edgefg.export.calibration import read_calibration
 from edgefg.preprocess import prepare
 from edgefg.sources import read_image
+from edgefg.split import Sample
 from edgefg.training.augment import EvaluationImages
-from edgefg.training.split import Sample
 
 
 @pytest.mark.parametrize("size", [(720, 1280), (348, 348), (64, 64), (37, 91)])

@@ -30,6 +30,8 @@ def main() -> None:
     except BrokenPipeError:  # `edgefg … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as exc:  # standard output on a full disk, for instance
+        _fail(exc, 2)
 
 
 def _fail(error: Exception, status: int) -> None:

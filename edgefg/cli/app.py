@@ -15,11 +15,11 @@ import msgspec
 import typer
 from typer.models import OptionInfo
 
+from edgefg import __version__
 from edgefg.errors import DataError
 
 app = typer.Typer(
     name="edgefg",
-    help="From a fine-grained image classifier to a verified engine on an edge device.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,6 +27,19 @@ app = typer.Typer(
 )
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgefg {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show it")] = False,
+) -> None:
+    """From a fine-grained image classifier to a verified engine on an edge device."""
 
 
 def command(function: _Function) -> _Function:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import typer
 
 from edgefg import __version__
 from edgefg.classifier import Classifier
@@ -49,7 +50,7 @@ def predict(
     device: str | None = None,
     json: bool = False,
 ) -> None:
-    """Classify images with an artifact.
+    """Classify images with an artifact. An unreadable image is told; the others are classified all the same.
 
     Args:
         artifact: the model file; its manifest lies beside it.
@@ -60,15 +61,26 @@ def predict(
         json: print one JSON object a line.
     """
     files = [file for path in images for file in image_files(path)]
+    unreadable: list[str] = []
     with Classifier(artifact, threads=threads, device=device, top_k=top_k) as classifier:
         for file in files:
-            prediction = classifier.predict(read_image(file))
+            try:
+                frame = read_image(file)
+            except DataError as exc:
+                unreadable.append(str(exc))
+                print(f"edgefg: {exc}", file=sys.stderr)
+                if json:
+                    print_json({"image": str(file), "error": str(exc)})
+                continue
+            prediction = classifier.predict(frame)
             if json:
                 fields = {name: getattr(prediction, name) for name in prediction.__struct_fields__ if name != "logits"}
                 print_json({"image": str(file), **fields, "logits": prediction.logits.tolist()})
                 continue
             named = "  ".join(f"{c.label} {c.confidence:.1%}" for c in prediction.top_k)
             print(f"{file}: {'rejected: ' if prediction.rejected else ''}{named}  ({prediction.timings.total:.1f} ms)")
+    if unreadable:
+        raise typer.Exit(2)
 
 
 @command
@@ -120,8 +132,8 @@ def _evaluate_checkpoint(model: Path, data: Path, split: str, skip_corrupt: bool
     except ImportError as exc:
         raise needs("train", exc) from exc
     network, header = load(model)
-    loaded = load_data(data, header.split, skip_corrupt=skip_corrupt, labels=header.labels)
-    scores = score(network, loaded.splits.get(split, ()), header.input, 32, min(2, os.cpu_count() or 1))
+    loaded = load_data(data, header.split, skip_corrupt=skip_corrupt, like=header)
+    scores = score(network, loaded.splits.get(split, ()), header.input, 32, min(2, _cpus() - 1))
     if scores is None:
         present = ", ".join(name for name, samples in loaded.splits.items() if samples)
         raise DataError(f"{data} has no split {split!r}; needed one of {present}")
@@ -133,20 +145,20 @@ def verify(
     artifact: Path,
     parent: Path | None = None,
     data: Path | None = None,
-    split: str = "val",
+    split: str | None = None,
     max_drop: float = 1.0,
     json: bool = False,
 ) -> None:
-    """Prove that an artifact is whole and does what it did when it was packaged. Exit status 1 where it does not.
+    """Prove that an artifact is whole and does what it did when it was packaged.
 
     Checks sizes and SHA-256 sums, and reproduces the golden set step by step. With a parent and data it also compares
-    the two on those images.
+    the two on those images. Exit status 1 where something does not reproduce, 2 where the artifact cannot be trusted.
 
     Args:
         artifact: the model file.
         parent: the artifact it was made from, for instance the FP32 one.
         data: labelled images to compare both on.
-        split: which of their splits.
+        split: which of their splits; val where left out.
         max_drop: greatest loss of top-1 against the parent, in percentage points.
         json: print the report as one JSON object.
     """
@@ -267,12 +279,17 @@ def doctor(json: bool = False) -> None:
     if json:
         print_json({"edgefg": __version__, "python": platform.python_version(), "packages": found})
         return
-    print(f"edgefg {__version__}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs")
+    print(f"edgefg {__version__}, Python {platform.python_version()}, {platform.machine()}, {_cpus()} CPUs")
     for extra, packages in found.items():
         missing = [package for package, version in packages.items() if version is None]
         have = ", ".join(f"{package} {version}" for package, version in packages.items() if version)
         advice = f"  missing {', '.join(missing)}: pip install 'edgefg[{extra}]'" if missing else ""
         print(f"{'ok ' if not missing else '-- '} {extra:12} {have}{advice}")
+
+
+def _cpus() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:

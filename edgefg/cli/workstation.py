@@ -16,10 +16,12 @@ from edgefg.sources import image_files
 
 if TYPE_CHECKING:
     from edgefg.export.pipeline import PipelineResult
+    from edgefg.split import SplitSpec
     from edgefg.training.recipe import Hardware, Recipe
-    from edgefg.training.split import SplitSpec
 
 _Settings = TypeVar("_Settings", bound=msgspec.Struct)
+Batch = Annotated[int, typer.Option(min=2)]
+Side = Annotated[int, typer.Option(min=16, max=4096)]
 Out = Annotated[Path, typer.Option()]
 
 
@@ -45,11 +47,12 @@ def train(
     backbone: str = "tf_efficientnet_lite0",
     method: str = "plain",
     weights: str = "hub",
-    image_size: int = 224,
+    image_size: Side = 224,
     epochs: Count = 10,
-    batch_size: Count = 32,
+    batch_size: Batch = 32,
     lr: float = 1e-3,
     seed: int = 0,
+    split_seed: int = 0,
     group: str | None = None,
     accelerator: str = "auto",
     devices: Count = 1,
@@ -72,7 +75,8 @@ def train(
         epochs: passes over the training images.
         batch_size: images in a step.
         lr: peak learning rate of AdamW.
-        seed: seed of the head, the order, the augmentation and the split.
+        seed: seed of the head, the order and the augmentation.
+        split_seed: seed of the split of data without split folders.
         group: regular expression; images whose paths match alike (camera, patient, lot) stay in one split.
         accelerator: Lightning Fabric's accelerator, auto, cpu, cuda or mps.
         devices: how many of them.
@@ -92,7 +96,7 @@ def train(
         backbone=backbone,
         method=method,
         weights=weights,
-        split=_split(seed, group),
+        split=_split(split_seed, group),
         hardware=_hardware(accelerator, devices, precision, workers),
         skip_corrupt=skip_corrupt,
         restart=restart,
@@ -109,7 +113,7 @@ def distill(
     weights: str = "hub",
     image_size: int | None = None,
     epochs: Count = 10,
-    batch_size: Count = 32,
+    batch_size: Batch = 32,
     lr: float = 1e-3,
     temperature: float = 1.0,
     hard_weight: float = 0.0,
@@ -172,9 +176,9 @@ def prune(
     teacher: Path | None = None,
     macs: float = 0.7,
     round_to: int = 16,
-    max_ratio: float = 0.5,
+    max_ratio: float = 0.25,
     epochs: Count = 5,
-    batch_size: Count = 32,
+    batch_size: Batch = 32,
     lr: float = 5e-4,
     seed: int = 0,
     accelerator: str = "auto",
@@ -281,17 +285,17 @@ def pipeline(
     weights: str = "hub",
     student: str = "tf_efficientnet_lite0",
     student_weights: str = "hub",
-    image_size: int = 224,
+    image_size: Side = 224,
     epochs: Count = 10,
     student_epochs: Count = 10,
     prune_epochs: Count = 5,
     macs: float = 0.7,
-    batch_size: Count = 32,
+    batch_size: Batch = 32,
     max_drop: float = 1.0,
     seed: int = 0,
+    split_seed: int = 0,
     group: str | None = None,
     accelerator: str = "auto",
-    devices: Count = 1,
     precision: str = "auto",
     workers: int = 1,
     skip_corrupt: bool = False,
@@ -316,10 +320,10 @@ def pipeline(
         macs: share of the multiply-accumulates that pruning keeps.
         batch_size: images in a step.
         max_drop: greatest loss of top-1 on val that INT8 may cost, in percentage points.
-        seed: seed of every stage and of the split.
+        seed: seed of every stage.
+        split_seed: seed of the split of data without split folders.
         group: regular expression; images whose paths match alike stay in one split.
         accelerator: Lightning Fabric's accelerator, auto, cpu, cuda or mps.
-        devices: how many of them.
         precision: auto, or Lightning Fabric's name, for instance bf16-mixed.
         workers: processes that decode images.
         skip_corrupt: leave unreadable images out instead of stopping.
@@ -340,9 +344,9 @@ def pipeline(
         student_recipe=_recipe(student_epochs, image_size, batch_size, 1e-3, seed),
         prune_recipe=_recipe(prune_epochs, image_size, batch_size, 5e-4, seed),
         macs=macs,
-        split=_split(seed, group),
+        split=_split(split_seed, group),
     )
-    hardware = _hardware(accelerator, devices, precision, workers)
+    hardware = _hardware(accelerator, 1, precision, workers)
     result = stages.run(
         plan, out, hardware=hardware, max_drop=max_drop, skip_corrupt=skip_corrupt, restart=restart, say=say
     )
@@ -353,8 +357,8 @@ def _summarise(result: PipelineResult, out: Path, json: bool) -> None:
     """Measure what the pipeline made on the test split, side by side, and say where everything lies."""
     from edgefg.benchmarks import summary
 
-    say("measuring on the test split")
-    figures = summary.summarize(result.table, result.data, "test", skip_corrupt=True)
+    say(f"measuring on {result.split}")
+    figures = summary.summarize(result.table, result.data, result.split, skip_corrupt=True)
     summary.write(figures, out / "summary.json")
     if json:
         print_json(figures)
@@ -362,7 +366,7 @@ def _summarise(result: PipelineResult, out: Path, json: bool) -> None:
     print(f"\n{summary.render(figures)}\n")
     for artifact, report in result.reports:
         print(f"{artifact.folder}: {report.render()}")
-    image = next(path for path in image_files(result.data / "test"))
+    image = image_files(result.data / (result.split if (result.data / result.split).is_dir() else "train"))[0]
     print(f"\nEverything lies in {out}; the figures are in {out / 'summary.json'}. Classify one more image:\n")
     print(f"  {Path(sys.argv[0])} predict {result.table[-1][1]} {image}")
 
@@ -380,7 +384,7 @@ def _hardware(accelerator: str, devices: int, precision: str, workers: int) -> H
 
 
 def _split(seed: int, group: str | None) -> SplitSpec:
-    from edgefg.training.split import SplitSpec
+    from edgefg.split import SplitSpec
 
     return SplitSpec(seed=seed, group=group)
 

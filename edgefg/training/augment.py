@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from edgefg.preprocess import InputSpec, prepare, resize
 from edgefg.sources import read_image
-from edgefg.training.split import Sample
+from edgefg.split import Sample
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -98,7 +98,8 @@ def loader(
     if shuffle_seed is not None:
         generator = torch.Generator()
         generator.manual_seed(shuffle_seed)
-    lone = shuffle_seed is not None and len(dataset) % batch_size == 1  # type: ignore[arg-type]
+    own = -(-len(dataset) // share[0])  # type: ignore[arg-type]
+    lone = shuffle_seed is not None and own % batch_size == 1 and own > batch_size
     return DataLoader(
         dataset,
         batch_size,

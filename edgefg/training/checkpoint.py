@@ -19,14 +19,17 @@ from edgefg.errors import CheckpointError
 from edgefg.files import atomic_file
 from edgefg.manifest import Accuracy, TaxonomyLevel
 from edgefg.preprocess import InputSpec
+from edgefg.split import SplitSpec
 from edgefg.training.models.plain import Network, build_backbone
-from edgefg.training.split import SplitSpec
 
 SCHEMA = 1
 _KEY = "edgefg"
-_WIDTHS = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features")
+_WIDTHS = (
+    *("in_channels", "out_channels", "groups", "in_features", "out_features"),
+    *("num_features", "num_channels", "normalized_shape"),
+)
 
-ChannelPlan = dict[str, dict[str, int]]
+ChannelPlan = dict[str, dict[str, int | tuple[int, ...]]]
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -108,15 +111,20 @@ def read_header(path: Path) -> Header:
 def load(path: Path) -> tuple[Network, Header]:
     """Rebuild the network, in evaluation mode, and return it with its header. Raises `CheckpointError`."""
     header = read_header(path)
-    network = Network(build_backbone(header.backbone, len(header.labels)), header.mean, header.std)
-    apply_channels(network, header.channels)
     try:
-        tensors = safetensors.torch.load_file(path)
-        _resize_to(network, tensors)
-        network.load_state_dict(tensors)
+        network = rebuild(header, safetensors.torch.load_file(path))
     except (RuntimeError, AttributeError, SafetensorError) as exc:
         raise CheckpointError(f"{path} does not fit the {header.backbone} that its header describes: {exc}") from exc
     return network.eval(), header
+
+
+def rebuild(header: Header, tensors: dict[str, torch.Tensor]) -> Network:
+    """Build the backbone that a header describes, lay its channel plan over it, and load the tensors."""
+    network = Network(build_backbone(header.backbone, len(header.labels)), header.mean, header.std)
+    apply_channels(network, header.channels)
+    _resize_to(network, tensors)
+    network.load_state_dict(tensors)
+    return network
 
 
 def channel_plan(pruned: nn.Module, fresh: nn.Module) -> ChannelPlan:
@@ -124,11 +132,12 @@ def channel_plan(pruned: nn.Module, fresh: nn.Module) -> ChannelPlan:
     originals = dict(fresh.named_modules())
     plan: ChannelPlan = {}
     for name, module in pruned.named_modules():
+        # Plain attributes only: wrappers offer some of these as properties of what they wrap.
+        own, original = vars(module), vars(originals[name])
         changed = {
-            width: int(getattr(module, width))
+            width: own[width]
             for width in _WIDTHS
-            if isinstance(getattr(module, width, None), int)
-            and getattr(module, width) != getattr(originals[name], width, None)
+            if isinstance(own.get(width), (int, tuple)) and own[width] != original.get(width)
         }
         if changed:
             plan[name] = changed

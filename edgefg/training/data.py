@@ -13,16 +13,30 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from tqdm import tqdm
 
 from edgefg.errors import DataError
+from edgefg.folders import class_folders, corrupt_message
 from edgefg.manifest import TaxonomyLevel
-from edgefg.sources import IMAGE_SUFFIXES, decode_image
-from edgefg.training.split import SPLITS, Sample, SplitSpec, split_samples
+from edgefg.sources import decode_image, image_files
+from edgefg.split import SPLITS, Sample, SplitSpec, complete
 
 TAXONOMY_FILE = "taxonomy.csv"
+
+
+class TrainedOn(Protocol):
+    """What a checkpoint's header says of its data."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in order."""
+
+    @property
+    def dataset(self) -> str:
+        """Fingerprint."""
 
 
 class FolderData(msgspec.Struct, frozen=True):
@@ -41,7 +55,7 @@ class FolderData(msgspec.Struct, frozen=True):
 
 
 def load_data(
-    root: Path, split: SplitSpec | None = None, *, skip_corrupt: bool = False, labels: Sequence[str] | None = None
+    root: Path, split: SplitSpec | None = None, *, skip_corrupt: bool = False, like: TrainedOn | None = None
 ) -> FolderData:
     """Read a folder data set's structure and check every image.
 
@@ -50,50 +64,54 @@ def load_data(
         split: how to split a folder without split folders, and how much of ``train`` becomes ``val`` where that is
             absent.
         skip_corrupt: leave unreadable images out instead of raising.
-        labels: the classes that are expected, in order, for instance a teacher's; None takes the data's own.
+        like: a checkpoint's header; the data must have its classes in its order and, where they were split here, be the
+            very same, since another image could move test images into training.
 
     Raises:
-        DataError: the folder is missing or empty, a class has no image, splits disagree on the classes, the classes are
-            not the expected ones, or an image cannot be read.
+        DataError: the folder is missing or empty, a class has no image, splits disagree on the classes, the data are
+            not those of ``like``, or an image cannot be read.
     """
     split = split or SplitSpec()
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; needed DATA/train/<class>/*.jpg or DATA/<class>/*.jpg")
     if (root / "train").is_dir():
-        folders = {name: _class_folders(root / name) for name in SPLITS if (root / name).is_dir()}
-        stray = [folder.name for folder in _class_folders(root) if folder.name not in SPLITS]
+        folders = {name: class_folders(root / name) for name in SPLITS if (root / name).is_dir()}
+        stray = [folder.name for folder in class_folders(root) if folder.name not in SPLITS]
         if {"valid", "validation"} & set(stray) and "val" not in folders:
             raise DataError(f"{root} has {stray[0]}/ where edgefg reads val/; rename it")
     else:
-        folders = {"all": _class_folders(root)}
+        folders = {"all": class_folders(root)}
     names, taxonomy = _labels(root, folders)
-    if labels is not None and tuple(labels) != names:
-        raise DataError(_label_difference(root, labels, names))
+    if like is not None and like.labels != names:
+        raise DataError(_label_difference(root, like.labels, names))
     index = {name: i for i, name in enumerate(names)}
     found = {
-        part: tuple(Sample(path, index[folder.name]) for folder in members for path in _images(folder))
+        part: tuple(Sample(path, index[folder.name]) for folder in members for path in _class_images(folder))
         for part, members in folders.items()
     }
     bad, digests = _check_images(root, [sample for members in found.values() for sample in members])
     if bad and not skip_corrupt:
-        raise DataError(_corrupt_message(bad, len(digests) + len(bad)))
+        raise DataError(corrupt_message(list(bad.values()), len(digests) + len(bad)))
     for problem in bad.values():
         print(f"left out: {problem}", file=sys.stderr)
     found = {part: tuple(s for s in members if s.path in digests) for part, members in found.items()}
-    splits = _complete(found, root, split)
+    splits = complete(found, root, split)
     _need_every_class(splits["train"], names, root)
-    return FolderData(root, names, taxonomy, splits, _fingerprint(splits, digests, root), tuple(bad.values()))
+    fingerprint = _fingerprint(splits, digests, root)
+    if like is not None and "val" not in folders and like.dataset != fingerprint:
+        raise DataError(
+            f"{root} is split here, and not the data that the checkpoint was trained on (fingerprint"
+            f" {fingerprint[:12]}, not {like.dataset[:12]}): its test images may have been trained on;"
+            " restore it, or train again"
+        )
+    return FolderData(root, names, taxonomy, splits, fingerprint, tuple(bad.values()))
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not files:
-        raise DataError(f"the class folder {folder} holds no image; add some or remove the folder")
-    return files
+def _class_images(folder: Path) -> list[Path]:
+    try:
+        return image_files(folder)
+    except DataError:
+        raise DataError(f"the class folder {folder} holds no image; add some or remove the folder") from None
 
 
 def _labels(root: Path, folders: dict[str, list[Path]]) -> tuple[tuple[str, ...], tuple[TaxonomyLevel, ...]]:
@@ -119,8 +137,11 @@ def _labels(root: Path, folders: dict[str, list[Path]]) -> tuple[tuple[str, ...]
 
 
 def _read_taxonomy(path: Path) -> tuple[tuple[str, ...], tuple[TaxonomyLevel, ...]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {exc}") from exc
     if not rows or rows[0][0] != "class" or any(len(row) != len(rows[0]) for row in rows):
         raise DataError(f"{path} needs a header 'class,<coarser level>,…' and as many fields in every line")
     names = tuple(row[0] for row in rows[1:])
@@ -164,26 +185,6 @@ def _check_images(root: Path, samples: Iterable[Sample]) -> tuple[dict[Path, str
             else:
                 bad[path] = problem
     return bad, digests
-
-
-def _corrupt_message(bad: dict[Path, str], total: int) -> str:
-    lines = list(bad.values())
-    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
-    return (
-        f"{len(lines)} of {total} images cannot be used: {'; '.join(lines[:3])}{more};"
-        " repair or remove them, or leave them out with --skip-corrupt"
-    )
-
-
-def _complete(found: dict[str, tuple[Sample, ...]], root: Path, split: SplitSpec) -> dict[str, tuple[Sample, ...]]:
-    """Make ``train``, ``val`` and ``test`` out of what the folder has."""
-    if "all" in found:
-        return split_samples(found["all"], root, split)
-    if "val" in found:
-        return {name: found.get(name, ()) for name in SPLITS}
-    # Both carved parts become validation: a test split is only ever the folder's own.
-    parts = split_samples(found["train"], root, msgspec.structs.replace(split, val=split.val / 2, test=split.val / 2))
-    return {"train": parts["train"], "val": tuple(sorted(parts["val"] + parts["test"])), "test": found.get("test", ())}
 
 
 def _need_every_class(train: Sequence[Sample], names: Sequence[str], root: Path) -> None:

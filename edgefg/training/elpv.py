@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 
 from edgefg.errors import DataError
-from edgefg.training.split import Sample, SplitSpec, split_samples
+from edgefg.split import Sample, SplitSpec, split_samples
 
 LEVELS = ("functional", "possibly-defective", "probably-defective", "defective")
 

@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from edgefg import metrics
-from edgefg.errors import TrainingError
+from edgefg.errors import TrainingError, one_line
 from edgefg.preprocess import InputSpec
+from edgefg.split import Sample
 from edgefg.training.augment import EvaluationImages, TrainingImages, loader
 from edgefg.training.history import History
 from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.resume import RunState, load_state, save_state
-from edgefg.training.split import Sample
 
 # (network, images uint8 [N, H, W, 3], labels int64 [N]) → (loss, logits)
 Objective = Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -152,8 +152,8 @@ def _epoch(
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
-                f"the loss is {value} at epoch {epoch + 1}, step {step + 1}; the state after epoch {epoch} is"
-                " kept: start again with a lower --lr"
+                f"the loss is {value} at epoch {epoch + 1}, step {step + 1};"
+                " start again with a lower --lr and --restart"
             )
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(loss)
@@ -195,8 +195,14 @@ def _launch(hardware: Hardware) -> Fabric:
     if precision == "auto":
         cuda = hardware.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
         precision = ("bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed") if cuda else "32-true"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Fabric's advice on hardware that the caller chose
-        fabric = Fabric(accelerator=hardware.accelerator, devices=hardware.devices, precision=precision)
-        fabric.launch()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Fabric's advice on hardware that the caller chose
+            fabric = Fabric(accelerator=hardware.accelerator, devices=hardware.devices, precision=precision)
+            fabric.launch()
+    except (RuntimeError, ValueError, TypeError) as exc:  # Fabric's misconfigurations come as any of these
+        raise TrainingError(
+            f"cannot train on {hardware.devices} × {hardware.accelerator!r} with precision {hardware.precision!r}:"
+            f" {one_line(exc)[:200]}"
+        ) from exc
     return fabric

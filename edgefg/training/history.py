@@ -36,7 +36,7 @@ class History:
                 kept = list(csv.reader(file))[1 : 1 + done]
         with self._csv.open("w", newline="") as file:
             csv.writer(file).writerows([_COLUMNS, *kept])
-        self._board = SummaryWriter(str(out / "tensorboard" / stage), purge_step=done)
+        self._board = SummaryWriter(str(out / "tensorboard" / stage), purge_step=done + 1)
         self._since = time.monotonic()
 
     def add(self, epoch: int, loss: float, rate: float, scores: Scores | None) -> None:

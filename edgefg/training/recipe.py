@@ -16,7 +16,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     epochs: _Count
     image_size: Annotated[int, msgspec.Meta(ge=16, le=4096)]
     """Height and width of the network input, pixels."""
-    batch_size: _Count = 32
+    batch_size: Annotated[int, msgspec.Meta(ge=2)] = 32
+    """At least 2, since batch normalisation cannot take one image."""
     lr: _Positive = 1e-3
     """Peak learning rate of AdamW (Loshchilov & Hutter 2019), reached after the warm-up, then a half cosine to zero."""
     head_lr_ratio: _Positive = 5.0
@@ -32,7 +33,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a stage runs; changes nothing in what it computes but rounding."""
+    """Where a stage runs. Rounding depends on it, and the order of random numbers on ``workers`` and ``devices``."""
 
     accelerator: str = "auto"
     """Lightning Fabric's name: ``auto``, ``cpu``, ``cuda``, ``mps``."""

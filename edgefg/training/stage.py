@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 from lightning_fabric.utilities.rank_zero import rank_zero_only
+from msgspec.structs import replace
 from torch import nn
 
 from edgefg.errors import TrainingError
 from edgefg.manifest import Accuracy
 from edgefg.metrics import Scores
-from edgefg.training.checkpoint import Header, save
+from edgefg.training.checkpoint import Header, read_header, save
 from edgefg.training.data import FolderData
 from edgefg.training.fit import Objective, fit
 from edgefg.training.recipe import Hardware, Recipe
@@ -33,14 +36,20 @@ def train_and_save(
 ) -> Path:
     """Train ``network`` and write ``out/<header.kind>.safetensors``; return that path.
 
-    The header's recipe and validation accuracy are filled in. ``restart`` throws away an unfinished run's state. See
-    `edgefg.training.fit.fit` for the rest.
+    The header's recipe and validation accuracy are filled in. A finished checkpoint of the very same run is returned as
+    it is; ``restart`` throws it, or an unfinished run's state, away. See `edgefg.training.fit.fit` for the rest.
 
     Raises:
-        TrainingError: the folder cannot be written, or see `fit`.
+        TrainingError: the folder cannot be written or holds another run, or see `fit`.
     """
     stage = header.kind
+    path = out / f"{stage}.safetensors"
     state = out / f"{stage}.resume.safetensors"
+    header = replace(header, recipe=f"{header.recipe} {msgspec.json.encode(recipe).decode()}".strip())
+    if path.exists() and not restart:
+        _same_run(path, header)
+        print(f"{path} is there already; --restart makes it anew", file=sys.stderr)
+        return path
     try:
         out.mkdir(parents=True, exist_ok=True)
         if restart:
@@ -53,20 +62,31 @@ def train_and_save(
             objective,
             out,
             stage=stage,
-            fingerprint=f"{data.fingerprint} {header.recipe}",
+            fingerprint=_identity(header),
             head=head,
             hardware=hardware,
             aides=aides,
         )
-        path = out / f"{stage}.safetensors"
-        settings = f"{header.recipe} {msgspec.json.encode(recipe).decode()}".strip()
         validation = accuracy_of(scores, f"val of {data.root.resolve().name}") if scores else None
         if rank_zero_only.rank == 0:
-            save(path, network, msgspec.structs.replace(header, recipe=settings, validation=validation))
+            save(path, network, replace(header, validation=validation))
             state.unlink(missing_ok=True)
     except OSError as exc:
         raise TrainingError(f"cannot write below {out}: {exc}") from exc
     return path
+
+
+def _identity(header: Header) -> str:
+    """Digest everything that a run depends on: data, settings, teacher, parent, widths."""
+    return hashlib.sha256(msgspec.json.encode(replace(header, validation=None))).hexdigest()
+
+
+def _same_run(path: Path, header: Header) -> None:
+    """Raise `TrainingError` unless the finished checkpoint is of this very run."""
+    if _identity(read_header(path)) != _identity(header):
+        raise TrainingError(
+            f"{path} is there already, from other data or settings; give another --out, or --restart to replace it"
+        )
 
 
 def accuracy_of(scores: Scores, data: str) -> Accuracy:

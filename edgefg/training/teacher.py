@@ -12,12 +12,12 @@ import torch
 from edgefg import __version__
 from edgefg.errors import DataError
 from edgefg.preprocess import InputSpec
+from edgefg.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header
 from edgefg.training.data import load_data
 from edgefg.training.fit import cross_entropy
 from edgefg.training.models.plain import Network, head_of
 from edgefg.training.recipe import Hardware, Recipe
-from edgefg.training.split import SplitSpec
 from edgefg.training.stage import train_and_save
 from edgefg.training.weights import load_backbone
 

@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 
 from edgefg import Classifier
-from edgefg.benchmarks.accuracy import evaluate, evaluate_artifact, labelled_images, split_folder
+from edgefg.benchmarks.accuracy import evaluate
 from edgefg.errors import DataError
+from edgefg.metrics import Scores
 from tests.benchmarks.conftest import MakeArtifact
+
+
+def evaluate_artifact(model: Path, data: Path, split: str | None = None, **options: bool) -> Scores:
+    with Classifier(model) as classifier:
+        return evaluate(classifier, data, split, **options).scores
 
 
 def test_scores_the_test_split_by_class_name(null_artifact: MakeArtifact, data: Path) -> None:
@@ -35,45 +41,6 @@ def test_the_temperature_is_the_manifests(null_artifact: MakeArtifact, data: Pat
 def test_data_without_split_folders_are_taken_whole(null_artifact: MakeArtifact, data: Path) -> None:
     with Classifier(null_artifact()) as classifier:
         assert evaluate(classifier, data / "test").split == "all"
-
-
-def test_val_stands_in_for_test(data: Path) -> None:
-    (data / "test").rename(data / "train")
-    assert split_folder(data) == (data / "val", "val")
-
-
-@pytest.mark.parametrize(
-    ("split", "message"), [("train", "the splits val, test; needed train/"), ("dev", "needed dev/")]
-)
-def test_a_missing_split_is_named(data: Path, split: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        split_folder(data, split)
-
-
-def test_train_alone_is_not_measured_on_unasked(data: Path) -> None:
-    (data / "test").rename(data / "train")
-    (data / "val").rename(data / "train" / "val")
-    with pytest.raises(DataError, match="but train/"):
-        split_folder(data)
-    assert split_folder(data, "train")[1] == "train"
-
-
-def test_missing_data_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere is not a folder"):
-        split_folder(tmp_path / "nowhere")
-
-
-def test_an_unknown_class_folder_is_named(data: Path) -> None:
-    with pytest.raises(DataError, match=r"1 class folders .* \(first: 'pear'"):
-        labelled_images(data / "test", ["apple", "Pear"])
-
-
-def test_a_folder_without_classes_and_a_class_without_images(data: Path) -> None:
-    with pytest.raises(DataError, match="holds no class folder"):
-        labelled_images(data / "test" / "pear", ["apple", "pear"])
-    (data / "test" / "plum").mkdir()
-    with pytest.raises(DataError, match=r"plum holds no image"):
-        labelled_images(data / "test", ["apple", "pear", "plum"])
 
 
 def test_corrupt_images_are_counted_and_named(null_artifact: MakeArtifact, data: Path) -> None:

@@ -231,13 +231,28 @@ except edgefg.RuntimeUnavailableError as error:
     assert len(result.stdout.splitlines()) == 1
 
 
+def test_an_exception_of_the_caller_s_own_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watchdog's signal handler may raise in the middle of a prediction."""
+
+    class Watchdog(Exception):
+        pass
+
+    def late(_: object) -> None:
+        raise Watchdog
+
+    with _open("onnx") as classifier:
+        monkeypatch.setattr(classifier._runtime, "infer", late)
+        with pytest.raises(Watchdog):
+            classifier.predict(np.zeros((64, 64, 3), np.uint8))
+
+
 def test_what_the_engine_raises_becomes_ours(birds: Birds, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> None:
         raise RuntimeError("vendor\n  trouble")
 
     with _open("onnx") as classifier:
         monkeypatch.setattr(classifier._runtime, "infer", fail)
-        with pytest.raises(InferenceError, match=r"model\.onnx: vendor trouble") as caught:
+        with pytest.raises(InferenceError, match=r"model\.onnx: RuntimeError vendor trouble") as caught:
             classifier.predict(birds[1][0])
     assert isinstance(caught.value.__cause__, RuntimeError)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgefg import cli
+from edgefg import __version__, cli
 from tests.conftest import BLOCKER
 from tests.synthetic import write_dataset
 
@@ -72,6 +72,22 @@ def test_predict(run, tiny, birds: Path, kind: str) -> None:
     assert status == 0
     assert len(out.splitlines()) == len(list((birds / "test").rglob("*.*g")))
     assert answer["label"] in out.splitlines()[0]
+
+
+def test_predict_goes_on_after_an_unreadable_image(run, tiny, birds: Path, tmp_path: Path) -> None:
+    good = image_of(birds)
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"\xff\xd8")
+    status, out, err = run("predict", tiny("onnx"), bad, good, "--json")
+    assert status == 2
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert "cut off" in lines[0]["error"]
+    assert lines[1]["label"]
+    assert err.count("\n") == 1
+
+
+def test_version(run) -> None:
+    assert run("--version") == (0, f"edgefg {__version__}\n", "")
 
 
 def test_predict_runs_where_importing_torch_raises(tiny, birds: Path) -> None:
@@ -181,6 +197,9 @@ def test_an_artifact_that_cannot_be_trusted_is_one_line_and_status_2(
         (["train", "{birds}", "--out", "{out}", "--method", "magic"], "no method 'magic'"),
         (["train", "{birds}", "--out", "{out}", "--lr", "-1"], "out of range"),
         (["train", "{birds}", "--out", "{out}", "--epochs", "0"], "epochs"),
+        (["train", "{birds}", "--out", "{out}", "--batch-size", "1"], "batch-size"),
+        (["predict", "{folder}", "{text}"], "is a folder; give the model file in it"),
+        (["verify", "x.safetensors"], "is a checkpoint; `edgefg export` makes an artifact of it"),
         (["distill", "/no/such.safetensors", "{birds}", "--out", "{out}"], "is not there"),
         (["export", "/no/such.safetensors", "--to", "onnx", "--out", "{out}"], "is not there"),
         (["export", "x", "--to", "coreml", "--out", "{out}"], "coreml"),
@@ -193,7 +212,13 @@ def test_a_user_s_mistake_is_told_without_traceback_and_status_2(
     run, tiny, birds: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "text.jpg").write_text("no image")
-    places = {"tiny": tiny("ir"), "birds": birds, "text": tmp_path / "text.jpg", "out": tmp_path / "out"}
+    places = {
+        "tiny": tiny("ir"),
+        "birds": birds,
+        "text": tmp_path / "text.jpg",
+        "out": tmp_path / "out",
+        "folder": tmp_path,
+    }
     status, _, err = run(*(argument.format(**places) for argument in arguments))
     assert status == 2
     assert message in err

@@ -19,10 +19,10 @@ from edgefg.export.export import export_checkpoint
 from edgefg.export.to_onnx import write_onnx
 from edgefg.preprocess import InputSpec, prepare
 from edgefg.sources import read_image
+from edgefg.split import Sample, SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.data import FolderData, load_data
 from edgefg.training.models.plain import Network, build_backbone, head_of
-from edgefg.training.split import Sample, SplitSpec
 from edgefg.training.weights import load_backbone
 from tests.synthetic import write_dataset
 

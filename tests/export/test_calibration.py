@@ -14,8 +14,8 @@ from edgefg.errors import DataError
 from edgefg.export.calibration import batches, choose_balanced, read_calibration, synthetic_frames
 from edgefg.preprocess import InputSpec, prepare
 from edgefg.sources import read_image
+from edgefg.split import Sample
 from edgefg.training.data import FolderData
-from edgefg.training.split import Sample
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 60), st.integers(0, 3))

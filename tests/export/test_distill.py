@@ -107,5 +107,5 @@ def test_wrong_data_and_targets(teacher: Path, birds: Path, tmp_path: Path) -> N
     other = write_dataset(tmp_path / "other", classes=3, per_class=10, size=48, seed=2)
     with pytest.raises(DataError, match="has 3 classes, the checkpoint 2"):
         distill(teacher, other, tmp_path, RECIPE, student="test_efficientnet", weights="none", hardware=HERE)
-    with pytest.raises(DataError, match=r"--macs 1\.5 is not between 0 and 1"):
+    with pytest.raises(DataError, match=r"--macs 1\.5, --max-ratio 0\.25 or --round-to 16 is out of range"):
         prune(teacher, birds, tmp_path, RECIPE, macs=1.5, hardware=HERE)

@@ -38,11 +38,19 @@ def test_another_plan_s_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a pipeline with another student, macs"):
         pipeline._claim(other, tmp_path / "out", restart=False)
     (tmp_path / "out" / "teacher.safetensors").write_text("old")
+    (tmp_path / "out" / "split").mkdir()
     pipeline._claim(other, tmp_path / "out", restart=True)
-    assert not (tmp_path / "out" / "teacher.safetensors").exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["pipeline.json"]
     (tmp_path / "out" / "pipeline.json").write_text("{")
     with pytest.raises(DataError, match="is not a pipeline's plan"):
         pipeline._claim(other, tmp_path / "out", restart=False)
+
+
+def test_a_checkpoint_that_no_pipeline_made_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    (tmp_path / "teacher.safetensors").write_text("by hand")
+    with pytest.raises(DataError, match=r"holds teacher\.safetensors, which no pipeline made"):
+        pipeline._claim(plan_for(tmp_path / "data"), tmp_path, restart=False)
+    assert (tmp_path / "teacher.safetensors").read_text() == "by hand"
 
 
 def test_one_folder_becomes_split_folders_once(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from onnx import numpy_helper
 
 from edgefg import Classifier, golden
 from edgefg.errors import DataError, IntegrityError, ManifestError, ParityError
-from edgefg.export.verify import VerifyReport, labelled_images, verify
+from edgefg.export.verify import VerifyReport, verify
 from edgefg.manifest import Manifest
 from edgefg.preprocess import UInt8Array
 
@@ -45,7 +44,7 @@ def test_an_artifact_alone(tiny: Tiny) -> None:
 def test_accuracy_without_a_parent(tiny: Tiny, folder: Path) -> None:
     accuracy = verify(tiny("onnx"), data=folder).accuracy
     assert accuracy is not None
-    assert (accuracy.images, accuracy.data) == (16, "birds/val")
+    assert (accuracy.images, accuracy.data) == (16, "val of birds")
     assert accuracy.top1_low < accuracy.top1 <= accuracy.top1_high
     assert accuracy.top1 > 0.5
 
@@ -146,23 +145,6 @@ def test_parent_of_other_classes(tiny: Tiny, folder: Path, rewrite: Callable[...
 def test_parent_without_data(tiny: Tiny) -> None:
     with pytest.raises(DataError, match="without data"):
         verify(tiny("onnx"), parent=tiny("ir"))
-
-
-def test_data_folders(folder: Path, tmp_path: Path) -> None:
-    samples = labelled_images(folder, "val", LABELS)
-    assert samples == labelled_images(folder / "val", "val", LABELS)
-    assert len(samples) == 16
-    assert all(path.parent.name == LABELS[label] for path, label in samples)
-    with pytest.raises(DataError, match="has no test/"):
-        labelled_images(folder, "test", LABELS)
-    with pytest.raises(DataError, match="is not a folder"):
-        labelled_images(tmp_path / "absent", "val", LABELS)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no class folder with images"):
-        labelled_images(tmp_path / "empty", "val", LABELS)
-    shutil.copytree(folder / "val" / "bar", folder / "val" / "zebra")
-    with pytest.raises(DataError, match="zebra is none of the artifact's 4 classes"):
-        labelled_images(folder, "val", LABELS)
 
 
 def test_runs_where_torch_and_onnx_are_not(

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pytest
 
 from edgefg.errors import DataError
+from edgefg.split import SplitSpec
 from edgefg.training.data import load_data
-from edgefg.training.split import SplitSpec
 
 
 def write_images(folder: Path, count: int, seed: int = 0) -> None:
@@ -118,6 +119,34 @@ def test_a_class_whose_images_are_all_corrupt_is_named(root: Path) -> None:
         load_data(root, skip_corrupt=True)
 
 
+class Seen(NamedTuple):
+    labels: tuple[str, ...]
+    dataset: str
+
+
 def test_other_labels_than_the_checkpoint_s(root: Path) -> None:
     with pytest.raises(DataError, match=r"2 classes, the checkpoint 2: 1 missing, 1 unknown \(first: 'wasp'\)"):
-        load_data(root, labels=("bee", "wasp"))
+        load_data(root, like=Seen(("bee", "wasp"), ""))
+
+
+def test_data_that_are_split_here_must_be_the_very_same(root: Path, tmp_path: Path) -> None:
+    """Else a test image could have been a training image."""
+    for name in ("ant", "bee"):
+        write_images(tmp_path / "flat" / name, 20)
+    flat = tmp_path / "flat"
+    seen = Seen(("ant", "bee"), load_data(flat).fingerprint)
+    assert load_data(flat, like=seen).fingerprint == seen.dataset
+    (flat / "ant" / "3.jpg").unlink()
+    with pytest.raises(DataError, match="its test images may have been trained on"):
+        load_data(flat, like=seen)
+    load_data(root, like=Seen(("ant", "bee"), "other"))
+
+
+def test_an_image_less_leaves_the_others_where_they_were(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        write_images(tmp_path / name, 100)
+    before = load_data(tmp_path).splits
+    (tmp_path / "ant" / "50.jpg").unlink()
+    after = load_data(tmp_path).splits
+    moved = set(before["test"]) & set(after["train"]) | set(before["train"]) & set(after["test"])
+    assert len(moved) <= 12  # a seeded shuffle moves about 90

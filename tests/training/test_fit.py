@@ -84,6 +84,30 @@ def test_an_unfinished_run_of_another_recipe_is_not_overwritten(
     assert not state.exists()
 
 
+def test_a_finished_run_is_kept_and_another_one_does_not_overwrite_it(
+    birds: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware
+) -> None:
+    path = run(birds, tmp_path, recipe, hardware)
+    before = path.stat().st_mtime_ns
+    assert run(birds, tmp_path, recipe, hardware) == path
+    assert path.stat().st_mtime_ns == before
+    other = msgspec.structs.replace(recipe, seed=9)
+    with pytest.raises(TrainingError, match="is there already, from other data or settings"):
+        run(birds, tmp_path, other, hardware)
+    assert path.stat().st_mtime_ns == before
+    run(birds, tmp_path, other, hardware, restart=True)
+    assert path.stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize("wrong", [{"accelerator": "bogus"}, {"precision": "bogus"}, {"accelerator": "cuda"}])
+def test_hardware_that_is_not_there_is_one_line(birds: Path, tmp_path: Path, recipe: Recipe, wrong: dict) -> None:
+    if wrong.get("accelerator") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(TrainingError, match="cannot train on 1 × ") as caught:
+        run(birds, tmp_path, recipe, Hardware(workers=0, **wrong))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_loss_that_is_not_finite_stops(birds: Path, tmp_path: Path, hardware: Hardware) -> None:
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at epoch \d, step \d"):
         run(birds, tmp_path, Recipe(epochs=3, image_size=32, batch_size=16, lr=1e30), hardware)

@@ -60,7 +60,9 @@ def build_backbone(name: str, classes: int) -> nn.Module:
         return cast(nn.Module, timm.create_model(name, pretrained=False, num_classes=classes))
     plain = name.removeprefix("torchvision:")
     if plain in torchvision.models.list_models(torchvision.models):
-        return cast(nn.Module, torchvision.models.get_model(plain, weights=None, num_classes=classes))
+        # These two give tuples in training unless told not to.
+        extra = {"aux_logits": False, "init_weights": True} if plain in ("googlenet", "inception_v3") else {}
+        return cast(nn.Module, torchvision.models.get_model(plain, weights=None, num_classes=classes, **extra))
     known = [*timm.list_models(), *torchvision.models.list_models(torchvision.models)]
     close = difflib.get_close_matches(plain, known, n=5)
     hint = f"; similar names: {', '.join(close)}" if close else ""

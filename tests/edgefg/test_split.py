@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefg.errors import DataError
-from edgefg.training.split import SPLITS, Sample, SplitSpec, split_samples
+from edgefg.split import SPLITS, Sample, SplitSpec, split_samples
 
 
 def make(groups: list[tuple[int, int]]) -> list[Sample]:

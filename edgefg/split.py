@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
+import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -48,9 +48,8 @@ def split_samples(samples: Sequence[Sample], root: Path, spec: SplitSpec) -> dic
     totals = Counter(sample.label for sample in samples)
     shares = {"train": 1.0 - spec.val - spec.test, "val": spec.val, "test": spec.test}
     lacking = {name: {label: total * share for label, total in totals.items()} for name, share in shares.items()}
-    names = sorted(groups)
-    random.Random(spec.seed).shuffle(names)
-    names.sort(key=lambda name: -len(groups[name]))
+    # Ordered by hash, not shuffled: one image more or less leaves nearly all others in their split.
+    names = sorted(groups, key=lambda name: (-len(groups[name]), _hash(spec.seed, name)))
     dealt: dict[str, list[Sample]] = {name: [] for name in SPLITS}
     for name in names:
         counts = Counter(sample.label for sample in groups[name])
@@ -61,10 +60,38 @@ def split_samples(samples: Sequence[Sample], root: Path, spec: SplitSpec) -> dic
     return {name: tuple(sorted(members)) for name, members in dealt.items()}
 
 
+def _hash(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+
+def complete(found: Mapping[str, Sequence[Sample]], root: Path, spec: SplitSpec) -> dict[str, tuple[Sample, ...]]:
+    """Make ``train``, ``val`` and ``test`` of what a data set has.
+
+    Args:
+        found: samples by split folder, or all of them under ``all`` where there are no split folders.
+        root: the data set's folder.
+        spec: how to split, and how much of ``train`` becomes ``val`` where that is absent.
+    """
+    if "all" in found:
+        return split_samples(found["all"], root, spec)
+    if "val" in found:
+        return {name: tuple(found.get(name, ())) for name in SPLITS}
+    # Both carved parts become validation: a test split is only ever the folder's own.
+    parts = split_samples(found["train"], root, msgspec.structs.replace(spec, val=spec.val / 2, test=spec.val / 2))
+    return {
+        "train": parts["train"],
+        "val": tuple(sorted(parts["val"] + parts["test"])),
+        "test": tuple(found.get("test", ())),
+    }
+
+
 def _group_of(path: str, pattern: str | None) -> str:
     if pattern is None:
         return path
-    match = re.search(pattern, path)
+    try:
+        match = re.search(pattern, path)
+    except re.error as exc:
+        raise DataError(f"the group pattern {pattern!r} is no regular expression: {exc}") from exc
     if match is None:
         raise DataError(f"the group pattern {pattern!r} matches nothing in {path!r}; every image needs a group")
     return match[1] if match.re.groups else match[0]
