@@ -9,7 +9,7 @@
 (held to AVX2 by ONEDNN_MAX_CPU_ISA), far beyond a golden set's tolerance. ``any_cpu`` halves the weights' range: 87 %
 on both.
 
-Entropy (KL) calibration is not offered: it costs EfficientNet-Lite0 44 points (../shared/methods.md).
+Entropy (KL) calibration is not offered: it costs EfficientNet-Lite0 44 points.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _nncf_percentile(estimators: Any) -> Any:
 def quantize_tensorrt(
     source: Path, target: Path, inputs: UInt8Array, *, batch: int = 1, calibrator: Calibrator = "minmax"
 ) -> None:
-    """Write the QDQ ONNX that TensorRT reads (``../shared/tensorrt.md``), from an FP32 ONNX file.
+    """Write the QDQ ONNX that TensorRT reads, from an FP32 ONNX file.
 
     Q/DQ stand on the inputs of Conv and Gemm only, so that a convolution fuses with the activation or the residual Add
     behind it, and on the skip of every residual Add.

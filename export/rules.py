@@ -1,6 +1,7 @@
 """What TensorRT asks of an explicitly quantised (QDQ) graph, and which rules a graph breaks.
 
-The rules and their reasons stand in ``../shared/tensorrt.md``. Nothing here needs a GPU or torch.
+The rules come from TensorRT's documentation of explicit quantisation and from what its users report. Nothing here needs
+a GPU or torch.
 """
 
 from __future__ import annotations
