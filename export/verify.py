@@ -27,7 +27,6 @@ from edgefg.split import Sample
 IntArray = npt.NDArray[np.int64]
 _WORST = 5
 _AT_ONCE = 16
-_SPLITS = ("train", "val", "test")
 
 
 class ClassDrop(msgspec.Struct, frozen=True):

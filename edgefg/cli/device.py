@@ -61,13 +61,13 @@ def predict(
         json: print one JSON object a line.
     """
     files = [file for path in images for file in image_files(path)]
-    unreadable: list[str] = []
+    unreadable = 0
     with Classifier(artifact, threads=threads, device=device, top_k=top_k) as classifier:
         for file in files:
             try:
                 frame = read_image(file)
             except DataError as exc:
-                unreadable.append(str(exc))
+                unreadable += 1
                 print(f"edgefg: {exc}", file=sys.stderr)
                 if json:
                     print_json({"image": str(file), "error": str(exc)})

@@ -354,7 +354,7 @@ def pipeline(
 
 
 def _summarise(result: PipelineResult, out: Path, json: bool) -> None:
-    """Measure what the pipeline made on the test split, side by side, and say where everything lies."""
+    """Measure what the pipeline made, side by side on one split, and say where everything lies."""
     from edgefg.benchmarks import summary
 
     say(f"measuring on {result.split}")
