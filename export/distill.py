@@ -17,8 +17,9 @@ from edgefg.errors import DataError
 from edgefg.manifest import sha256
 from edgefg.training.checkpoint import SCHEMA, Header, load
 from edgefg.training.data import load_data
-from edgefg.training.fit import Objective
-from edgefg.training.models.plain import Network, head_of
+from edgefg.training.losses import cross_entropy
+from edgefg.training.models.network import Batch, Network
+from edgefg.training.objective import Objective
 from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.stage import train_and_save
 from edgefg.training.weights import load_backbone
@@ -84,14 +85,15 @@ def distill(
     objective = distillation(
         teacher, teacher_header, temperature=temperature, hard_weight=hard_weight, smoothing=recipe.label_smoothing
     )
+    network = Network(body, mean, std)
     return train_and_save(
-        Network(body, mean, std),
+        network,
         header,
         data,
         recipe,
         objective,
         out,
-        head=head_of(body),
+        fresh=network.fresh(),
         hardware=hardware,
         aides=[teacher],
         restart=restart,
@@ -110,14 +112,16 @@ def distillation(
         parameter.requires_grad_(False)
     size = (teacher_header.input.height, teacher_header.input.width)
 
-    def objective(student: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = student(images)
+    criterion = cross_entropy(smoothing)
+
+    def objective(student: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = student(batch.images)
         with torch.no_grad():
-            wanted = teacher(_resized(images, size))
+            wanted = teacher(_resized(batch.images, size))
         # In float32: the logarithm of a softmax in half precision loses the small probabilities that matter here.
         loss = (1 - hard_weight) * kl_divergence(logits.float(), wanted.float(), temperature)
         if hard_weight:
-            loss = loss + hard_weight * F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+            loss = loss + hard_weight * criterion(logits, batch)
         return loss, logits
 
     return objective

@@ -23,11 +23,12 @@ from edgefg.errors import CheckpointError, DataError, ExportError, one_line
 from edgefg.export.distill import distillation
 from edgefg.export.quiet import quiet
 from edgefg.manifest import sha256
-from edgefg.training.augment import TrainingImages, loader
+from edgefg.training.augment import TrainingImages, training_loader
 from edgefg.training.checkpoint import Header, channel_plan, load, rebuild
 from edgefg.training.data import load_data
-from edgefg.training.fit import Objective, cross_entropy
-from edgefg.training.models.plain import Network, build_backbone, head_of
+from edgefg.training.models.backbone import build_backbone, head_of
+from edgefg.training.models.network import Batch, Network
+from edgefg.training.objective import Objective, TeacherObjective
 from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.stage import train_and_save
 
@@ -79,7 +80,7 @@ def prune(
     network, header = load(student_path)
     data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, like=header)
     recipe = msgspec.structs.replace(recipe, image_size=header.input.height)
-    objective = cross_entropy(recipe.label_smoothing)
+    objective: Objective = TeacherObjective(recipe, network, len(header.labels))
     aides: list[nn.Module] = []
     if teacher_path is not None:
         teacher, teacher_header = load(teacher_path)
@@ -109,10 +110,10 @@ def prune(
     )
 
 
-def _endless(images: TrainingImages, recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _endless(images: TrainingImages, recipe: Recipe) -> Iterator[Batch]:
     """Yield augmented batches for ever, in another order each time round."""
     for turn in count():
-        yield from loader(images, recipe.batch_size, workers=0, shuffle_seed=recipe.seed + turn)
+        yield from training_loader(images, recipe, workers=0, seed=recipe.seed + turn)
 
 
 def _prove_rebuild(network: Network, header: Header) -> None:
@@ -169,8 +170,8 @@ def remove_channels(
     for _ in range(_STEPS):
         network.zero_grad()
         network.train()
-        for pixels, labels in islice(batches, _BATCHES_PER_STEP):
-            loss, _ = objective(network, pixels, labels)
+        for batch in islice(batches, _BATCHES_PER_STEP):
+            loss, _ = objective(network, batch)
             loss.backward()  # type: ignore[no-untyped-call]
         network.eval()
         pruner.step()

@@ -20,7 +20,9 @@ from edgefg.files import atomic_file
 from edgefg.manifest import Accuracy, TaxonomyLevel
 from edgefg.preprocess import InputSpec
 from edgefg.split import SplitSpec
-from edgefg.training.models.plain import Network, build_backbone
+from edgefg.training.methods import build
+from edgefg.training.models.backbone import build_backbone
+from edgefg.training.models.network import Network
 
 SCHEMA = 1
 _KEY = "edgefg"
@@ -30,6 +32,7 @@ _WIDTHS = (
 )
 
 ChannelPlan = dict[str, dict[str, int | tuple[int, ...]]]
+Option = bool | int | float | str | tuple[str, ...] | None
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -38,7 +41,9 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     schema: int
     kind: Literal["teacher", "student", "pruned"]
     method: str
-    """How the network was made; ``edgefg.training.models`` has one file for each."""
+    """How the network was made; one of `edgefg.training.methods.METHODS`."""
+    options: dict[str, Option] = {}
+    """The method's options, all of them."""
     backbone: str
     labels: tuple[str, ...]
     input: InputSpec
@@ -119,8 +124,9 @@ def load(path: Path) -> tuple[Network, Header]:
 
 
 def rebuild(header: Header, tensors: dict[str, torch.Tensor]) -> Network:
-    """Build the backbone that a header describes, lay its channel plan over it, and load the tensors."""
-    network = Network(build_backbone(header.backbone, len(header.labels)), header.mean, header.std)
+    """Build the network that a header describes, lay its channel plan over it, and load the tensors."""
+    backbone = build_backbone(header.backbone, len(header.labels))
+    network = build(header.method, backbone, header.mean, header.std, header.options)
     apply_channels(network, header.channels)
     _resize_to(network, tensors)
     network.load_state_dict(tensors)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from edgefg.errors import DataError
@@ -52,6 +54,10 @@ class FolderData(msgspec.Struct, frozen=True):
     """SHA-256 over the splits, paths and contents."""
     skipped: tuple[str, ...]
     """One line for each image that was left out as unreadable."""
+    parts: tuple[str, ...] = ()
+    """Names of the boxed parts; ``object``, the whole thing, comes first where it is boxed."""
+    boxes: dict[Path, npt.NDArray[np.float32]] | None = None
+    """Image → ``float32 [parts, 4]``: x0, y0, x1, y1 in pixels of the file as decoded; NaN where absent."""
 
 
 def load_data(

@@ -6,40 +6,32 @@ was killed resumes at the epoch it was in; since each epoch seeds itself, a resu
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
+import msgspec
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from edgefg import metrics
 from edgefg.errors import TrainingError, one_line
 from edgefg.preprocess import InputSpec
 from edgefg.split import Sample
-from edgefg.training.augment import EvaluationImages, TrainingImages, loader
+from edgefg.training.augment import Boxes, EvaluationImages, TrainingImages, evaluation_loader, training_loader
 from edgefg.training.history import History
+from edgefg.training.models.network import Batch
+from edgefg.training.objective import Objective
+from edgefg.training.optimize import freeze, optimizer_of, rate_at, set_rate
 from edgefg.training.recipe import Hardware, Recipe
-from edgefg.training.resume import RunState, load_state, save_state
-
-# (network, images uint8 [N, H, W, 3], labels int64 [N]) → (loss, logits)
-Objective = Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-
-
-def cross_entropy(label_smoothing: float) -> Objective:
-    """Build the plain objective: cross entropy to the labels, smoothed (Szegedy et al. 2016, section 7)."""
-
-    def objective(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = network(images)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing), logits
-
-    return objective
+from edgefg.training.resume import Progress, Run, load_state, save_state
 
 
 def fit(
@@ -52,7 +44,8 @@ def fit(
     *,
     stage: str,
     fingerprint: str,
-    head: nn.Module | None = None,
+    fresh: Sequence[nn.Module] = (),
+    boxes: Boxes | None = None,
     hardware: Hardware | None = None,
     aides: Sequence[nn.Module] = (),
 ) -> metrics.Scores | None:
@@ -67,7 +60,8 @@ def fit(
         out: folder for ``<stage>.resume.safetensors``, ``<stage>.csv`` and TensorBoard's files.
         stage: name of the run's files, for instance ``teacher``.
         fingerprint: the data set's; a run resumes only on the same data.
-        head: layer that learns ``recipe.head_lr_ratio`` times as fast.
+        fresh: modules that start untrained and learn ``recipe.head_lr_ratio`` times as fast.
+        boxes: part boxes of the training images, for objectives that use them.
         hardware: where to run.
         aides: frozen networks that the objective uses (a teacher), to be moved to the device.
 
@@ -76,27 +70,48 @@ def fit(
     """
     hardware = hardware or Hardware()
     fabric = _launch(hardware)
-    optimizer = torch.optim.AdamW(_groups(network, head, recipe), weight_decay=recipe.weight_decay)
-    state = RunState(out / f"{stage}.resume.safetensors", recipe, fingerprint, stage)
-    done = load_state(state, network, optimizer)
-    network, optimizer = fabric.setup(network, optimizer)
+    optimizer = optimizer_of(network, fresh, recipe)
+    run = Run(out / f"{stage}.resume.safetensors", recipe, fingerprint, stage)
+    modules = {"network": network}
+    if isinstance(objective, nn.Module):
+        modules["objective"] = objective.to(fabric.device)
+    if recipe.ema:
+        average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+        modules["ema"] = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    if recipe.patience:
+        modules["best"] = copy.deepcopy(network)
+    progress = load_state(run, modules, optimizer)
+    wrapped, optimizer = fabric.setup(network, optimizer)
+    wrapped.mark_forward_method("loss")
+    for aide in (*aides, *(module for name, module in modules.items() if name != "network")):
+        aide.to(fabric.device)
     for aide in aides:
-        aide.to(fabric.device).eval()
-    training = TrainingImages(splits["train"], spec)
-    history = History(out, stage, done, active=fabric.is_global_zero)
-    scores = None
+        aide.eval()
+    loop = _Loop(fabric, wrapped, network, optimizer, objective, recipe, fresh, modules)
+    training = TrainingImages(splits["train"], spec, recipe, boxes)
+    history = History(out, stage, progress.epochs_done, active=fabric.is_global_zero)
     try:
-        for epoch in range(done, recipe.epochs):
-            loss = _epoch(fabric, network, optimizer, training, objective, recipe, epoch, hardware.workers)
-            scores = score(network, splits["val"], spec, recipe.batch_size, hardware.workers)
-            history.add(epoch + 1, loss, _rate(recipe, (epoch + 1) / recipe.epochs), scores)
+        while not _is_over(progress, recipe):
+            loss = loop.epoch(training, progress, hardware.workers, run.path)
+            scores = score(loop.result(), splits["val"], spec, recipe.batch_size, hardware.workers)
+            progress = loop.note(progress, scores)
+            history.add(progress.epochs_done, loss, rate_at(recipe, progress.epochs_done / recipe.epochs), scores)
             if fabric.is_global_zero:
-                save_state(state, network, optimizer, epoch + 1)
+                save_state(run, modules, optimizer, progress)
     finally:
         history.close()
-    if scores is None:  # everything was done before the kill
-        scores = score(network, splits["val"], spec, recipe.batch_size, hardware.workers)
-    return scores
+    result = modules["best"] if progress.best_epoch else loop.result()
+    if result is not network:
+        network.load_state_dict(result.state_dict())
+    network.requires_grad_(True)
+    return score(network, splits["val"], spec, recipe.batch_size, hardware.workers)
+
+
+def _is_over(progress: Progress, recipe: Recipe) -> bool:
+    stale = progress.epochs_done - progress.best_epoch
+    return progress.epochs_done >= recipe.epochs or bool(
+        recipe.patience and progress.best_epoch and stale >= recipe.patience
+    )
 
 
 def score(
@@ -119,75 +134,78 @@ def predict(
     network.eval()
     logits = [
         network(images.to(device)).float().cpu()
-        for images, _ in loader(EvaluationImages(samples, spec), batch_size, workers=workers)
+        for images, _ in evaluation_loader(EvaluationImages(samples, spec), batch_size, workers=workers)
     ]
     network.train(was_training)
     return torch.cat(logits).numpy(), np.array([sample.label for sample in samples], np.int64)
 
 
-def _epoch(
-    fabric: Fabric,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    training: TrainingImages,
-    objective: Objective,
-    recipe: Recipe,
-    epoch: int,
-    workers: int,
-) -> float:
-    """Train one epoch and return its mean loss."""
-    seed = recipe.seed * 100_003 + epoch
-    torch.manual_seed(seed + 7919 * fabric.global_rank)
-    share = (fabric.world_size, fabric.global_rank)
-    batches = loader(training, recipe.batch_size, workers=workers, shuffle_seed=seed, share=share)
-    batches = fabric.setup_dataloaders(batches, use_distributed_sampler=False)
-    network.train()
-    total = images_seen = 0.0
-    bar = tqdm(batches, f"epoch {epoch + 1}/{recipe.epochs}", disable=None if fabric.is_global_zero else True)
-    for step, (images, labels) in enumerate(bar):
-        rate = _rate(recipe, (epoch + (step + 1) / len(batches)) / recipe.epochs)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["ratio"]
-        loss, _ = objective(network, images, labels)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at epoch {epoch + 1}, step {step + 1};"
-                " start again with a lower --lr and --restart"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(loss)
-        fabric.clip_gradients(network, optimizer, max_norm=recipe.clip_norm)
-        optimizer.step()
-        total += value * len(images)
-        images_seen += len(images)
-        bar.set_postfix(loss=f"{total / images_seen:.3f}", refresh=False)
-    return total / images_seen
+class _Loop(NamedTuple):
+    """What an epoch works with."""
+
+    fabric: Fabric
+    wrapped: nn.Module
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    recipe: Recipe
+    fresh: Sequence[nn.Module]
+    modules: dict[str, nn.Module]
+
+    def result(self) -> nn.Module:
+        """Return the network that counts: the averaged one where there is one."""
+        ema = self.modules.get("ema")
+        return self.network if ema is None else cast(nn.Module, ema.module)
+
+    def note(self, progress: Progress, scores: metrics.Scores | None) -> Progress:
+        """Count an epoch, and keep the weights where they are the best so far and early stopping is on."""
+        done = progress.epochs_done + 1
+        if self.recipe.patience and scores is not None and scores.top1 > progress.best_top1:
+            self.modules["best"].load_state_dict(self.result().state_dict())
+            return Progress(epochs_done=done, best_epoch=done, best_top1=scores.top1)
+        return msgspec.structs.replace(progress, epochs_done=done)
+
+    def epoch(self, training: TrainingImages, progress: Progress, workers: int, state: Path) -> float:
+        """Train one epoch and return its mean loss."""
+        epoch, recipe, fabric = progress.epochs_done, self.recipe, self.fabric
+        seed = recipe.seed * 100_003 + epoch
+        torch.manual_seed(seed + 7919 * fabric.global_rank)
+        share = (fabric.world_size, fabric.global_rank)
+        batches = training_loader(training, recipe, workers=workers, seed=seed, share=share)
+        batches = fabric.setup_dataloaders(batches, use_distributed_sampler=False)
+        self.wrapped.train()
+        freeze(self.network, self.fresh, epoch < recipe.freeze_epochs)
+        if hasattr(self.network, "begin_epoch"):
+            cast(Any, self.network).begin_epoch(epoch, recipe.epochs)
+        total = images_seen = 0.0
+        bar = tqdm(batches, f"epoch {epoch + 1}/{recipe.epochs}", disable=None if fabric.is_global_zero else True)
+        for step, batch in enumerate(bar):
+            set_rate(self.optimizer, rate_at(recipe, (epoch + (step + 1) / len(batches)) / recipe.epochs))
+            loss, _ = self.objective(self.wrapped, batch)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise TrainingError(_not_finite(value, epoch, step, batch, training, state))
+            self.optimizer.zero_grad(set_to_none=True)
+            fabric.backward(loss)
+            fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=recipe.clip_norm)
+            self.optimizer.step()
+            if "ema" in self.modules:
+                cast(AveragedModel, self.modules["ema"]).update_parameters(self.network)
+            total += value * len(batch.images)
+            images_seen += len(batch.images)
+            bar.set_postfix(loss=f"{total / images_seen:.3f}", refresh=False)
+        return total / images_seen
 
 
-def _rate(recipe: Recipe, progress: float) -> float:
-    """Learning rate at a share of all steps: linear warm-up, then half a cosine (Loshchilov & Hutter 2017)."""
-    if progress < recipe.warmup:
-        return recipe.lr * progress / recipe.warmup
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (progress - recipe.warmup) / (1 - recipe.warmup)))
-
-
-def _groups(network: nn.Module, head: nn.Module | None, recipe: Recipe) -> list[dict[str, Any]]:
-    """Group the parameters: a new head learns faster; norms and biases do not decay."""
-    heads = {id(p) for p in head.parameters()} if head is not None else set()
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            groups.setdefault((id(parameter) in heads, parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": members,
-            "lr": recipe.lr,
-            "ratio": recipe.head_lr_ratio if is_head else 1.0,
-            **({} if decays else {"weight_decay": 0.0}),
-        }
-        for (is_head, decays), members in groups.items()
-    ]
+def _not_finite(value: float, epoch: int, step: int, batch: Batch, training: TrainingImages, state: Path) -> str:
+    """Say where the loss was lost: step, the batch's files, the last good state."""
+    indices = [] if batch.indices is None else batch.indices.tolist()
+    files = [str(training.samples[index].path) for index in indices]
+    good = f"{state} holds the run after epoch {epoch}" if epoch else "no epoch was finished"
+    return (
+        f"the loss is {value} at epoch {epoch + 1}, step {step + 1}; the batch: {', '.join(files)}; {good};"
+        " look at these images, or start again with a lower --lr and --restart"
+    )
 
 
 def _launch(hardware: Hardware) -> Fabric:

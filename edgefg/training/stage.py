@@ -17,7 +17,8 @@ from edgefg.manifest import Accuracy
 from edgefg.metrics import Scores
 from edgefg.training.checkpoint import Header, read_header, save
 from edgefg.training.data import FolderData
-from edgefg.training.fit import Objective, fit
+from edgefg.training.fit import fit
+from edgefg.training.objective import Objective
 from edgefg.training.recipe import Hardware, Recipe
 
 
@@ -29,7 +30,7 @@ def train_and_save(
     objective: Objective,
     out: Path,
     *,
-    head: nn.Module | None = None,
+    fresh: Sequence[nn.Module] = (),
     hardware: Hardware | None = None,
     aides: Sequence[nn.Module] = (),
     restart: bool = False,
@@ -63,7 +64,8 @@ def train_and_save(
             out,
             stage=stage,
             fingerprint=_identity(header),
-            head=head,
+            fresh=fresh,
+            boxes=data.boxes,
             hardware=hardware,
             aides=aides,
         )

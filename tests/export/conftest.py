@@ -22,7 +22,8 @@ from edgefg.sources import read_image
 from edgefg.split import Sample, SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.data import FolderData, load_data
-from edgefg.training.models.plain import Network, build_backbone, head_of
+from edgefg.training.models.backbone import build_backbone, head_of
+from edgefg.training.models.network import Network
 from edgefg.training.weights import load_backbone
 from tests.synthetic import write_dataset
 

@@ -13,6 +13,7 @@ from edgefg.export.distill import distill, distillation, kl_divergence
 from edgefg.export.prune import prune
 from edgefg.manifest import sha256
 from edgefg.training.checkpoint import load, read_header
+from edgefg.training.models.network import Batch
 from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.teacher import train_teacher
 from tests.synthetic import write_dataset
@@ -63,7 +64,7 @@ def test_teacher_and_student_see_identical_crops(teacher: Path) -> None:
     big, small = Recorder([2.0, 0.0]), Recorder([0.0, 0.0])
     objective = distillation(big, header, temperature=1.0, hard_weight=0.25, smoothing=0.0)
     images = torch.randint(0, 255, (3, 32, 32, 3), dtype=torch.uint8)
-    loss, _ = objective(small, images, torch.tensor([0, 1, 1]))
+    loss, _ = objective(small, Batch(images, torch.tensor([0, 1, 1])))
     assert torch.equal(big.seen[0], small.seen[0])
     p = torch.softmax(torch.tensor([2.0, 0.0]), 0)
     expected = 0.75 * (p * (p / 0.5).log()).sum() + 0.25 * np.log(2)
@@ -78,7 +79,9 @@ def test_a_teacher_of_another_size_sees_the_same_crop_resized(teacher: Path) -> 
     header = msgspec.structs.replace(header, input=msgspec.structs.replace(header.input, height=64, width=48))
     big, small = Recorder([1.0, 0.0]), Recorder([0.0, 0.0])
     images = torch.full((2, 32, 32, 3), 77, dtype=torch.uint8)
-    distillation(big, header, temperature=1.0, hard_weight=0.0, smoothing=0.0)(small, images, torch.tensor([0, 1]))
+    distillation(big, header, temperature=1.0, hard_weight=0.0, smoothing=0.0)(
+        small, Batch(images, torch.tensor([0, 1]))
+    )
     assert big.seen[0].shape == (2, 64, 48, 3)
     assert torch.allclose(big.seen[0], torch.tensor(77.0))
 

@@ -24,7 +24,8 @@ from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.sources import image_files, read_image
 from edgefg.training.checkpoint import load
 from edgefg.training.data import FolderData
-from edgefg.training.models.plain import Network, build_backbone
+from edgefg.training.models.backbone import build_backbone
+from edgefg.training.models.network import Network
 from edgefg.training.weights import package_state
 from tests.export.conftest import LITE0, reusing, write_checkpoint
 

@@ -19,7 +19,7 @@ from edgefg.export.rules import Graph, broken_rules, skip_tensors
 from edgefg.export.to_onnx import write_onnx
 from edgefg.export.to_openvino import convert, write_ir
 from edgefg.preprocess import InputSpec, UInt8Array
-from edgefg.training.models.plain import Network
+from edgefg.training.models.network import Network
 
 Edit = Callable[[onnx.ModelProto], None]
 

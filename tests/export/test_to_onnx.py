@@ -17,7 +17,7 @@ from edgefg.errors import ExportError
 from edgefg.export.to_onnx import OPSET, PARITY, check_graph, check_parity, torch_logits, write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.training.checkpoint import load
-from edgefg.training.models.plain import Network
+from edgefg.training.models.network import Network
 
 
 def test_graph_takes_raw_pixels_through_one_cast(lite0_onnx: Path) -> None:

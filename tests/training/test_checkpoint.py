@@ -13,8 +13,9 @@ from edgefg.preprocess import InputSpec
 from edgefg.split import SplitSpec
 from edgefg.training import checkpoint
 from edgefg.training.checkpoint import SCHEMA, Header, apply_channels, channel_plan, load, read_header, rebuild, save
-from edgefg.training.fit import cross_entropy
-from edgefg.training.models.plain import Network, build_backbone
+from edgefg.training.models.backbone import build_backbone
+from edgefg.training.models.network import Network
+from edgefg.training.objective import TeacherObjective
 from edgefg.training.recipe import Recipe
 
 BACKBONE = "test_efficientnet"
@@ -53,18 +54,22 @@ def test_round_trip(tmp_path: Path, network: Network, header: Header) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
+def objective_of(recipe: Recipe, network: Network) -> TeacherObjective:
+    return TeacherObjective(recipe, network, 3)
+
+
 class Noise(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 16
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8), index % 3
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, None, int]:
+        return torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8), index % 3, None, index
 
 
 def test_a_channel_plan_rebuilds_a_narrower_network(tmp_path: Path, network: Network, header: Header) -> None:
     recipe = Recipe(epochs=1, image_size=32, batch_size=8)
     options = {"macs": 0.8, "round_to": 8, "max_ratio": 0.5}
-    share = remove_channels(network, Noise(), cross_entropy(0.1), recipe, **options)
+    share = remove_channels(network, Noise(), objective_of(recipe, network), recipe, **options)
     assert 0.2 < share <= 0.8
     plan = channel_plan(network, Network(build_backbone(BACKBONE, 3), header.mean, header.std))
     assert plan
@@ -74,7 +79,7 @@ def test_a_channel_plan_rebuilds_a_narrower_network(tmp_path: Path, network: Net
     images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8)
     assert torch.equal(loaded(images), network.eval()(images))
     with pytest.raises(ExportError, match="raise --max-ratio"):
-        remove_channels(network, Noise(), cross_entropy(0.1), recipe, macs=0.01, round_to=8, max_ratio=0.1)
+        remove_channels(network, Noise(), objective_of(recipe, network), recipe, macs=0.01, round_to=8, max_ratio=0.1)
 
 
 @pytest.mark.parametrize("backbone", ["mobilenetv4_conv_small_035", "regnetx_002", "convnext_atto"])
@@ -82,7 +87,7 @@ def test_a_plan_rebuilds_backbones_with_wrappers_and_other_norms(backbone: str, 
     """Wrappers offer widths as read-only properties; LayerNorm calls its width otherwise."""
     network = Network(build_backbone(backbone, 3), header.mean, header.std)
     recipe = Recipe(epochs=1, image_size=32, batch_size=4)
-    remove_channels(network, Noise(), cross_entropy(0.1), recipe, macs=0.97, round_to=8, max_ratio=0.25)
+    remove_channels(network, Noise(), objective_of(recipe, network), recipe, macs=0.97, round_to=8, max_ratio=0.25)
     fresh = Network(build_backbone(backbone, 3), header.mean, header.std)
     header = msgspec.structs.replace(header, backbone=backbone, channels=channel_plan(network, fresh))
     header = msgspec.json.decode(msgspec.json.encode(header), type=Header)

@@ -7,7 +7,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from edgefg.errors import TrainingError
 from edgefg.preprocess import InputSpec, prepare
@@ -16,8 +15,12 @@ from edgefg.training import fit as loop
 from edgefg.training.augment import EvaluationImages, TrainingImages
 from edgefg.training.checkpoint import load, read_header
 from edgefg.training.data import load_data
-from edgefg.training.fit import cross_entropy, predict
+from edgefg.training.fit import predict
+from edgefg.training.losses import cross_entropy
+from edgefg.training.models.network import Batch
+from edgefg.training.optimize import rate_at
 from edgefg.training.recipe import Hardware, Recipe
+from edgefg.training.resume import Progress
 from edgefg.training.teacher import train_teacher
 
 
@@ -45,14 +48,14 @@ def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
     birds: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(birds, tmp_path / "whole", recipe, hardware)
-    epoch = loop._epoch
+    epoch = loop._Loop.epoch
 
-    def killed(*args: object) -> float:
-        if args[6] == 1:
+    def killed(self: object, training: object, progress: Progress, *args: object) -> float:
+        if progress.epochs_done == 1:
             raise KeyboardInterrupt
-        return epoch(*args)
+        return epoch(self, training, progress, *args)
 
-    monkeypatch.setattr(loop, "_epoch", killed)
+    monkeypatch.setattr(loop._Loop, "epoch", killed)
     with pytest.raises(KeyboardInterrupt):
         run(birds, tmp_path / "cut", recipe, hardware)
     assert not (tmp_path / "cut" / "teacher.safetensors").exists()
@@ -154,16 +157,13 @@ def test_predict_keeps_order_and_mode(birds: Path, tmp_path: Path, recipe: Recip
 
 
 def test_cross_entropy_with_smoothing_by_hand() -> None:
-    class Fixed(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.log(torch.tensor([[0.7, 0.2, 0.1]]))
-
-    loss, _ = cross_entropy(0.3)(Fixed(), torch.zeros(1, 1, 1, 3), torch.tensor([0]))
+    logits = torch.log(torch.tensor([[0.7, 0.2, 0.1]]))
+    loss = cross_entropy(0.3)(logits, Batch(torch.zeros(1, 1, 1, 3), torch.tensor([0])))
     expected = -(0.8 * np.log(0.7) + 0.1 * np.log(0.2) + 0.1 * np.log(0.1))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     recipe = Recipe(epochs=1, image_size=32, lr=2.0, warmup=0.25)
-    rates = [loop._rate(recipe, progress) for progress in (0.125, 0.25, 0.625, 1.0)]
+    rates = [rate_at(recipe, progress) for progress in (0.125, 0.25, 0.625, 1.0)]
     assert rates == pytest.approx([1.0, 2.0, 1.0, 0.0])

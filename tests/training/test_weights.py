@@ -10,7 +10,7 @@ import torch
 
 from edgefg.errors import WeightsError
 from edgefg.training import weights
-from edgefg.training.models.plain import build_backbone
+from edgefg.training.models.backbone import build_backbone
 from edgefg.training.weights import load_backbone, package_state
 
 

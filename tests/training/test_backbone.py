@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from edgefg.errors import WeightsError
-from edgefg.training.models.plain import Network, build_backbone, default_normalisation, head_of
+from edgefg.training.models.backbone import build_backbone, default_normalisation, head_of
+from edgefg.training.models.network import Network
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "torchvision:mobilenet_v3_small", "squeezenet1_1"])

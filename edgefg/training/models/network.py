@@ -1,0 +1,137 @@
+"""The network that every method is: uint8 pixels in, logits out, and the four things that the rest asks of a teacher.
+
+Plain fine-tuning is this class itself; every other method is a subclass in a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple, cast
+
+import msgspec
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from edgefg.training.models import backbone as parts
+from edgefg.training.models.backbone import Triple
+
+
+class Batch(NamedTuple):
+    """What a training step works on."""
+
+    images: torch.Tensor
+    """``uint8 [N, H, W, 3]`` RGB; after mixing, float levels of 0 to 255."""
+    labels: torch.Tensor
+    """``int64 [N]``."""
+    targets: torch.Tensor | None = None
+    """``float32 [N, classes]``, shares of the classes, where images were mixed; rows sum to 1."""
+    boxes: torch.Tensor | None = None
+    """``float32 [N, P, 4]``: x0, y0, x1, y1 in pixels of ``images``; NaN where a part is not visible."""
+    indices: torch.Tensor | None = None
+    """``int64 [N]``: positions in the training split."""
+
+
+class Step(NamedTuple):
+    """What a method makes of a batch in training."""
+
+    loss: torch.Tensor
+    """Scalar, every term of the method's own included."""
+    logits: torch.Tensor
+    """``float [N, classes]`` of the whole image."""
+    embedding: torch.Tensor
+    """``float [N, D]`` of the whole image: what its classifier reads."""
+
+
+class Attention(NamedTuple):
+    """Where a network looks, for a batch of N images."""
+
+    maps: torch.Tensor | None
+    """``float32 [N, M, h, w]``, each map scaled to 0…1."""
+    boxes: torch.Tensor | None
+    """``float32 [N, K, 4]``: x0, y0, x1, y1 as shares of width and height; NaN where there is none."""
+    names: tuple[str, ...] = ()
+    """Of the boxes."""
+
+
+# (logits float [N, classes], batch) → scalar
+Criterion = Callable[[torch.Tensor, Batch], torch.Tensor]
+
+
+class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Plain fine-tuning has none."""
+
+
+class Network(nn.Module):
+    """A classifier from ``uint8 [N, H, W, 3]`` RGB to ``float32 [N, classes]`` logits.
+
+    Conversion, layout and normalisation are its first operations, so that an exported graph takes raw pixels and every
+    runtime runs the same arithmetic.
+
+    Args:
+        backbone: takes normalised ``float32 [N, 3, H, W]``, gives logits.
+        mean: per channel, in levels of 0 to 255.
+        std: likewise.
+        options: the method's, an `Options`; None takes the paper's defaults.
+    """
+
+    summary: ClassVar[str] = "plain fine-tuning: the backbone with a new head"
+    paper: ClassVar[str] = "Yosinski et al. 2014"
+    Options: ClassVar[type[msgspec.Struct]] = NoOptions
+    single_pass: ClassVar[bool] = True
+    """Whether ``forward`` is one feed-forward graph, which exports by itself."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, mean: Triple, std: Triple, options: msgspec.Struct | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.options = options if options is not None else self.Options()
+        # Not part of the state dict: the checkpoint's header holds them.
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """Return what the backbone takes, ``float32 [N, 3, H, W]``, of ``uint8`` or float levels ``[N, H, W, 3]``."""
+        # The cast comes first: TensorRT and NNCF want a uint8 input to feed a Cast directly.
+        planes = images.float().permute(0, 3, 1, 2)
+        return (planes - self.mean) / self.std
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits of a batch, by the method's own multi-pass inference if it has one."""
+        return cast(torch.Tensor, self.backbone(self.normalised(images)))
+
+    def loss(self, batch: Batch, criterion: Criterion) -> Step:
+        """Return the training loss of a batch; ``criterion`` is the classification loss to use."""
+        logits, embedded = parts.logits_and_embedding(self.backbone, self.normalised(batch.images))
+        return Step(criterion(logits, batch), logits, embedded)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the embedding, ``float32 [N, D]``, of images."""
+        return parts.logits_and_embedding(self.backbone, self.normalised(images))[1]
+
+    def attention(self, images: torch.Tensor) -> Attention:
+        """Return where the network looks: here the class activation map of the class it names.
+
+        Grad-CAM (Selvaraju et al. 2017, equations 1 and 2), which for a head on pooled maps is CAM (Zhou et al. 2016).
+        """
+        with torch.enable_grad():
+            found = parts.maps(self.backbone, self.normalised(images)).detach().requires_grad_()
+            logits = parts.classify(self.backbone, parts.embedding(self.backbone, found))
+            (slope,) = torch.autograd.grad(logits.max(dim=1).values.sum(), found)
+        activation = F.relu((slope.mean(dim=(2, 3), keepdim=True) * found).sum(dim=1, keepdim=True))
+        return Attention(scaled(activation.detach()), None)
+
+    def fresh(self) -> Sequence[nn.Module]:
+        """List the modules that start untrained, which learn faster."""
+        return [parts.head_of(self.backbone)]
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Prepare for epoch ``epoch`` (from 0) of ``epochs``: a method with a schedule sets what learns."""
+
+
+def scaled(maps: torch.Tensor) -> torch.Tensor:
+    """Scale every map of ``[N, M, h, w]`` to 0…1; a constant one becomes 0."""
+    low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
+    return ((maps - low) / (high - low).clamp_min(1e-12)).float()
