@@ -23,9 +23,10 @@ from edgefg.errors import CheckpointError, DataError, ExportError, one_line
 from edgefg.export.distill import distillation
 from edgefg.export.quiet import quiet
 from edgefg.manifest import sha256
-from edgefg.training.augment import TrainingImages, training_loader
+from edgefg.training.augment import TrainingImages
 from edgefg.training.checkpoint import Header, channel_plan, load, rebuild
 from edgefg.training.data import load_data
+from edgefg.training.loading import training_loader
 from edgefg.training.models.backbone import build_backbone, head_of
 from edgefg.training.models.network import Batch, Network
 from edgefg.training.objective import Objective, TeacherObjective

@@ -25,8 +25,9 @@ from edgefg import metrics
 from edgefg.errors import TrainingError, one_line
 from edgefg.preprocess import InputSpec
 from edgefg.split import Sample
-from edgefg.training.augment import Boxes, EvaluationImages, TrainingImages, evaluation_loader, training_loader
+from edgefg.training.augment import Boxes, EvaluationImages, TrainingImages
 from edgefg.training.history import History
+from edgefg.training.loading import evaluation_loader, training_loader
 from edgefg.training.models.network import Batch
 from edgefg.training.objective import Objective
 from edgefg.training.optimize import freeze, optimizer_of, rate_at, set_rate

@@ -1,0 +1,60 @@
+"""Batches: how images are put together, in which order, by how many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from edgefg.training.augment import EvaluationImages, Item, TrainingImages
+from edgefg.training.models.network import Batch
+from edgefg.training.recipe import Recipe
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Stack items of `TrainingImages`."""
+    images, labels, boxes, indices = zip(*items, strict=True)
+    stacked = None if boxes[0] is None else torch.stack(boxes)
+    return Batch(torch.stack(images), torch.tensor(labels), boxes=stacked, indices=torch.tensor(indices))
+
+
+def evaluation_loader(
+    images: EvaluationImages, batch_size: int, *, workers: int
+) -> DataLoader[tuple[torch.Tensor, int]]:
+    """Build a loader that keeps the order."""
+    return DataLoader(images, batch_size, num_workers=workers, worker_init_fn=_one_thread)
+
+
+def training_loader(
+    images: TrainingImages, recipe: Recipe, *, workers: int, seed: int, share: tuple[int, int] = (1, 0)
+) -> DataLoader[Item]:
+    """Build a loader of `Batch`es whose order and augmentation are those of ``seed``.
+
+    ``share`` is (number of processes, this one's rank): each gets its part of every epoch. The last batch is dropped
+    where it would hold a single image, which batch normalisation cannot take.
+    """
+    sampler: DistributedSampler[Item] | None = None
+    if share[0] > 1:
+        sampler = DistributedSampler(images, *share, shuffle=True, seed=seed)
+    generator = torch.Generator()
+    generator.manual_seed(seed)
+    own = -(-len(images) // share[0])
+    return DataLoader(
+        images,
+        recipe.batch_size,
+        shuffle=sampler is None,
+        sampler=sampler,
+        num_workers=workers,
+        generator=generator,
+        drop_last=own % recipe.batch_size == 1 and own > recipe.batch_size,
+        collate_fn=collate,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(_: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
