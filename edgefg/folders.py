@@ -1,13 +1,36 @@
-"""Labelled images in class folders, without torch: what `verify`, `evaluate` and `bench` measure on."""
+"""Labelled images of a data set, without torch: what `verify`, `evaluate` and `bench` measure on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgefg.cub import is_cub, read_cub
 from edgefg.errors import DataError
+from edgefg.listing import Listing, is_csv, read_csv
 from edgefg.sources import image_files
 from edgefg.split import SPLITS, Sample, SplitSpec, complete
+
+PUBLIC = ("fgvc-aircraft", "stanford-cars", "oxford-pets", "flowers-102", "inaturalist")
+"""Public data sets that torchvision reads, given as ``NAME:ROOT``."""
+# What stands before the name is left by `Path.resolve`; a relative root is then relative to it.
+_PUBLIC_ROOT = re.compile(rf"^(?P<base>(?:.*/)?)(?P<name>{'|'.join(PUBLIC)}):(?P<rest>.+)$")
+
+_NEEDED = "needed DATA/<split>/<class>/*.jpg, DATA/<class>/*.jpg, a CSV manifest or CUB's folder"
+
+
+def public_root(data: Path) -> tuple[str, Path] | None:
+    """Take ``NAME:ROOT`` apart, a path as it may be; None where it names no public data set."""
+    match = _PUBLIC_ROOT.match(data.as_posix())
+    return (match["name"], Path(match["base"]) / match["rest"]) if match and not data.exists() else None
+
+
+def read_listing(data: Path) -> Listing | None:
+    """Read what lists its images itself, a CSV manifest or CUB's files; None for class folders. Raises `DataError`."""
+    if is_csv(data):
+        return read_csv(data)
+    return read_cub(data) if is_cub(data) else None
 
 
 def read_split(
@@ -21,37 +44,69 @@ def read_split(
     """List the images of one split with their class indices; return the split's name and the samples.
 
     Args:
-        data: ``DATA/{train,val,test}/<class>/*.jpg``, or ``DATA/<class>/*.jpg``.
+        data: ``DATA/{train,val,test}/<class>/*.jpg``, ``DATA/<class>/*.jpg``, a CSV manifest (see `edgefg.listing`),
+            or the folder of CUB-200-2011.
         split: None takes the first of ``prefer`` that there is.
-        labels: the artifact's class names in order; folders are matched by name.
-        spec: how training split data without split folders, from the artifact's manifest. None takes such data whole,
-            under the name ``all``.
+        labels: the artifact's class names in order; the data's classes are matched by name.
+        spec: how training split data without splits, from the artifact's manifest. None takes such data whole, under
+            the name ``all``.
         prefer: what ``split=None`` stands for.
 
     Raises:
-        DataError: the split is missing or empty, or a class folder is not among the labels.
+        DataError: the split is missing or empty, or a class is not among the labels.
     """
-    if not data.is_dir():
-        raise DataError(f"{data} is not a folder; needed DATA/<split>/<class>/*.jpg or DATA/<class>/*.jpg")
-    present = [name for name in SPLITS if (data / name).is_dir()]
+    present, members, listing = _members(data, labels)
     if not present and spec is None:
         if split is not None:
-            raise DataError(f"{data} has no split folders; needed {split}/: leave --split out to take all of it")
-        return "all", class_samples(data, labels)
+            raise DataError(f"{data} has no splits; needed {split}/: leave --split out to take all of it")
+        return "all", members("all")
     carved = bool(spec) and (not present or ("val" not in present and "train" in present))
     offered = [*SPLITS] if not present else [name for name in SPLITS if name in present or (name == "val" and carved)]
     name = split or next((name for name in prefer if name in offered), "")
     if name not in offered:
         wanted = f"needed {split}/" if split else f"needed {' or '.join(prefer)}; or say --split train"
         raise DataError(f"{data} has the splits {', '.join(offered)}; {wanted}")
-    if (data / name).is_dir() and not (carved and name == "train"):
-        return name, class_samples(data / name, labels)
+    if name in present and not (carved and name == "train"):
+        return name, members(name)
     assert spec is not None  # carved
-    parts = {part: class_samples(data / part, labels) for part in present} or {"all": class_samples(data, labels)}
-    samples = complete(parts, data, spec)[name]
+    parts = {part: members(part) for part in present or ["all"]}
+    root, groups = (listing.root, listing.groups) if listing else (data, None)
+    samples = complete(parts, root, spec, groups)[name]
     if not samples:
         raise DataError(f"{data} is too small: its {name} split is empty; add images")
     return name, samples
+
+
+def _members(
+    data: Path, labels: Sequence[str]
+) -> tuple[list[str], Callable[[str], tuple[Sample, ...]], Listing | None]:
+    """Return the splits that the data themselves have, what lists one of them (or ``all``), and their listing."""
+    if public := public_root(data):
+        raise DataError(
+            f"{data}: {public[0]} in its own files is read where edgefg[train] is installed only; write a CSV manifest"
+            f" there (edgefg data {data} --csv {public[0]}.csv) and give that"
+        )
+    listing = read_listing(data)
+    if listing is not None:
+        present = [part for part in SPLITS if part in listing.found]
+        return present, lambda part: _relabelled(data, listing, part, labels), listing
+    if not data.is_dir():
+        raise DataError(f"{data} is not a folder; {_NEEDED}")
+    present = [name for name in SPLITS if (data / name).is_dir()]
+    return present, lambda part: class_samples(data if part == "all" else data / part, labels), None
+
+
+def _relabelled(data: Path, listing: Listing, part: str, labels: Sequence[str]) -> tuple[Sample, ...]:
+    """Give the samples of one split of a listing the class indices of ``labels``."""
+    index = {name: i for i, name in enumerate(labels)}
+    samples = listing.found[part]
+    used = sorted({label for _, label in samples})
+    if unknown := [listing.labels[label] for label in used if listing.labels[label] not in index]:
+        raise DataError(
+            f"{data} has {len(unknown)} classes that the artifact does not know (first: {unknown[0]!r};"
+            f" its {len(labels)} labels begin with {labels[0]!r}); use the data set that it was made from"
+        )
+    return tuple(Sample(path, index[listing.labels[label]]) for path, label in samples)
 
 
 def class_samples(folder: Path, labels: Sequence[str]) -> tuple[Sample, ...]:
@@ -77,7 +132,7 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def corrupt_message(problems: Sequence[str], total: int) -> str:
-    """Say in one line how many images of how many cannot be read, and name the first three."""
+    """Say in one line how many images of how many cannot be used, and name the first three."""
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
     return (
         f"{len(problems)} of {total} images cannot be used: {'; '.join(problems[:3])}{more};"

@@ -8,7 +8,7 @@ differ, or where a class index lies outside the classes.
 from __future__ import annotations
 
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -48,6 +48,17 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     """Greatest share of images that can be accepted with at most 5 % errors among them."""
     nll: float
     """Mean negative log-likelihood of the right class, in nats."""
+
+
+class CalibrationBins(NamedTuple):
+    """Images by confidence; the last bin is that of a confidence of exactly 1."""
+
+    images: IntArray
+    """How many each bin holds, ``int64 [bins + 1]``."""
+    confidence: FloatArray
+    """Their mean confidence, ``float64 [bins + 1]``; NaN for an empty bin."""
+    accuracy: FloatArray
+    """Share of them that is right, likewise."""
 
 
 def score(logits: npt.NDArray[np.float32], labels: IntArray, classes: int, temperature: float = 1.0) -> Scores:
@@ -161,6 +172,28 @@ def expected_calibration_error(probabilities: _Logits, labels: _Indices, bins: i
     return _calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
 
 
+def calibration_bins(confidence: _Logits, correct: BoolArray, bins: int = 15) -> CalibrationBins:
+    """Sort images into bins of equal width by confidence: what a reliability diagram shows.
+
+    Args:
+        confidence: ``[N]``, in [0, 1].
+        correct: ``bool [N]``.
+        bins: their number; see `expected_calibration_error` for which edge belongs to which.
+    """
+    _check_lengths(len(confidence), len(correct))
+    if bins < 1:
+        raise ValueError(f"bins is {bins}; needed at least 1")
+    # Edges in the confidences' own precision, or a float32 1/5 would fall short of the float64 edge 3/15.
+    edges = np.linspace(0, 1, bins + 1).astype(confidence.dtype)
+    index = np.searchsorted(edges, confidence, side="right") - 1
+    images = np.bincount(index, minlength=bins + 1).astype(np.int64)
+    means = [np.full(bins + 1, np.nan) for _ in range(2)]
+    for mean, values in zip(means, (confidence, correct), strict=True):
+        total = np.bincount(index, weights=values.astype(np.float64), minlength=bins + 1)
+        np.divide(total, images, out=mean, where=images > 0)
+    return CalibrationBins(images, *means)
+
+
 def risk_coverage(confidence: _Logits, correct: BoolArray) -> tuple[FloatArray, FloatArray]:
     """Trace what accepting only the surest images costs (El-Yaniv & Wiener 2010).
 
@@ -249,13 +282,10 @@ def mcnemar_p(correct_a: BoolArray, correct_b: BoolArray) -> float:
 
 
 def _calibration_error(confidence: _Logits, correct: BoolArray, bins: int) -> float:
-    if bins < 1:
-        raise ValueError(f"bins is {bins}; needed at least 1")
-    # Edges in the confidences' own precision, or a float32 1/5 would fall short of the float64 edge 3/15.
-    edges = np.linspace(0, 1, bins + 1).astype(confidence.dtype)
-    index = np.searchsorted(edges, confidence, side="right") - 1
-    gap = np.bincount(index, weights=correct.astype(np.float64) - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
+    found = calibration_bins(confidence, correct, bins)
+    filled = found.images > 0
+    gap = found.images[filled] * np.abs(found.accuracy[filled] - found.confidence[filled])
+    return float(gap.sum() / len(confidence))
 
 
 def _negative_log_likelihood(logits: npt.NDArray[np.float32], labels: IntArray, temperature: float) -> float:

@@ -90,14 +90,24 @@ def check_frame(frame: Any, color: Color = "bgr") -> None:
 
 def crop(frame: UInt8Array, spec: InputSpec) -> UInt8Array:
     """Cut out, as a view without copying, the part of the frame that the network is to see."""
+    top, left, height, width = _crop_box(frame.shape[0], frame.shape[1], spec)
+    return frame[top : top + height, left : left + width]
+
+
+def seen_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+    """Return which part of a frame `prepare` shows the network: top, left, height, width in the frame's pixels."""
+    if (height, width) == (spec.height, spec.width):
+        return 0, 0, height, width
+    return _crop_box(height, width, spec)
+
+
+def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
     if spec.crop == "none":
-        return frame
-    height, width = frame.shape[:2]
+        return 0, 0, height, width
     scale = min(height / spec.height, width / spec.width) * spec.crop_fraction
     crop_height = min(height, max(1, round(spec.height * scale)))
     crop_width = min(width, max(1, round(spec.width * scale)))
-    top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    return frame[top : top + crop_height, left : left + crop_width]
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 def resize(image: UInt8Array, height: int, width: int) -> UInt8Array:

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from edgefg import __version__
 from edgefg.errors import DataError
 from edgefg.manifest import sha256
+from edgefg.recipe import Hardware, Recipe
 from edgefg.training.checkpoint import SCHEMA, Header, load
 from edgefg.training.data import load_data
 from edgefg.training.losses import cross_entropy
+from edgefg.training.mix import Mixer, mixer_of
 from edgefg.training.models.network import Batch, Network
 from edgefg.training.objective import Objective
-from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.stage import train_and_save
 from edgefg.training.weights import load_backbone
 
@@ -82,10 +83,15 @@ def distill(
         recipe=f"distill {student} from {weights}, T={temperature:g}, hard={hard_weight:g}",
         edgefg=__version__,
     )
-    objective = distillation(
-        teacher, teacher_header, temperature=temperature, hard_weight=hard_weight, smoothing=recipe.label_smoothing
-    )
     network = Network(body, mean, std)
+    objective = distillation(
+        teacher,
+        teacher_header,
+        temperature=temperature,
+        hard_weight=hard_weight,
+        smoothing=recipe.label_smoothing,
+        mix=mixer_of(recipe, network, len(data.labels)),
+    )
     return train_and_save(
         network,
         header,
@@ -101,12 +107,18 @@ def distill(
 
 
 def distillation(
-    teacher: nn.Module, teacher_header: Header, *, temperature: float, hard_weight: float, smoothing: float
+    teacher: nn.Module,
+    teacher_header: Header,
+    *,
+    temperature: float,
+    hard_weight: float,
+    smoothing: float,
+    mix: Mixer | None = None,
 ) -> Objective:
-    """Build the distillation loss (Hinton et al. 2015; identical crops: Beyer et al. 2022).
+    """Build the distillation loss (Hinton et al. 2015; identical crops, mixed alike: Beyer et al. 2022).
 
     ``(1 - hard_weight)·T²·KL(softmax(teacher/T) ‖ softmax(student/T)) + hard_weight·CE(labels)``. A teacher of another
-    input size sees the very same crop, resized.
+    input size sees the very same crop, resized. ``mix`` mixes a batch before either sees it.
     """
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
@@ -115,6 +127,8 @@ def distillation(
     criterion = cross_entropy(smoothing)
 
     def objective(student: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        if mix is not None:
+            batch = mix(student, batch)
         logits = student(batch.images)
         with torch.no_grad():
             wanted = teacher(_resized(batch.images, size))
@@ -135,7 +149,7 @@ def kl_divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: flo
 
 
 def _resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize ``uint8 [N, H, W, 3]`` to the teacher's size, as float levels."""
+    """Resize ``[N, H, W, 3]``, ``uint8`` or float levels, to the teacher's size, as float levels."""
     if tuple(images.shape[1:3]) == size:
         return images
     planes = images.permute(0, 3, 1, 2).float()

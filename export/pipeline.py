@@ -12,16 +12,19 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from edgefg.cub import is_cub
 from edgefg.errors import DataError, EdgefgError
 from edgefg.export.distill import distill
 from edgefg.export.export import export_checkpoint
 from edgefg.export.prune import prune
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import atomic_file
+from edgefg.folders import public_root
+from edgefg.listing import write_csv
 from edgefg.manifest import check_files, read_manifest, sha256
+from edgefg.recipe import Hardware, Recipe
 from edgefg.split import SPLITS, SplitSpec
 from edgefg.training.data import FolderData, load_data
-from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.teacher import train_teacher
 
 _KINDS = ("teacher", "student", "pruned")
@@ -74,12 +77,14 @@ class PipelineResult(NamedTuple):
     """What a pipeline made."""
 
     data: Path
-    """The data with split folders."""
+    """The data with splits of their own."""
     split: str
     """What the closing table is measured on: ``test``, or ``val`` where there is no test split."""
     reports: list[tuple[Artifact, VerifyReport]]
     table: list[tuple[str, Path]]
     """Name and model file of each row of the closing table."""
+    image: Path
+    """One image of that split."""
 
 
 def run(
@@ -131,7 +136,8 @@ def run(
     checked = load_data(data, plan.split, skip_corrupt=skip_corrupt)
     reports = [(artifact, _export(artifact, out, checked, plan, max_drop, say)) for artifact in ARTIFACTS]
     rows = [(artifact.row, _model_file(artifact, out)) for artifact in ARTIFACTS if artifact.row]
-    return PipelineResult(data, "test" if checked.splits["test"] else "val", reports, rows)
+    split = "test" if checked.splits["test"] else "val"
+    return PipelineResult(data, split, reports, rows, checked.splits[split][0].path)
 
 
 def _model_file(artifact: Artifact, out: Path) -> Path:
@@ -206,8 +212,14 @@ def _claim(plan: Plan, out: Path, restart: bool) -> None:
 
 
 def _split_folders(data: Path, out: Path, split: SplitSpec, skip_corrupt: bool) -> Path:
-    """Return data with split folders; for one folder of classes that is a folder of links, split as training would."""
-    if not data.is_dir() or (data / "train").is_dir():
+    """Return data as every stage reads them: class folders as a folder of links, split as training would."""
+    if public_root(data) is not None:  # which `bench` does not read
+        manifest = out / _LINKS / "data.csv"
+        if not manifest.is_file():
+            found = load_data(data, split, skip_corrupt=skip_corrupt)
+            write_csv(manifest, found.splits, found.labels, found.groups, found.taxonomy)
+        return manifest
+    if not data.is_dir() or is_cub(data) or (data / "train").is_dir():
         return data
     target = out / _LINKS
     if target.is_dir():

@@ -23,14 +23,15 @@ from edgefg.errors import CheckpointError, DataError, ExportError, one_line
 from edgefg.export.distill import distillation
 from edgefg.export.quiet import quiet
 from edgefg.manifest import sha256
+from edgefg.recipe import Hardware, Recipe
 from edgefg.training.augment import TrainingImages
 from edgefg.training.checkpoint import Header, channel_plan, load, rebuild
 from edgefg.training.data import load_data
 from edgefg.training.loading import training_loader
+from edgefg.training.mix import mixer_of
 from edgefg.training.models.backbone import build_backbone, head_of
 from edgefg.training.models.network import Batch, Network
 from edgefg.training.objective import Objective, TeacherObjective
-from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.stage import train_and_save
 
 # Far enough, in steps fine enough, to end near the asked-for share; the loop stops there.
@@ -89,7 +90,12 @@ def prune(
             raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
         aides = [teacher]
         objective = distillation(
-            teacher, teacher_header, temperature=1.0, hard_weight=0.0, smoothing=recipe.label_smoothing
+            teacher,
+            teacher_header,
+            temperature=1.0,
+            hard_weight=0.0,
+            smoothing=recipe.label_smoothing,
+            mix=mixer_of(recipe, network, len(header.labels)),
         )
     torch.manual_seed(recipe.seed)
     images = TrainingImages(data.splits["train"], header.input)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +40,14 @@ def write_onnx(network: nn.Module, spec: InputSpec, path: Path, *, batch: int = 
     # With two images torch.export does not take a free batch for the constant 1.
     example = torch.zeros(batch or 2, spec.height, spec.width, 3, dtype=torch.uint8)
     free: dict[str, Any] = {} if batch else {"dynamic_shapes": {"images": {0: torch.export.Dim("batch")}}}
-    handles = _make_contiguous(network)
     try:
-        with quiet():
+        with quiet(), _contiguous_planes(network):
             program = torch.onnx.export(
                 network, (example,), dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"],
                 external_data=False, optimize=True, verbose=False, **free,
             )  # fmt: skip
     except Exception as exc:  # the exporter has a family of its own, and lets torch's and Python's through
         raise ExportError(f"the network does not export to ONNX: {one_line(exc)[:300]}") from exc
-    finally:
-        for handle in handles:
-            handle.remove()
     if program is None:
         raise ExportError("the network does not export to ONNX: the exporter returned nothing; update torch")
     model = program.model_proto
@@ -58,13 +56,19 @@ def write_onnx(network: nn.Module, spec: InputSpec, path: Path, *, batch: int = 
     path.write_bytes(model.SerializeToString())
 
 
-def _make_contiguous(network: nn.Module) -> list[Any]:
-    """Hand the backbone a plainly laid out tensor while exporting; it becomes no node.
+@contextlib.contextmanager
+def _contiguous_planes(network: nn.Module) -> Iterator[None]:
+    """Let the network normalise to a plainly laid out tensor while exporting; it becomes no node.
 
     Permuted NHWC images look like channels-last tensors, for which pooling would be exported as a Gather of indices.
     """
-    backbone = network.get_submodule("backbone")
-    return [backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))]
+    shadowed: Any = network
+    normalised = shadowed.normalised
+    shadowed.normalised = lambda images: normalised(images).contiguous()
+    try:
+        yield
+    finally:
+        del shadowed.normalised
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -102,8 +102,8 @@ def _colours(rng: np.random.Generator) -> dict[str, tuple[float, ...]]:
     }
 
 
-def draw(rng: np.random.Generator, kind: str, size: int) -> tuple[Image, dict[str, Box]]:
-    """Draw one bird with the mark ``kind``.
+def draw(rng: np.random.Generator, kind: str, size: int, *, far: bool = False) -> tuple[Image, dict[str, Box]]:
+    """Draw one bird with the mark ``kind``; a ``far`` one is half as long, and anywhere in the image.
 
     Returns:
         ``uint8 [size, size, 3]`` BGR, and for ``object`` and every part its box (x0, y0, x1, y1) in pixels, the ends
@@ -112,11 +112,11 @@ def draw(rng: np.random.Generator, kind: str, size: int) -> tuple[Image, dict[st
     side = size * _SUPERSAMPLE
     image = _background(rng, side)
     colours = _colours(rng)
-    length = side * rng.uniform(0.62, 0.76)
+    length = side * rng.uniform(0.62, 0.76) * (0.5 if far else 1.0)
     angle = math.radians(rng.uniform(-25, 25))
     flip = rng.choice([-1.0, 1.0])
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    shift = side / 2 + rng.uniform(-0.09, 0.09, 2) * side
+    shift = side / 2 + rng.uniform(-0.09, 0.09, 2) * side * (3.0 if far else 1.0)
     boxes: dict[str, Box] = {}
     for part, outlines in {**{name: [outline] for name, outline in PARTS.items()}, TELLING_PART: _mark(kind)}.items():
         placed = [(outline * (flip, 1.0)) @ turn.T * length + shift for outline in outlines]
@@ -136,10 +136,12 @@ def _box(points: Points, size: int) -> Box:
     return low[0], low[1], high[0], high[1]
 
 
-def write_dataset(out: Path, *, classes: int = 4, per_class: int = 40, size: int = 96, seed: int = 0) -> Path:
+def write_dataset(
+    out: Path, *, classes: int = 4, per_class: int = 40, size: int = 96, seed: int = 0, far: bool = False
+) -> Path:
     """Write ``out/{train,val,test}/<class>/*`` (60, 20 and 20 % of ``per_class`` images) and ``out/boxes.csv``.
 
-    Every fourth file is a PNG, the others are JPEGs. Returns ``out``.
+    Every fourth file is a PNG, the others are JPEGs. ``far`` is that of `draw`. Returns ``out``.
     """
     if not 2 <= classes <= len(MARKS):
         raise ValueError(f"there are between 2 and {len(MARKS)} classes; got {classes}")
@@ -150,7 +152,7 @@ def write_dataset(out: Path, *, classes: int = 4, per_class: int = 40, size: int
             folder = out / split / kind
             folder.mkdir(parents=True, exist_ok=True)
             for i in range(counts[split]):
-                image, boxes = draw(np.random.default_rng([seed, number, index, i]), kind, size)
+                image, boxes = draw(np.random.default_rng([seed, number, index, i]), kind, size, far=far)
                 # OpenCV's own JPEG quality is 95.
                 path = folder / f"{kind}_{i:04d}.{'png' if i % 4 == 3 else 'jpg'}"
                 cv2.imwrite(str(path), image)

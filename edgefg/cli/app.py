@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
+_Settings = TypeVar("_Settings", bound=msgspec.Struct)
 
 
 def _print_version(wanted: bool) -> None:
@@ -42,35 +43,94 @@ def _root(
     """From a fine-grained image classifier to a verified engine on an edge device."""
 
 
+class Only:
+    """Marks a parameter that is a settings struct: only these of its fields become options."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
 def command(function: _Function) -> _Function:
     """Register a command; the ``Args:`` of its docstring become the help of its arguments and options.
 
-    A parameter without default is an argument, unless it is annotated as an option; the others are options.
+    A parameter without default is an argument, unless it is annotated as an option; the others are options. A parameter
+    whose type is a struct of settings becomes one option a field, with the field's description as help and the value
+    in the parameter's default as default.
     """
     summary, _, arguments = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
     helps = {
         match[1]: " ".join(match[2].split())
         for match in re.finditer(r"^    (\w+): (.*(?:\n        .*)*)", arguments, flags=re.MULTILINE)
     }
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    settings: dict[str, tuple[Any, list[str]]] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        hint = hints[parameter.name]
+        if _is_struct(hint):
+            options = _options_of(hint, parameter.default)
+            settings[parameter.name] = (parameter.default, [option.name for option in options])
+            parameters += options
+        else:
+            parameters.append(parameter.replace(annotation=_with_help(hint, parameter, helps[parameter.name])))
 
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
+    def wrapper(**given: Any) -> None:
         try:
-            function(*args, **kwargs)
+            for name, (default, fields) in settings.items():
+                given[name] = checked(default, **{field: given.pop(field) for field in fields})
+            function(**given)
         except KeyboardInterrupt:
             print("edgefg: interrupted; the same command resumes what can be resumed", file=sys.stderr)
             raise typer.Exit(130) from None
 
-    hints = typing.get_type_hints(function, include_extras=True)
-    parameters = []
-    for parameter in inspect.signature(function).parameters.values():
-        hint = _with_help(hints[parameter.name], parameter, helps[parameter.name])
-        parameters.append(parameter.replace(annotation=hint))
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    order = sorted(parameters, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in order]
+    wrapper.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     wrapper.__doc__ = summary
     app.command()(wrapper)
     return function
+
+
+def checked(settings: _Settings, **values: Any) -> _Settings:
+    """Return settings with some fields changed. Raises `DataError` where a value is out of range."""
+    try:
+        return msgspec.convert({**msgspec.structs.asdict(settings), **values}, type(settings))
+    except msgspec.ValidationError as exc:
+        reason, _, path = str(exc).partition(" - at `$.")
+        field = path.rstrip("`")
+        named = f"--{field.replace('_', '-')} {values.get(field)!r}" if field else "an option"
+        raise DataError(f"{named} is out of range: {reason}") from exc
+
+
+def _is_struct(hint: Any) -> bool:
+    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    return isinstance(base, type) and issubclass(base, msgspec.Struct)
+
+
+def _options_of(hint: Any, default: Any) -> list[inspect.Parameter]:
+    """Turn the fields of a settings struct into parameters."""
+    base, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+    only = next((extra.names for extra in extras if isinstance(extra, Only)), base.__struct_fields__)
+    types = typing.get_type_hints(base, include_extras=True)
+    found = []
+    for name in only:
+        kind, *meta = typing.get_args(types[name]) if typing.get_origin(types[name]) is Annotated else (types[name],)
+        text = next((m.description for m in meta if isinstance(m, msgspec.Meta) and m.description), "")
+        if typing.get_origin(kind) is typing.Literal:
+            text = f"{'|'.join(typing.get_args(kind))}: {text}"
+            kind = str
+        option = typer.Option(f"--{name.replace('_', '-')}", help=text)
+        found.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=getattr(default, name),
+                annotation=Annotated[kind, option],
+            )
+        )
+    return found
 
 
 def _with_help(hint: Any, parameter: inspect.Parameter, text: str) -> Any:

@@ -1,4 +1,4 @@
-"""The verbs that use an artifact: predict, evaluate, verify, bench, inspect, doctor."""
+"""The verbs that use an artifact: predict, verify, bench, inspect, doctor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import platform
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import typer
@@ -19,9 +18,6 @@ from edgefg.cli.app import Count, MaybeCount, command, needs, print_json, say
 from edgefg.errors import DataError
 from edgefg.sources import image_files, read_image
 
-if TYPE_CHECKING:
-    from edgefg.metrics import Scores
-
 # What `doctor` looks for, by the extra that brings it.
 _PACKAGES = {
     "core": ("numpy", "opencv-python-headless", "msgspec", "typer"),
@@ -31,6 +27,7 @@ _PACKAGES = {
     "pycuda": ("pycuda",),
     "train": ("torch", "torchvision", "timm", "lightning-fabric", "safetensors", "tensorboard"),
     "export": ("onnx", "onnxscript", "nncf", "torch-pruning"),
+    "report": ("matplotlib",),
 }
 
 
@@ -81,63 +78,6 @@ def predict(
             print(f"{file}: {'rejected: ' if prediction.rejected else ''}{named}  ({prediction.timings.total:.1f} ms)")
     if unreadable:
         raise typer.Exit(2)
-
-
-@command
-def evaluate(
-    model: Path,
-    data: Path,
-    split: str | None = None,
-    threads: MaybeCount = None,
-    device: str | None = None,
-    skip_corrupt: bool = False,
-    json: bool = False,
-) -> None:
-    """Measure accuracy, calibration and risk–coverage on labelled images.
-
-    Args:
-        model: an artifact's model file, or a checkpoint (.safetensors).
-        data: DATA/{train,val,test}/<class>/*.jpg, or DATA/<class>/*.jpg.
-        split: train, val or test; test where left out.
-        threads: CPU threads of the engine (artifacts only).
-        device: the engine's device (artifacts only).
-        skip_corrupt: leave unreadable images out instead of stopping.
-        json: print the scores as one JSON object.
-    """
-    if model.suffix == ".safetensors":
-        split = split or "test"
-        scores = _evaluate_checkpoint(model, data, split, skip_corrupt)
-    else:
-        from edgefg.benchmarks.accuracy import evaluate as run
-
-        with Classifier(model, threads=threads, device=device) as classifier:
-            evaluation = run(classifier, data, split, skip_corrupt=skip_corrupt)
-        split, scores = evaluation.split, evaluation.scores
-        for skipped in evaluation.skipped:
-            print(f"left out: {skipped}", file=sys.stderr)
-    if json:
-        print_json({"model": str(model), "data": str(data), "split": split, **msgspec.to_builtins(scores)})
-        return
-    print(f"{'split':20} {split}")
-    for name in scores.__struct_fields__:
-        value = getattr(scores, name)
-        print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
-
-
-def _evaluate_checkpoint(model: Path, data: Path, split: str, skip_corrupt: bool) -> Scores:
-    try:
-        from edgefg.training.checkpoint import load
-        from edgefg.training.data import load_data
-        from edgefg.training.fit import score
-    except ImportError as exc:
-        raise needs("train", exc) from exc
-    network, header = load(model)
-    loaded = load_data(data, header.split, skip_corrupt=skip_corrupt, like=header)
-    scores = score(network, loaded.splits.get(split, ()), header.input, 32, min(2, _cpus() - 1))
-    if scores is None:
-        present = ", ".join(name for name, samples in loaded.splits.items() if samples)
-        raise DataError(f"{data} has no split {split!r}; needed one of {present}")
-    return scores
 
 
 @command
@@ -279,7 +219,7 @@ def doctor(json: bool = False) -> None:
     if json:
         print_json({"edgefg": __version__, "python": platform.python_version(), "packages": found})
         return
-    print(f"edgefg {__version__}, Python {platform.python_version()}, {platform.machine()}, {_cpus()} CPUs")
+    print(f"edgefg {__version__}, Python {platform.python_version()}, {platform.machine()}, {cpus()} CPUs")
     for extra, packages in found.items():
         missing = [package for package, version in packages.items() if version is None]
         have = ", ".join(f"{package} {version}" for package, version in packages.items() if version)
@@ -287,7 +227,7 @@ def doctor(json: bool = False) -> None:
         print(f"{'ok ' if not missing else '-- '} {extra:12} {have}{advice}")
 
 
-def _cpus() -> int:
+def cpus() -> int:
     """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

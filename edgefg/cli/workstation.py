@@ -1,28 +1,31 @@
-"""The verbs that make an artifact: train, distill, prune, export, pipeline."""
+"""The verbs that make an artifact: train, methods, distill, prune, export, pipeline."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
-from edgefg.cli.app import Count, command, needs, print_json, say
+from edgefg.cli.app import Count, Only, checked, command, needs, print_json, say
 from edgefg.errors import DataError
-from edgefg.sources import image_files
+from edgefg.recipe import Hardware, Recipe
+from edgefg.split import SplitSpec
 
 if TYPE_CHECKING:
     from edgefg.export.pipeline import PipelineResult
-    from edgefg.split import SplitSpec
-    from edgefg.training.recipe import Hardware, Recipe
 
-_Settings = TypeVar("_Settings", bound=msgspec.Struct)
-Batch = Annotated[int, typer.Option(min=2)]
-Side = Annotated[int, typer.Option(min=16, max=4096)]
 Out = Annotated[Path, typer.Option()]
+Options = Annotated[list[str], typer.Option("--option", "-o")]
+_DEFAULTS = Recipe(epochs=10, image_size=224)
+_PRUNE_DEFAULTS = Recipe(epochs=5, image_size=224, lr=5e-4)
+_HERE = Hardware()
+# What a stage that learns from a teacher takes of the recipe.
+_PRUNE = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "ema", "mix", "mix_share", "val_every", "seed")
+_DISTILL = (*_PRUNE, "train_size", "start_size", "min_area", "color", "randaugment", "layer_decay")
 
 
 class Target(str, Enum):
@@ -46,42 +49,31 @@ def train(
     out: Out,
     backbone: str = "tf_efficientnet_lite0",
     method: str = "plain",
+    option: Options = [],  # noqa: B006 (Typer needs a list; it is never changed)
     weights: str = "hub",
-    image_size: Side = 224,
-    epochs: Count = 10,
-    batch_size: Batch = 32,
-    lr: float = 1e-3,
-    seed: int = 0,
+    recipe: Recipe = _DEFAULTS,
     split_seed: int = 0,
     group: str | None = None,
-    accelerator: str = "auto",
-    devices: Count = 1,
-    precision: str = "auto",
-    workers: int = 1,
+    hardware: Hardware = _HERE,
     skip_corrupt: bool = False,
     restart: bool = False,
 ) -> None:
-    """Train a teacher: fine-tune a backbone on a folder of images. Writes OUT/teacher.safetensors.
+    """Train a teacher: fine-tune a backbone on labelled images. Writes OUT/teacher.safetensors.
 
     A run that was cut off resumes when the same command is given again.
 
     Args:
-        data: DATA/{train,val,test}/<class>/*.jpg, or DATA/<class>/*.jpg, which is split 70/15/15.
+        data: DATA/{train,val,test}/<class>/*.jpg, or DATA/<class>/*.jpg, which is split 70/15/15; or what else
+            `edgefg data` reads.
         out: folder for the checkpoint, the CSV and the TensorBoard log.
         backbone: any timm or torchvision name (torchvision:NAME asks for torchvision's).
-        method: how the teacher is made.
+        method: how the teacher is made; `edgefg methods` lists them.
+        option: one of the method's options, as NAME=VALUE; may be repeated.
         weights: hub (timm's download), none, the path of a state dict, or an installed weight package.
-        image_size: height and width of the network input in pixels.
-        epochs: passes over the training images.
-        batch_size: images in a step.
-        lr: peak learning rate of AdamW.
-        seed: seed of the head, the order and the augmentation.
         split_seed: seed of the split of data without split folders.
         group: regular expression; images whose paths match alike (camera, patient, lot) stay in one split.
-        accelerator: Lightning Fabric's accelerator, auto, cpu, cuda or mps.
-        devices: how many of them.
-        precision: auto, or Lightning Fabric's name, for instance bf16-mixed.
-        workers: processes that decode images.
+        recipe: the training settings, an option each.
+        hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
         restart: begin anew where an unfinished run lies in OUT.
     """
@@ -92,16 +84,39 @@ def train(
     path = train_teacher(
         data,
         out,
-        _recipe(epochs, image_size, batch_size, lr, seed),
+        recipe,
         backbone=backbone,
         method=method,
+        options=_pairs(option),
         weights=weights,
-        split=_split(split_seed, group),
-        hardware=_hardware(accelerator, devices, precision, workers),
+        split=SplitSpec(seed=split_seed, group=group),
+        hardware=hardware,
         skip_corrupt=skip_corrupt,
         restart=restart,
     )
     print(path)
+
+
+@command
+def methods(method: str | None = None, json: bool = False) -> None:
+    """List the methods that a teacher can be made with, each with its options and the paper's defaults.
+
+    Args:
+        method: only this one.
+        json: print them as one JSON object.
+    """
+    try:
+        from edgefg.training.methods import METHODS, describe, options_of
+    except ImportError as exc:
+        raise needs("train", exc) from exc
+    if method is not None:
+        options_of(method, {})
+    described = [describe(name) for name in METHODS if method in (None, name)]
+    if json:
+        print_json({entry.name: entry for entry in described})
+        return
+    for entry in described:
+        print(entry.render())
 
 
 @command
@@ -112,16 +127,10 @@ def distill(
     student: str = "tf_efficientnet_lite0",
     weights: str = "hub",
     image_size: int | None = None,
-    epochs: Count = 10,
-    batch_size: Batch = 32,
-    lr: float = 1e-3,
     temperature: float = 1.0,
     hard_weight: float = 0.0,
-    seed: int = 0,
-    accelerator: str = "auto",
-    devices: Count = 1,
-    precision: str = "auto",
-    workers: int = 1,
+    recipe: Annotated[Recipe, Only(*_DISTILL)] = _DEFAULTS,
+    hardware: Hardware = _HERE,
     skip_corrupt: bool = False,
     restart: bool = False,
 ) -> None:
@@ -134,16 +143,10 @@ def distill(
         student: backbone, any timm or torchvision name.
         weights: hub, none, the path of a state dict, or an installed weight package.
         image_size: network input of the student in pixels; the teacher's where left out.
-        epochs: passes over the training images.
-        batch_size: images in a step.
-        lr: peak learning rate of AdamW.
         temperature: softens both predictions.
         hard_weight: share of the loss that is cross entropy to the labels.
-        seed: seed of the head, the order and the augmentation.
-        accelerator: Lightning Fabric's accelerator, auto, cpu, cuda or mps.
-        devices: how many of them.
-        precision: auto, or Lightning Fabric's name, for instance bf16-mixed.
-        workers: processes that decode images.
+        recipe: the training settings, an option each.
+        hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
         restart: begin anew where an unfinished run lies in OUT.
     """
@@ -156,12 +159,12 @@ def distill(
         teacher,
         data,
         out,
-        _recipe(epochs, image_size or read_header(teacher).input.height, batch_size, lr, seed),
+        checked(recipe, image_size=image_size or read_header(teacher).input.height),
         student=student,
         weights=weights,
         temperature=temperature,
         hard_weight=hard_weight,
-        hardware=_hardware(accelerator, devices, precision, workers),
+        hardware=hardware,
         skip_corrupt=skip_corrupt,
         restart=restart,
     )
@@ -177,14 +180,8 @@ def prune(
     macs: float = 0.7,
     round_to: int = 16,
     max_ratio: float = 0.25,
-    epochs: Count = 5,
-    batch_size: Batch = 32,
-    lr: float = 5e-4,
-    seed: int = 0,
-    accelerator: str = "auto",
-    devices: Count = 1,
-    precision: str = "auto",
-    workers: int = 1,
+    recipe: Annotated[Recipe, Only(*_PRUNE)] = _PRUNE_DEFAULTS,
+    hardware: Hardware = _HERE,
     skip_corrupt: bool = False,
     restart: bool = False,
 ) -> None:
@@ -198,32 +195,25 @@ def prune(
         macs: share of the multiply-accumulates to keep.
         round_to: channel counts become multiples of this; 16 suits INT8, 8 floating point.
         max_ratio: greatest share of its channels that a layer may lose.
-        epochs: passes over the training images.
-        batch_size: images in a step.
-        lr: peak learning rate of AdamW.
-        seed: seed of the order and the augmentation.
-        accelerator: Lightning Fabric's accelerator, auto, cpu, cuda or mps.
-        devices: how many of them.
-        precision: auto, or Lightning Fabric's name, for instance bf16-mixed.
-        workers: processes that decode images.
+        recipe: the training settings, an option each.
+        hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
         restart: begin anew where an unfinished run lies in OUT.
     """
     try:
         from edgefg.export.prune import prune as run
-        from edgefg.training.checkpoint import read_header
     except ImportError as exc:
         raise needs("export", exc) from exc
     path = run(
         student,
         data,
         out,
-        _recipe(epochs, read_header(student).input.height, batch_size, lr, seed),
+        recipe,
         macs=macs,
         round_to=round_to,
         max_ratio=max_ratio,
         teacher_path=teacher,
-        hardware=_hardware(accelerator, devices, precision, workers),
+        hardware=hardware,
         skip_corrupt=skip_corrupt,
         restart=restart,
     )
@@ -285,19 +275,14 @@ def pipeline(
     weights: str = "hub",
     student: str = "tf_efficientnet_lite0",
     student_weights: str = "hub",
-    image_size: Side = 224,
-    epochs: Count = 10,
+    recipe: Annotated[Recipe, Only("image_size", "epochs", "batch_size", "seed")] = _DEFAULTS,
     student_epochs: Count = 10,
     prune_epochs: Count = 5,
     macs: float = 0.7,
-    batch_size: Batch = 32,
     max_drop: float = 1.0,
-    seed: int = 0,
     split_seed: int = 0,
     group: str | None = None,
-    accelerator: str = "auto",
-    precision: str = "auto",
-    workers: int = 1,
+    hardware: Annotated[Hardware, Only("accelerator", "precision", "workers")] = _HERE,
     skip_corrupt: bool = False,
     restart: bool = False,
     json: bool = False,
@@ -313,19 +298,14 @@ def pipeline(
         weights: the teacher's starting weights.
         student: the student's backbone.
         student_weights: the student's starting weights.
-        image_size: network input in pixels.
-        epochs: the teacher's epochs.
         student_epochs: the student's epochs.
         prune_epochs: epochs of fine-tuning after pruning.
         macs: share of the multiply-accumulates that pruning keeps.
-        batch_size: images in a step.
         max_drop: greatest loss of top-1 on val that INT8 may cost, in percentage points.
-        seed: seed of every stage.
         split_seed: seed of the split of data without split folders.
         group: regular expression; images whose paths match alike stay in one split.
-        accelerator: Lightning Fabric's accelerator, auto, cpu, cuda or mps.
-        precision: auto, or Lightning Fabric's name, for instance bf16-mixed.
-        workers: processes that decode images.
+        recipe: the training settings, an option each.
+        hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
         restart: redo what an earlier run left in OUT.
         json: print the summary as JSON instead of a table.
@@ -340,13 +320,12 @@ def pipeline(
         weights=weights,
         student=student,
         student_weights=student_weights,
-        teacher_recipe=_recipe(epochs, image_size, batch_size, 1e-3, seed),
-        student_recipe=_recipe(student_epochs, image_size, batch_size, 1e-3, seed),
-        prune_recipe=_recipe(prune_epochs, image_size, batch_size, 5e-4, seed),
+        teacher_recipe=recipe,
+        student_recipe=checked(recipe, epochs=student_epochs),
+        prune_recipe=checked(recipe, epochs=prune_epochs, lr=_PRUNE_DEFAULTS.lr),
         macs=macs,
-        split=_split(split_seed, group),
+        split=SplitSpec(seed=split_seed, group=group),
     )
-    hardware = _hardware(accelerator, 1, precision, workers)
     result = stages.run(
         plan, out, hardware=hardware, max_drop=max_drop, skip_corrupt=skip_corrupt, restart=restart, say=say
     )
@@ -366,32 +345,13 @@ def _summarise(result: PipelineResult, out: Path, json: bool) -> None:
     print(f"\n{summary.render(figures)}\n")
     for artifact, report in result.reports:
         print(f"{artifact.folder}: {report.render()}")
-    image = image_files(result.data / (result.split if (result.data / result.split).is_dir() else "train"))[0]
     print(f"\nEverything lies in {out}; the figures are in {out / 'summary.json'}. Classify one more image:\n")
-    print(f"  {Path(sys.argv[0])} predict {result.table[-1][1]} {image}")
+    print(f"  {Path(sys.argv[0])} predict {result.table[-1][1]} {result.image}")
 
 
-def _recipe(epochs: int, image_size: int, batch_size: int, lr: float, seed: int) -> Recipe:
-    from edgefg.training.recipe import Recipe
-
-    return _checked(Recipe, epochs=epochs, image_size=image_size, batch_size=batch_size, lr=lr, seed=seed)
-
-
-def _hardware(accelerator: str, devices: int, precision: str, workers: int) -> Hardware:
-    from edgefg.training.recipe import Hardware
-
-    return _checked(Hardware, accelerator=accelerator, devices=devices, precision=precision, workers=workers)
-
-
-def _split(seed: int, group: str | None) -> SplitSpec:
-    from edgefg.split import SplitSpec
-
-    return SplitSpec(seed=seed, group=group)
-
-
-def _checked(kind: type[_Settings], **values: object) -> _Settings:
-    """Build a settings struct, its constraints checked; a value out of range is the user's mistake."""
-    try:
-        return msgspec.convert(values, kind)
-    except msgspec.ValidationError as exc:
-        raise DataError(f"an option is out of range: {exc}") from exc
+def _pairs(options: Sequence[str]) -> dict[str, str]:
+    """Take NAME=VALUE apart."""
+    for option in options:
+        if "=" not in option:
+            raise DataError(f"--option {option!r} is not NAME=VALUE, for instance maps=32")
+    return {name: value for name, _, value in (option.partition("=") for option in options)}

@@ -1,16 +1,16 @@
-"""Data sets as folders: ``DATA/{train,val,test}/<class>/*.jpg``, or ``DATA/<class>/*.jpg`` split here; all checked.
+"""Data sets, checked: ``DATA/{train,val,test}/<class>/*.jpg``, ``DATA/<class>/*.jpg`` split here, lists, public ones.
 
-Every image is read once before training: what is missing, cut off or no image is counted and named, and the bytes'
-SHA-256 sums make the data set's fingerprint.
+A CSV manifest is described in `edgefg.listing`, CUB's own files in `edgefg.cub`, and ``NAME:ROOT``, the public data
+sets that torchvision reads, in `edgefg.training.public`. Every image is read once before training: what is missing, cut
+off or no image is counted and named, and the bytes' SHA-256 sums make the data set's fingerprint.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -21,12 +21,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from edgefg.errors import DataError
-from edgefg.folders import class_folders, corrupt_message
+from edgefg.folders import class_folders, corrupt_message, public_root, read_listing
+from edgefg.listing import TAXONOMY_FILE, Listing, read_taxonomy
 from edgefg.manifest import TaxonomyLevel
 from edgefg.sources import decode_image, image_files
-from edgefg.split import SPLITS, Sample, SplitSpec, complete
-
-TAXONOMY_FILE = "taxonomy.csv"
+from edgefg.split import SPLITS, Sample, SplitSpec, complete, name_of
+from edgefg.training.boxes import BOXES_FILE, read_boxes
+from edgefg.training.cub_boxes import box_files, read_cub_boxes
 
 
 class TrainedOn(Protocol):
@@ -58,16 +59,23 @@ class FolderData(msgspec.Struct, frozen=True):
     """Names of the boxed parts; ``object``, the whole thing, comes first where it is boxed."""
     boxes: dict[Path, npt.NDArray[np.float32]] | None = None
     """Image → ``float32 [parts, 4]``: x0, y0, x1, y1 in pixels of the file as decoded; NaN where absent."""
+    groups: dict[Path, str] = {}
+    """What must not part, by image, where the data set names it; see `edgefg.split.folds`."""
+    format: str = "folders"
+    """``folders``, ``csv``, ``cub``, or the name of a public data set."""
+    digests: dict[Path, str] = {}
+    """SHA-256 of every image in hexadecimal."""
 
 
 def load_data(
     root: Path, split: SplitSpec | None = None, *, skip_corrupt: bool = False, like: TrainedOn | None = None
 ) -> FolderData:
-    """Read a folder data set's structure and check every image.
+    """Read a data set's structure and check every image. Says on standard error where splits share images.
 
     Args:
-        root: the folder. ``taxonomy.csv`` in it (columns: class, then coarser levels) sets the order of the classes.
-        split: how to split a folder without split folders, and how much of ``train`` becomes ``val`` where that is
+        root: a folder of class folders or of split folders, a CSV manifest, CUB's folder, or ``NAME:ROOT``.
+            ``taxonomy.csv`` in the folder (columns: class, then coarser levels) sets the order of the classes.
+        split: how to split data without splits of their own, and how much of ``train`` becomes ``val`` where that is
             absent.
         skip_corrupt: leave unreadable images out instead of raising.
         like: a checkpoint's header; the data must have its classes in its order and, where they were split here, be the
@@ -78,6 +86,62 @@ def load_data(
             not those of ``like``, or an image cannot be read.
     """
     split = split or SplitSpec()
+    listing = _read_listing(root)
+    names = listing.labels
+    if len(names) < 2:
+        raise DataError(f"{root} lists {len(names)} classes; needed at least 2")
+    if like is not None and like.labels != names:
+        raise DataError(_label_difference(root, like.labels, names))
+    root = listing.root
+    bad, digests = _check_images(root, [sample for members in listing.found.values() for sample in members])
+    if bad and not skip_corrupt:
+        raise DataError(corrupt_message(list(bad.values()), len(digests) + len(bad)))
+    for problem in bad.values():
+        print(f"left out: {problem}", file=sys.stderr)
+    found = {part: tuple(s for s in members if s.path in digests) for part, members in listing.found.items()}
+    splits = complete(found, root, split, listing.groups)
+    _need_every_class(splits["train"], names, root)
+    fingerprint = _fingerprint(splits, digests, listing)
+    if like is not None and "val" not in found and like.dataset != fingerprint:
+        raise DataError(
+            f"{root} is split here, and not the data that the checkpoint was trained on (fingerprint"
+            f" {fingerprint[:12]}, not {like.dataset[:12]}): its test images may have been trained on;"
+            " restore it, or train again"
+        )
+    _warn_of_leaks(splits, digests, root)
+    parts, boxes = _read_boxes(listing, digests, bad)
+    return FolderData(
+        root, names, listing.taxonomy, splits, fingerprint, tuple(bad.values()), parts, boxes or None,
+        groups=listing.groups, format=listing.format, digests=digests,
+    )  # fmt: skip
+
+
+def _read_listing(root: Path) -> Listing:
+    """Read what images of which classes there are, whatever the format."""
+    if public := public_root(root):
+        from edgefg.training.public import read_public
+
+        return read_public(*public)
+    listing = read_listing(root)
+    if listing is None:
+        return _read_folders(root)
+    if not {"train", "all"} & set(listing.found):
+        raise DataError(f"{root} has no training images; its splits are {', '.join(listing.found)}")
+    file = listing.root / TAXONOMY_FILE
+    if not file.is_file():
+        return listing
+    names, taxonomy = read_taxonomy(file)
+    if different := sorted(set(names) ^ set(listing.labels)):
+        raise DataError(f"{file} and {root} do not have the same classes (first: {different[0]!r})")
+    index = {name: i for i, name in enumerate(names)}
+    found = {
+        part: tuple(Sample(path, index[listing.labels[label]]) for path, label in members)
+        for part, members in listing.found.items()
+    }
+    return msgspec.structs.replace(listing, labels=names, taxonomy=taxonomy, found=found)
+
+
+def _read_folders(root: Path) -> Listing:
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; needed DATA/train/<class>/*.jpg or DATA/<class>/*.jpg")
     if (root / "train").is_dir():
@@ -88,29 +152,12 @@ def load_data(
     else:
         folders = {"all": class_folders(root)}
     names, taxonomy = _labels(root, folders)
-    if like is not None and like.labels != names:
-        raise DataError(_label_difference(root, like.labels, names))
     index = {name: i for i, name in enumerate(names)}
     found = {
         part: tuple(Sample(path, index[folder.name]) for folder in members for path in _class_images(folder))
         for part, members in folders.items()
     }
-    bad, digests = _check_images(root, [sample for members in found.values() for sample in members])
-    if bad and not skip_corrupt:
-        raise DataError(corrupt_message(list(bad.values()), len(digests) + len(bad)))
-    for problem in bad.values():
-        print(f"left out: {problem}", file=sys.stderr)
-    found = {part: tuple(s for s in members if s.path in digests) for part, members in found.items()}
-    splits = complete(found, root, split)
-    _need_every_class(splits["train"], names, root)
-    fingerprint = _fingerprint(splits, digests, root)
-    if like is not None and "val" not in folders and like.dataset != fingerprint:
-        raise DataError(
-            f"{root} is split here, and not the data that the checkpoint was trained on (fingerprint"
-            f" {fingerprint[:12]}, not {like.dataset[:12]}): its test images may have been trained on;"
-            " restore it, or train again"
-        )
-    return FolderData(root, names, taxonomy, splits, fingerprint, tuple(bad.values()))
+    return Listing(format="folders", root=root, labels=names, found=found, taxonomy=taxonomy)
 
 
 def _class_images(folder: Path) -> list[Path]:
@@ -127,7 +174,7 @@ def _labels(root: Path, folders: dict[str, list[Path]]) -> tuple[tuple[str, ...]
     names: tuple[str, ...] = tuple(present)
     taxonomy: tuple[TaxonomyLevel, ...] = ()
     if (root / TAXONOMY_FILE).is_file():
-        names, taxonomy = _read_taxonomy(root / TAXONOMY_FILE)
+        names, taxonomy = read_taxonomy(root / TAXONOMY_FILE)
         if missing := sorted(set(names) - set(present)):
             raise DataError(f"{root / TAXONOMY_FILE} lists {missing[0]!r}, which {first}/ has no folder for")
     if len(names) < 2:
@@ -142,25 +189,6 @@ def _labels(root: Path, folders: dict[str, list[Path]]) -> tuple[tuple[str, ...]
     return names, taxonomy
 
 
-def _read_taxonomy(path: Path) -> tuple[tuple[str, ...], tuple[TaxonomyLevel, ...]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {exc}") from exc
-    if not rows or rows[0][0] != "class" or any(len(row) != len(rows[0]) for row in rows):
-        raise DataError(f"{path} needs a header 'class,<coarser level>,…' and as many fields in every line")
-    names = tuple(row[0] for row in rows[1:])
-    if len(set(names)) != len(names):
-        raise DataError(f"{path} lists a class twice")
-    levels = tuple(
-        TaxonomyLevel(name=level, groups=tuple(row[column] for row in rows[1:]))
-        for column, level in enumerate(rows[0])
-        if column > 0
-    )
-    return names, levels
-
-
 def _label_difference(root: Path, expected: Sequence[str], found: Sequence[str]) -> str:
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     detail = f"{len(missing)} missing, {len(extra)} unknown (first: {(missing + extra + ['order'])[0]!r})"
@@ -173,9 +201,9 @@ def _check_images(root: Path, samples: Iterable[Sample]) -> tuple[dict[Path, str
     def check(path: Path) -> tuple[str | None, str]:
         try:
             data = path.read_bytes()
-            decode_image(data, str(path.relative_to(root)), reduced=True)
+            decode_image(data, name_of(path, root), reduced=True)
         except OSError as exc:
-            return f"{path.relative_to(root)}: {exc.strerror}", ""
+            return f"{name_of(path, root)}: {exc.strerror}", ""
         except DataError as exc:
             return str(exc), ""
         return None, hashlib.sha256(data).hexdigest()
@@ -202,9 +230,43 @@ def _need_every_class(train: Sequence[Sample], names: Sequence[str], root: Path)
         )
 
 
-def _fingerprint(splits: dict[str, tuple[Sample, ...]], digests: dict[Path, str], root: Path) -> str:
+def _fingerprint(splits: dict[str, tuple[Sample, ...]], digests: dict[Path, str], listing: Listing) -> str:
     digest = hashlib.sha256()
     for name in SPLITS:
         for path, label in splits[name]:
-            digest.update(f"{name}\t{label}\t{path.relative_to(root).as_posix()}\t{digests[path]}\n".encode())
+            digest.update(f"{name}\t{label}\t{name_of(path, listing.root)}\t{digests[path]}\n".encode())
+    for file in _box_files(listing):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _box_files(listing: Listing) -> list[Path]:
+    """Name the files that boxes of parts come from, where there are any."""
+    if (listing.root / BOXES_FILE).is_file():
+        return [listing.root / BOXES_FILE]
+    return box_files(listing.root) if listing.format == "cub" else []
+
+
+def _read_boxes(
+    listing: Listing, known: Collection[Path], left_out: Collection[Path]
+) -> tuple[tuple[str, ...], dict[Path, npt.NDArray[np.float32]]]:
+    if listing.format == "cub" and not (listing.root / BOXES_FILE).is_file():
+        return read_cub_boxes(listing.root, known)
+    return read_boxes(listing.root, known, left_out)
+
+
+def _warn_of_leaks(splits: dict[str, tuple[Sample, ...]], digests: dict[Path, str], root: Path) -> None:
+    """Say in one line on standard error where the very same file lies in two splits."""
+    homes: dict[str, tuple[str, Path]] = {}
+    leaks = []
+    for name in SPLITS:
+        for path, _ in splits[name]:
+            home, twin = homes.setdefault(digests[path], (name, path))
+            if home != name:
+                leaks.append(f"{name_of(path, root)} is {name_of(twin, root)}")
+    if leaks:
+        print(
+            f"warning: {len(leaks)} images lie in a second split too (first: {leaks[0]}), which flatters its figures;"
+            " `edgefg data` lists them",
+            file=sys.stderr,
+        )

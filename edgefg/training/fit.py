@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import msgspec
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from msgspec.structs import replace
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -24,14 +24,15 @@ from tqdm import tqdm
 from edgefg import metrics
 from edgefg.errors import TrainingError, one_line
 from edgefg.preprocess import InputSpec
+from edgefg.recipe import Hardware, Recipe
 from edgefg.split import Sample
+from edgefg.training.allocator import keep_freed_memory
 from edgefg.training.augment import Boxes, EvaluationImages, TrainingImages
 from edgefg.training.history import History
 from edgefg.training.loading import evaluation_loader, training_loader
 from edgefg.training.models.network import Batch
 from edgefg.training.objective import Objective
 from edgefg.training.optimize import freeze, optimizer_of, rate_at, set_rate
-from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.resume import Progress, Run, load_state, save_state
 
 
@@ -70,6 +71,7 @@ def fit(
         TrainingError: the loss is not finite, or ``out`` holds an unfinished run of another recipe.
     """
     hardware = hardware or Hardware()
+    keep_freed_memory()
     fabric = _launch(hardware)
     optimizer = optimizer_of(network, fresh, recipe)
     run = Run(out / f"{stage}.resume.safetensors", recipe, fingerprint, stage)
@@ -89,12 +91,17 @@ def fit(
     for aide in aides:
         aide.eval()
     loop = _Loop(fabric, wrapped, network, optimizer, objective, recipe, fresh, modules)
-    training = TrainingImages(splits["train"], spec, recipe, boxes)
     history = History(out, stage, progress.epochs_done, active=fabric.is_global_zero)
+    scores = None
     try:
         while not _is_over(progress, recipe):
+            size = recipe.size_at(progress.epochs_done)
+            training = TrainingImages(splits["train"], replace(spec, height=size, width=size), recipe, boxes)
             loss = loop.epoch(training, progress, hardware.workers, run.path)
-            scores = score(loop.result(), splits["val"], spec, recipe.batch_size, hardware.workers)
+            done = progress.epochs_done + 1
+            scores = None
+            if done % recipe.val_every == 0 or done == recipe.epochs:
+                scores = score(loop.result(), splits["val"], spec, recipe.batch_size, hardware.workers)
             progress = loop.note(progress, scores)
             history.add(progress.epochs_done, loss, rate_at(recipe, progress.epochs_done / recipe.epochs), scores)
             if fabric.is_global_zero:
@@ -105,7 +112,9 @@ def fit(
     if result is not network:
         network.load_state_dict(result.state_dict())
     network.requires_grad_(True)
-    return score(network, splits["val"], spec, recipe.batch_size, hardware.workers)
+    if scores is None or result is not loop.result():
+        scores = score(network, splits["val"], spec, recipe.batch_size, hardware.workers)
+    return scores
 
 
 def _is_over(progress: Progress, recipe: Recipe) -> bool:
@@ -164,7 +173,7 @@ class _Loop(NamedTuple):
         if self.recipe.patience and scores is not None and scores.top1 > progress.best_top1:
             self.modules["best"].load_state_dict(self.result().state_dict())
             return Progress(epochs_done=done, best_epoch=done, best_top1=scores.top1)
-        return msgspec.structs.replace(progress, epochs_done=done)
+        return replace(progress, epochs_done=done)
 
     def epoch(self, training: TrainingImages, progress: Progress, workers: int, state: Path) -> float:
         """Train one epoch and return its mean loss."""

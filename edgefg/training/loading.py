@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from edgefg.recipe import Recipe
 from edgefg.training.augment import EvaluationImages, Item, TrainingImages
 from edgefg.training.models.network import Batch
-from edgefg.training.recipe import Recipe
+from edgefg.training.sampling import sampler_of
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -31,15 +32,21 @@ def training_loader(
 ) -> DataLoader[Item]:
     """Build a loader of `Batch`es whose order and augmentation are those of ``seed``.
 
-    ``share`` is (number of processes, this one's rank): each gets its part of every epoch. The last batch is dropped
-    where it would hold a single image, which batch normalisation cannot take.
+    ``share`` is (number of processes, this one's rank): each gets its part of every epoch, or draws as many images by
+    itself where the sampler repeats images anyway. The last batch is dropped where it would hold a single image, which
+    batch normalisation cannot take.
+
+    Raises:
+        TrainingError, DataError: see `edgefg.training.sampling.sampler_of`.
     """
-    sampler: DistributedSampler[Item] | None = None
-    if share[0] > 1:
-        sampler = DistributedSampler(images, *share, shuffle=True, seed=seed)
+    processes, rank = share
+    own = -(-len(images) // processes)
     generator = torch.Generator()
-    generator.manual_seed(seed)
-    own = -(-len(images) // share[0])
+    generator.manual_seed(seed + 7919 * rank)
+    labels = [sample.label for sample in images.samples]
+    sampler = sampler_of(labels, recipe, count=own, generator=generator)
+    if sampler is None and processes > 1:
+        sampler = DistributedSampler(images, processes, rank, shuffle=True, seed=seed)
     return DataLoader(
         images,
         recipe.batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,23 @@ import msgspec
 from torch import nn
 
 from edgefg.errors import DataError
+from edgefg.training.models.attention import CBAMNet, SENet
 from edgefg.training.models.backbone import Triple
+from edgefg.training.models.bcnn import BCNN
 from edgefg.training.models.network import Network
+from edgefg.training.models.partrcnn import PartRCNN
+from edgefg.training.models.racnn import RACNN
+from edgefg.training.models.wsdan import WSDAN
 
-METHODS: dict[str, type[Network]] = {"plain": Network}
+METHODS: dict[str, type[Network]] = {
+    "plain": Network,
+    "se": SENet,
+    "cbam": CBAMNet,
+    "bcnn": BCNN,
+    "racnn": RACNN,
+    "wsdan": WSDAN,
+    "partrcnn": PartRCNN,
+}
 
 
 def options_of(method: str, values: Mapping[str, Any]) -> msgspec.Struct:
@@ -38,3 +52,38 @@ def options_of(method: str, values: Mapping[str, Any]) -> msgspec.Struct:
 def build(method: str, backbone: nn.Module, mean: Triple, std: Triple, options: Mapping[str, Any]) -> Network:
     """Build the method's network around a backbone. Raises `DataError` as `options_of`."""
     return METHODS[method](backbone, mean, std, options_of(method, options))
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """A method, for people."""
+
+    name: str
+    summary: str
+    paper: str
+    single_pass: bool
+    """Whether it exports to ONNX and OpenVINO by itself."""
+    options: dict[str, tuple[Any, str]]
+    """Option → the paper's default, and one line of help."""
+
+    def render(self) -> str:
+        """Return a few lines of text."""
+        kind = "exports by itself" if self.single_pass else "distil it into a student to export"
+        lines = [f"{self.name:10} {self.summary} ({self.paper}; {kind})"]
+        for name, (default, text) in self.options.items():
+            value = f"{default:.4g}" if isinstance(default, float) else default
+            lines.append(f"    {f'-o {name}={value}':24} {text}")
+        return "\n".join(lines)
+
+
+def describe(method: str) -> Described:
+    """Describe a method and its options."""
+    network = METHODS[method]
+    defaults = network.Options()
+    types = typing.get_type_hints(network.Options, include_extras=True)
+    options = {
+        field: (getattr(defaults, field), " ".join(m.description or "" for m in types[field].__metadata__))
+        for field in network.Options.__struct_fields__
+    }
+    return Described(
+        name=method, summary=network.summary, paper=network.paper, single_pass=network.single_pass, options=options
+    )

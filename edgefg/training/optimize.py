@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgefg.training.recipe import Recipe
+from edgefg.recipe import Recipe
 
 
 def optimizer_of(network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
@@ -52,10 +52,11 @@ def _groups(network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe) -> l
     """Group the parameters by learning rate; norms and biases do not decay."""
     new = {id(parameter) for root in fresh for parameter in root.parameters()}
     depth = depths(network)
+    rate = float(getattr(network, "fresh_rate", 1.0))
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            ratio = recipe.head_lr_ratio if id(parameter) in new else recipe.layer_decay ** depth[name]
+            ratio = recipe.head_lr_ratio * rate if id(parameter) in new else recipe.layer_decay ** depth[name]
             groups.setdefault((ratio, parameter.ndim > 1), []).append(parameter)
     return [
         {
@@ -71,19 +72,34 @@ def _groups(network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe) -> l
 def depths(network: nn.Module) -> dict[str, int]:
     """Return for every parameter how many blocks lie between it and the output (0: the last block).
 
-    A block is a child of the backbone, or of one of its sequences of blocks, in the order in which they are defined:
-    what layer-wise decay of the learning rate (Howard & Ruder 2018, discriminative fine-tuning) counts.
+    What layer-wise decay of the learning rate (Howard & Ruder 2018, discriminative fine-tuning) counts. The blocks are
+    the backbone's, and those of every copy of it that a method has; what a method adds to it counts as the last block.
     """
     backbone: nn.Module = getattr(network, "backbone", network)
-    blocks: list[str] = []
-    for name, child in backbone.named_children():
-        inner = list(child.named_children()) if isinstance(child, nn.Sequential) else []
-        names = [f"{name}.{key}" for key, _ in inner] or [name]
-        blocks += [block for block in names if any(True for _ in backbone.get_submodule(block).parameters())]
-    index = {f"backbone.{block}.": position for position, block in enumerate(blocks)}
-    prefixes = index if backbone is not network else {key.removeprefix("backbone."): i for key, i in index.items()}
-    last = max(len(blocks) - 1, 0)
-    return {
-        name: last - next((i for prefix, i in prefixes.items() if name.startswith(prefix)), last)
-        for name, _ in network.named_parameters()
-    }
+    levels = _levels(backbone)
+    last = max(levels.values(), default=0)
+    depth = {name: 0 for name, _ in network.named_parameters()}
+    for prefix, module in network.named_modules():
+        if [name for name, _ in module.named_parameters()] == list(levels):
+            depth |= {f"{prefix}.{name}" if prefix else name: last - level for name, level in levels.items()}
+    return depth
+
+
+def _levels(backbone: nn.Module) -> dict[str, int]:
+    """Number the blocks from the input, and give every parameter its block's number.
+
+    A block is a child of the backbone, or of one of its sequences, in the order in which they are defined; a norm by
+    itself belongs to the block before it, and what lies in no block (a position embedding) to the first one. (timm's
+    group_matcher goes by names, which a method that puts gates in changes, and torchvision has none.)
+    """
+    children = [
+        (f"{name}.{key}", block)
+        for name, child in backbone.named_children()
+        for key, block in (child.named_children() if isinstance(child, nn.Sequential) else [("", child)])
+    ]
+    level, levels = -1, {name: 0 for name, _ in backbone.named_parameters()}
+    for name, block in children:
+        parameters = dict(block.named_parameters(name.rstrip(".")))
+        level += any(parameter.ndim > 1 for parameter in parameters.values())
+        levels |= {inner: max(level, 0) for inner in parameters}
+    return levels

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from edgefg.errors import CheckpointError, TrainingError
+from edgefg.recipe import Recipe
 from edgefg.training.checkpoint import read_header_json, write_tensors
-from edgefg.training.recipe import Recipe
 
 
 class Run(NamedTuple):

@@ -15,11 +15,11 @@ from torch import nn
 from edgefg.errors import TrainingError
 from edgefg.manifest import Accuracy
 from edgefg.metrics import Scores
+from edgefg.recipe import Hardware, Recipe
 from edgefg.training.checkpoint import Header, read_header, save
 from edgefg.training.data import FolderData
 from edgefg.training.fit import fit
 from edgefg.training.objective import Objective
-from edgefg.training.recipe import Hardware, Recipe
 
 
 def train_and_save(

@@ -14,12 +14,12 @@ import torch
 
 from edgefg import __version__
 from edgefg.preprocess import InputSpec
+from edgefg.recipe import Hardware, Recipe
 from edgefg.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header
 from edgefg.training.data import load_data
-from edgefg.training.methods import build, options_of
+from edgefg.training.methods import METHODS, build, options_of
 from edgefg.training.objective import TeacherObjective
-from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.stage import train_and_save
 from edgefg.training.weights import load_backbone
 
@@ -59,6 +59,7 @@ def train_teacher(
     chosen = options_of(method, options or {})
     split = split or SplitSpec()
     data = load_data(data_root, split, skip_corrupt=skip_corrupt)
+    chosen, data = METHODS[method].prepare(chosen, data)
     torch.manual_seed(recipe.seed)
     body, mean, std = load_backbone(backbone, len(data.labels), weights)
     header = Header(

@@ -1,22 +1,25 @@
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import subprocess
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import pytest
 
 from edgefg import __version__, cli
+from edgefg.cli.app import Only
 from tests.conftest import BLOCKER
 from tests.synthetic import write_dataset
 
 VERBS = (
-    *("train", "distill", "prune", "export", "pipeline"),
-    *("predict", "evaluate", "verify", "bench", "inspect", "doctor"),
+    *("train", "methods", "folds", "distill", "prune", "export", "pipeline"),
+    *("data", "predict", "evaluate", "explain", "verify", "bench", "inspect", "doctor"),
 )
 
 
@@ -25,26 +28,22 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("cli"), classes=4, per_class=8, size=72, seed=5)
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run `edgefg ARGUMENTS` in this process; returns exit status, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["edgefg", *(str(argument) for argument in arguments)])
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            status = int(exit_.code or 0)
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
-
-
 def image_of(birds: Path) -> Path:
     return sorted((birds / "test").rglob("*.*g"))[0]
+
+
+def option_names(function: Callable[..., None]) -> list[str]:
+    """The parameters of a verb, those that are structs of settings replaced by the fields that are offered."""
+    names: list[str] = []
+    for name, hint in typing.get_type_hints(function, include_extras=True).items():
+        base, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        if name == "return":
+            continue
+        if isinstance(base, type) and issubclass(base, msgspec.Struct):
+            names += next((extra.names for extra in extras if isinstance(extra, Only)), base.__struct_fields__)
+        else:
+            names.append(name)
+    return names
 
 
 def test_every_verb_is_there_with_help_for_every_option(run) -> None:
@@ -52,11 +51,12 @@ def test_every_verb_is_there_with_help_for_every_option(run) -> None:
     assert status == 0
     listed = re.findall(r"^  (\w+)  ", out.partition("Commands:")[2], flags=re.MULTILINE)
     assert sorted(listed) == sorted(VERBS)
+    modules = [module for module in vars(cli).values() if getattr(module, "__name__", "").startswith("edgefg.cli.")]
     for verb in VERBS:
         status, out, _ = run(verb, "--help")
         assert status == 0
-        function = getattr(cli.device, verb, None) or getattr(cli.workstation, verb)
-        for name in inspect.signature(function).parameters:
+        function = next(vars(module)[verb] for module in modules if verb in vars(module))
+        for name in option_names(function):
             assert re.search(rf"(--{name.replace('_', '-')}|{name}(\.\.\.)?) .*\S", out), f"{verb}: {name}"
 
 

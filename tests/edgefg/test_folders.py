@@ -77,7 +77,7 @@ def test_a_carved_validation_split_is_training_s_too(data: Path) -> None:
 def test_flat_data_of_an_unknown_split_are_taken_whole(flat: Path) -> None:
     assert read_split(flat, None, LABELS, None)[0] == "all"
     assert len(read_split(flat, None, LABELS, None)[1]) == 40
-    with pytest.raises(DataError, match="has no split folders; needed test/"):
+    with pytest.raises(DataError, match="has no splits; needed test/"):
         read_split(flat, "test", LABELS, None)
 
 

@@ -102,6 +102,15 @@ def test_calibration_error_by_hand() -> None:
     assert found == pytest.approx(2 / 3 * 0.3, abs=1e-6)
 
 
+def test_calibration_bins_by_hand() -> None:
+    confidence = np.array([0.05, 0.4, 0.49, 1.0, 0.5])
+    found = metrics.calibration_bins(confidence, np.array([False, True, False, True, True]), bins=2)
+    assert found.images.tolist() == [3, 1, 1]
+    assert found.confidence.tolist() == pytest.approx([0.94 / 3, 0.5, 1.0])
+    assert found.accuracy.tolist() == pytest.approx([1 / 3, 1.0, 1.0])
+    assert np.isnan(metrics.calibration_bins(confidence[:1], np.array([True]), bins=2).accuracy[1:]).all()
+
+
 def test_a_temperature_moves_calibration_but_not_accuracy() -> None:
     generator = np.random.default_rng(1)
     labels = generator.integers(0, 4, 400)

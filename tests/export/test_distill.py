@@ -12,9 +12,10 @@ from edgefg.errors import DataError
 from edgefg.export.distill import distill, distillation, kl_divergence
 from edgefg.export.prune import prune
 from edgefg.manifest import sha256
+from edgefg.recipe import Hardware, Recipe
 from edgefg.training.checkpoint import load, read_header
+from edgefg.training.mix import mixer_of
 from edgefg.training.models.network import Batch
-from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.teacher import train_teacher
 from tests.synthetic import write_dataset
 
@@ -84,6 +85,34 @@ def test_a_teacher_of_another_size_sees_the_same_crop_resized(teacher: Path) -> 
     )
     assert big.seen[0].shape == (2, 64, 48, 3)
     assert torch.allclose(big.seen[0], torch.tensor(77.0))
+
+
+def test_teacher_and_student_see_identically_mixed_crops(teacher: Path) -> None:
+    header = read_header(teacher)
+    big, small = Recorder([2.0, 0.0]), Recorder([1.0, 0.0])
+    mix = mixer_of(msgspec.structs.replace(RECIPE, mix="mixup"), small, 2)
+    objective = distillation(big, header, temperature=1.0, hard_weight=1.0, smoothing=0.0, mix=mix)
+    images = torch.tensor([0, 200], dtype=torch.uint8)[:, None, None, None].expand(-1, 32, 32, 3)
+    torch.manual_seed(0)
+    loss, _ = objective(small, Batch(images, torch.tensor([0, 1])))
+    assert torch.equal(big.seen[0], small.seen[0])
+    share = 1 - big.seen[0][0].mean().item() / 200
+    assert 0 < share < 1
+    assert torch.allclose(big.seen[0][1], torch.tensor(200 * share), atol=1e-2)
+    # Hard labels are the mixed ones: one image of each class, with shares that change places.
+    log = torch.log_softmax(torch.tensor([1.0, 0.0]), 0)
+    assert loss.item() == pytest.approx(-log.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "snapmix"])
+def test_distil_with_mixing(mix: str, teacher: Path, birds: Path, tmp_path: Path) -> None:
+    mixed = msgspec.structs.replace(RECIPE, mix=mix)
+    options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
+    network, header = load(distill(teacher, birds, tmp_path / "mixed", mixed, **options))
+    assert f'"mix":"{mix}"' in header.recipe
+    plain, _ = load(distill(teacher, birds, tmp_path / "plain", RECIPE, **options))
+    weights = zip(network.parameters(), plain.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in weights)
 
 
 def test_distil_then_prune(teacher: Path, birds: Path, tmp_path: Path) -> None:

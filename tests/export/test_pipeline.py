@@ -11,7 +11,9 @@ from edgefg import cli
 from edgefg.errors import DataError
 from edgefg.export import pipeline
 from edgefg.export.pipeline import ARTIFACTS, Plan
-from edgefg.training.recipe import Recipe
+from edgefg.recipe import Recipe
+from edgefg.training.data import load_data
+from tests.cub import write_cub
 from tests.synthetic import write_dataset
 
 
@@ -67,6 +69,21 @@ def test_one_folder_becomes_split_folders_once(tmp_path: Path) -> None:
     assert images == sorted(path.name for path in flat.rglob("*.*g"))
     assert pipeline._split_folders(flat, tmp_path / "out", split, False) == made
     assert pipeline._split_folders(whole, tmp_path / "out", split, False) == whole
+
+
+def test_cub_stays_as_it_is_and_public_data_become_a_list(tmp_path: Path) -> None:
+    cub = write_cub(tmp_path / "cub")
+    split = plan_for(cub).split
+    assert pipeline._split_folders(cub, tmp_path / "out", split, False) == cub
+    assert not (tmp_path / "out").exists()
+    # iNaturalist's layout of 2018: <group>/<number>/*.jpg
+    for number, folder in enumerate(sorted((cub / "images").iterdir())):
+        (tmp_path / "inat" / "2018" / "Aves").mkdir(parents=True, exist_ok=True)
+        folder.rename(tmp_path / "inat" / "2018" / "Aves" / str(number))
+    public = Path(f"inaturalist:2018:{tmp_path / 'inat'}")
+    listed = pipeline._split_folders(public, tmp_path / "out", split, False)
+    assert listed.suffix == ".csv"
+    assert load_data(listed).splits == load_data(public, split).splits
 
 
 @pytest.mark.slow

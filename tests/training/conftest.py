@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgefg.training.recipe import Hardware, Recipe
+from edgefg.recipe import Hardware, Recipe
 from tests.synthetic import write_dataset
 
 

@@ -5,7 +5,18 @@ import torch
 from torch import nn
 
 from edgefg.errors import WeightsError
-from edgefg.training.models.backbone import build_backbone, default_normalisation, head_of
+from edgefg.training.models.backbone import (
+    build_backbone,
+    channels,
+    classes_of,
+    classify,
+    default_normalisation,
+    embedding,
+    head_of,
+    logits_and_embedding,
+    maps,
+    without_head,
+)
 from edgefg.training.models.network import Network
 
 
@@ -44,3 +55,51 @@ def test_normalisation_is_that_of_the_published_weights() -> None:
     assert std == (127.5,) * 3
     mean, _ = default_normalisation(build_backbone("torchvision:mobilenet_v3_small", 2))
     assert mean[0] == pytest.approx(123.675)
+
+
+APART = [
+    *("resnet10t", "tf_efficientnet_lite0", "mobilenetv3_small_050", "mobilenetv4_conv_small", "regnetx_002"),
+    *("convnext_atto", "vgg11", "densenet121", "repvgg_a0"),
+    *(f"torchvision:{name}" for name in ("alexnet", "vgg11", "resnet18", "mobilenet_v2", "mobilenet_v3_small")),
+    *(f"torchvision:{name}" for name in ("densenet121", "efficientnet_b0", "mnasnet0_5", "regnet_x_400mf")),
+    *(f"torchvision:{name}" for name in ("shufflenet_v2_x0_5", "googlenet", "inception_v3", "convnext_tiny")),
+    pytest.param("torchvision:vgg16", marks=pytest.mark.slow),
+    pytest.param("torchvision:maxvit_t", marks=pytest.mark.slow),
+    pytest.param("torchvision:swin_t", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name", APART)
+@torch.no_grad()
+def test_maps_embedding_and_logits_are_the_backbones_own(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(name, 5).eval()
+    planes = torch.randn(1, 3, 224, 224) if name.endswith("maxvit_t") else torch.randn(2, 3, 96, 96)
+    found = maps(backbone, planes)
+    embedded = embedding(backbone, found)
+    logits = backbone(planes)
+    assert found.ndim == 4
+    assert channels(backbone) == found.shape[1]
+    assert classes_of(backbone) == 5
+    torch.testing.assert_close(classify(backbone, embedded), logits)
+    torch.testing.assert_close(logits_and_embedding(backbone, planes), (logits, embedded))
+    torch.testing.assert_close(maps(without_head(backbone), planes), found)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("test_vit", "VisionTransformer gives features of shape .*not .N, C, h, w."),
+        ("torchvision:squeezenet1_0", "SqueezeNet is not taken apart: its head does not read pooled maps"),
+        ("torchvision:vit_b_16", "VisionTransformer is not taken apart"),
+    ],
+)
+def test_what_cannot_be_taken_apart_says_so(name: str, message: str) -> None:
+    size = 224 if name.endswith("16") else 160
+    with pytest.raises(WeightsError, match=message):
+        maps(build_backbone(name, 2), torch.zeros(1, 3, size, size))
+
+
+def test_two_classifiers_are_one_too_many() -> None:
+    with pytest.raises(WeightsError, match="has 2 classifiers; needed a backbone with one"):
+        head_of(build_backbone("efficientformerv2_s0", 2))

@@ -10,13 +10,13 @@ import torch
 from edgefg.errors import CheckpointError, ExportError
 from edgefg.export.prune import remove_channels
 from edgefg.preprocess import InputSpec
+from edgefg.recipe import Recipe
 from edgefg.split import SplitSpec
 from edgefg.training import checkpoint
 from edgefg.training.checkpoint import SCHEMA, Header, apply_channels, channel_plan, load, read_header, rebuild, save
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
 from edgefg.training.objective import TeacherObjective
-from edgefg.training.recipe import Recipe
 
 BACKBONE = "test_efficientnet"
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,13 +11,14 @@ import numpy as np
 import pytest
 
 from edgefg.errors import DataError
+from edgefg.listing import write_csv
 from edgefg.split import SplitSpec
 from edgefg.training.data import load_data
 
 
-def write_images(folder: Path, count: int, seed: int = 0) -> None:
+def write_images(folder: Path, count: int) -> None:
     folder.mkdir(parents=True)
-    rng = np.random.default_rng([seed, len(folder.name)])
+    rng = np.random.default_rng(zlib.crc32("/".join(folder.parts[-2:]).encode()))
     for i in range(count):
         cv2.imwrite(str(folder / f"{i}.jpg"), rng.integers(0, 255, (24, 24, 3), np.uint8))
 
@@ -150,3 +153,78 @@ def test_an_image_less_leaves_the_others_where_they_were(tmp_path: Path) -> None
     after = load_data(tmp_path).splits
     moved = set(before["test"]) & set(after["train"]) | set(before["train"]) & set(after["test"])
     assert len(moved) <= 12  # a seeded shuffle moves about 90
+
+
+def test_the_fingerprint_is_what_checkpoints_hold(root: Path) -> None:
+    """Of every format: a line an image, in the order of the splits; and the bytes of boxes.csv."""
+    data = load_data(root)
+    lines = [
+        f"{split}\t{label}\t{path.relative_to(root).as_posix()}\t{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+        for split in ("train", "val", "test")
+        for label, name in enumerate(("ant", "bee"))
+        for path in sorted((root / split / name).iterdir())
+    ]
+    assert data.fingerprint == hashlib.sha256("".join(lines).encode()).hexdigest()
+    write_csv(root / "all.csv", data.splits, data.labels, {})
+    assert load_data(root / "all.csv").fingerprint == data.fingerprint
+    (root / "boxes.csv").write_text("path,part,x0,y0,x1,y1\ntrain/ant/0.jpg,object,1,2,8,9\n")
+    lines.append((root / "boxes.csv").read_text())
+    assert load_data(root).fingerprint == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_a_csv_manifest_is_the_same_data(root: Path) -> None:
+    folders = load_data(root)
+    write_csv(root.parent / "list.csv", folders.splits, folders.labels, {})
+    listed = load_data(root.parent / "list.csv")
+    assert listed.splits == folders.splits
+    assert (listed.labels, listed.format, listed.root) == (folders.labels, "csv", root.parent)
+
+
+def test_a_csv_manifest_without_splits_is_split_by_its_groups(root: Path) -> None:
+    images = sorted(root.rglob("*.jpg"))
+    rows = [f"{path.relative_to(root)},{path.parent.name},lot {i // 2}" for i, path in enumerate(images)]
+    (root / "list.csv").write_text("\n".join(["path,label,group", *rows]))
+    data = load_data(root / "list.csv")
+    assert sum(map(len, data.splits.values())) == len(images)
+    lots = [{data.groups[path] for path, _ in data.splits[split]} for split in ("train", "val", "test")]
+    assert sum(map(len, lots)) == len(set.union(*lots)) == len(images) / 2
+    with pytest.raises(DataError, match="names groups itself, and the pattern 'ant' names others"):
+        load_data(root / "list.csv", SplitSpec(group="ant"))
+
+
+def test_taxonomy_of_a_csv_manifest(root: Path) -> None:
+    data = load_data(root)
+    write_csv(root / "list.csv", data.splits, data.labels, {})
+    (root / "taxonomy.csv").write_text("class,order\nbee,hymenoptera\nant,formicidae\n")
+    listed = load_data(root / "list.csv")
+    assert listed.labels == ("bee", "ant")
+    assert {listed.labels[label] == path.parent.name for path, label in listed.splits["train"]} == {True}
+    (root / "taxonomy.csv").write_text("class\nbee\nfly\n")
+    with pytest.raises(DataError, match=r"do not have the same classes \(first: 'ant'\)"):
+        load_data(root / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["train/ant/0.jpg,ant,test", "train/bee/0.jpg,bee,test"], "has no training images; its splits are test"),
+        (["train/ant/0.jpg,ant,train", "test/bee/0.jpg,bee,test"], r"1 classes have no training image .*'bee'"),
+        (["train/ant/0.jpg,ant,train"], "lists 1 classes; needed at least 2"),
+        (["gone.jpg,ant,train", "train/bee/0.jpg,bee,train"], r"1 of 2 images .*gone\.jpg: No such file"),
+    ],
+)
+def test_a_csv_manifest_that_cannot_be_trained_on(root: Path, rows: list[str], message: str) -> None:
+    (root / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    with pytest.raises(DataError, match=message):
+        load_data(root / "list.csv")
+
+
+def test_a_file_in_two_splits_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(root / "train" / "ant" / "0.jpg", root / "train" / "ant" / "again.jpg")
+    load_data(root)
+    assert capsys.readouterr().err == ""
+    shutil.copy(root / "train" / "ant" / "0.jpg", root / "test" / "ant" / "7.jpg")
+    load_data(root)
+    assert capsys.readouterr().err.startswith(
+        "warning: 1 images lie in a second split too (first: test/ant/7.jpg is train/ant/0.jpg), which flatters"
+    )

@@ -10,6 +10,7 @@ import torch
 
 from edgefg.errors import TrainingError
 from edgefg.preprocess import InputSpec, prepare
+from edgefg.recipe import Hardware, Recipe
 from edgefg.sources import read_image
 from edgefg.training import fit as loop
 from edgefg.training.augment import EvaluationImages, TrainingImages
@@ -19,7 +20,6 @@ from edgefg.training.fit import predict
 from edgefg.training.losses import cross_entropy
 from edgefg.training.models.network import Batch
 from edgefg.training.optimize import rate_at
-from edgefg.training.recipe import Hardware, Recipe
 from edgefg.training.resume import Progress
 from edgefg.training.teacher import train_teacher
 

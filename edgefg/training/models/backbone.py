@@ -6,6 +6,7 @@ For every convolutional one ``classify(b, embedding(b, maps(b, x)))`` equals ``b
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any, cast
 
 import timm
@@ -44,9 +45,16 @@ def build_backbone(name: str, classes: int) -> nn.Module:
 
 
 def head_of(backbone: nn.Module) -> nn.Module:
-    """Return the layer that gives the logits: timm says so; in torchvision it is the last one with weights."""
+    """Return the layer that gives the logits: timm says so; in torchvision it is the last one with weights.
+
+    Raises:
+        WeightsError: there are several, as in networks made for distillation.
+    """
     if hasattr(backbone, "get_classifier"):
-        return cast(nn.Module, cast(Any, backbone).get_classifier())
+        head = cast(Any, backbone).get_classifier()
+        if not isinstance(head, nn.Module):
+            raise WeightsError(f"{type(backbone).__name__} has {len(head)} classifiers; needed a backbone with one")
+        return head
     return [module for module in backbone.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
 
 
@@ -77,16 +85,17 @@ def maps(backbone: nn.Module, planes: torch.Tensor) -> torch.Tensor:
         WeightsError: the backbone has no such maps (a transformer).
     """
     if hasattr(backbone, "forward_features"):
-        found = cast(torch.Tensor, cast(Any, backbone).forward_features(planes))
+        found = cast(Any, backbone).forward_features(planes)
     else:
-        trunk, _ = _torchvision_parts(backbone)
-        found = cast(torch.Tensor, trunk(planes))
-    if found.ndim != 4 or str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+        found = trunk_of(backbone)(planes)
+    is_map = isinstance(found, torch.Tensor) and found.ndim == 4
+    if not is_map or str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else f"{type(found).__name__} of tensors"
         raise WeightsError(
-            f"{type(backbone).__name__} gives features of shape {tuple(found.shape)}, not [N, C, h, w]; this needs a"
-            " convolutional backbone"
+            f"{type(backbone).__name__} gives features of shape {shape}, not [N, C, h, w]; this needs a convolutional"
+            " backbone"
         )
-    return found
+    return cast(torch.Tensor, found)
 
 
 def embedding(backbone: nn.Module, found: torch.Tensor) -> torch.Tensor:
@@ -114,11 +123,47 @@ def channels(backbone: nn.Module) -> int:
     """Return the number of channels of `maps`."""
     if hasattr(backbone, "forward_features"):
         return int(cast(Any, backbone).num_features)
-    trunk, _ = _torchvision_parts(backbone)
-    widths = [m.out_channels for m in trunk.modules() if isinstance(m, nn.Conv2d)]
-    norms = [m.num_features for m in trunk.modules() if isinstance(m, nn.BatchNorm2d)]
-    # DenseNet concatenates: its last norm is wider than its last convolution.
-    return max(widths[-1], norms[-1] if norms else 0)
+    _, rest = _torchvision_parts(backbone)
+    first = next(layer for layer in rest if isinstance(layer, nn.Linear))
+    pool = next(layer for layer in rest if isinstance(layer, nn.AdaptiveAvgPool2d))
+    positions = pool.output_size if isinstance(pool.output_size, tuple) else (pool.output_size,) * 2
+    return first.in_features // int(math.prod(cast(tuple[int, int], positions)))
+
+
+def example_planes(backbone: nn.Module) -> torch.Tensor:
+    """Return zeros, ``float32 [1, 3, S, S]``, that the backbone takes: 96 px, unless it is built for one size."""
+    config = getattr(backbone, "pretrained_cfg", None) or {}
+    side = config["input_size"][-1] if config.get("fixed_input_size") else 96
+    return torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device)
+
+
+def trunk_of(backbone: nn.Module) -> nn.Sequential:
+    """Return the layers of a torchvision classifier that give its `maps`; of such a trunk, itself."""
+    return backbone if isinstance(backbone, nn.Sequential) else _torchvision_parts(backbone)[0]
+
+
+def without_head(backbone: nn.Module) -> nn.Module:
+    """Return what gives the `maps` of a backbone, and nothing else that has weights; timm's are changed in place.
+
+    Raises:
+        WeightsError: the backbone has no such maps.
+    """
+    if not hasattr(backbone, "forward_features"):
+        return trunk_of(backbone)
+    # What the maps depend on is asked of autograd, since timm's heads go by many names (VGG: pre_logits, then head).
+    parameters = list(backbone.parameters())
+    training = backbone.training
+    backbone.eval()  # the norms' statistics must not learn from the example
+    with torch.enable_grad():
+        total = maps(backbone, example_planes(backbone)).sum()
+    backbone.train(training)
+    slopes = torch.autograd.grad(total, parameters, allow_unused=True)
+    used = {id(parameter) for parameter, slope in zip(parameters, slopes, strict=True) if slope is not None}
+    for name, child in list(backbone.named_children()):
+        own = {id(parameter) for parameter in child.parameters()}
+        if own and not own & used:
+            setattr(backbone, name, nn.Identity())
+    return backbone
 
 
 def classes_of(backbone: nn.Module) -> int:
@@ -130,19 +175,22 @@ def classes_of(backbone: nn.Module) -> int:
 def _torchvision_parts(backbone: nn.Module) -> tuple[nn.Sequential, list[nn.Module]]:
     """Split a torchvision classifier before its global pooling: the trunk, and the layers from the pooling on."""
     layers: list[nn.Module] = []
-    children = dict(backbone.named_children())
-    for name, child in children.items():
-        layers += list(child) if name in ("classifier", "fc") and isinstance(child, nn.Sequential) else [child]
-    first_of_rest = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.AdaptiveAvgPool2d)), len(layers))
+    trunk_length = 0
+    for name, child in backbone.named_children():
+        last = name in ("classifier", "fc", "head")
+        is_list = isinstance(child, nn.ModuleList) or (last and isinstance(child, nn.Sequential))
+        layers += list(cast(nn.Sequential, child)) if is_list else [child]
+        trunk_length = trunk_length if last else len(layers)
+    pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.AdaptiveAvgPool2d)]
+    rest = layers[pools[0] :] if pools else [nn.AdaptiveAvgPool2d(1), *layers[trunk_length:]]
+    if not pools and isinstance(backbone, torchvision.models.DenseNet):
+        rest.insert(0, nn.ReLU())  # in forward, as the pooling is in these
+    first = next((i for i, layer in enumerate(rest) if isinstance(layer, nn.Linear)), len(rest))
+    rest.insert(first, nn.Flatten(1))
     head = head_of(backbone)
-    if first_of_rest == len(layers):  # MobileNetV2, DenseNet: pooled inside forward, right after the features
-        first_of_rest = next(i for i, layer in enumerate(layers) if not isinstance(layer, nn.Sequential))
-        pool: list[nn.Module] = [nn.AdaptiveAvgPool2d(1)]
-        if type(backbone).__name__ == "DenseNet":
-            pool.insert(0, nn.ReLU())
-        rest = [*pool, nn.Flatten(1), *layers[first_of_rest:]]
-    else:
-        rest = [layers[first_of_rest], nn.Flatten(1), *layers[first_of_rest + 1 :]]
     if not any(layer is head for layer in rest):
-        raise WeightsError(f"{type(backbone).__name__} is not taken apart into maps and a head; use a timm backbone")
-    return nn.Sequential(*layers[:first_of_rest]), rest
+        raise WeightsError(
+            f"{type(backbone).__name__} is not taken apart: its head does not read pooled maps; needed a convolutional"
+            " backbone with a linear head after the pooling, for instance resnet50"
+        )
+    return nn.Sequential(*layers[: pools[0] if pools else trunk_length]), rest

@@ -10,9 +10,11 @@ from typing import ClassVar, NamedTuple, cast
 
 import msgspec
 import torch
+from msgspec.structs import replace
 from torch import nn
 from torch.nn import functional as F
 
+from edgefg.training.data import FolderData
 from edgefg.training.models import backbone as parts
 from edgefg.training.models.backbone import Triple
 
@@ -25,7 +27,7 @@ class Batch(NamedTuple):
     labels: torch.Tensor
     """``int64 [N]``."""
     targets: torch.Tensor | None = None
-    """``float32 [N, classes]``, shares of the classes, where images were mixed; rows sum to 1."""
+    """``float32 [N, classes]``, weights of the classes, where images were mixed; rows sum to 1, but for SnapMix's."""
     boxes: torch.Tensor | None = None
     """``float32 [N, P, 4]``: x0, y0, x1, y1 in pixels of ``images``; NaN where a part is not visible."""
     indices: torch.Tensor | None = None
@@ -47,11 +49,13 @@ class Attention(NamedTuple):
     """Where a network looks, for a batch of N images."""
 
     maps: torch.Tensor | None
-    """``float32 [N, M, h, w]``, each map scaled to 0…1."""
+    """``float32 [N, M, h, w]``, each map scaled to 0…1. Where there are several, the first is their mean."""
     boxes: torch.Tensor | None
     """``float32 [N, K, 4]``: x0, y0, x1, y1 as shares of width and height; NaN where there is none."""
     names: tuple[str, ...] = ()
     """Of the boxes."""
+    strength: torch.Tensor | None = None
+    """``float32 [N, M]``: how strongly each of several maps responded before it was scaled."""
 
 
 # (logits float [N, classes], batch) → scalar
@@ -80,6 +84,8 @@ class Network(nn.Module):
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     single_pass: ClassVar[bool] = True
     """Whether ``forward`` is one feed-forward graph, which exports by itself."""
+    fresh_rate: ClassVar[float] = 1.0
+    """Learning rate that suits ``fresh()``, relative to a plain new head's; multiplies the recipe's."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -91,6 +97,15 @@ class Network(nn.Module):
         # Not part of the state dict: the checkpoint's header holds them.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def prepare(cls, options: msgspec.Struct, data: FolderData) -> tuple[msgspec.Struct, FolderData]:
+        """Complete the options from the data, and keep of the data what the method trains on: here no part boxes.
+
+        Raises:
+            DataError: the data lack what the method needs.
+        """
+        return options, replace(data, parts=(), boxes=None)
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
         """Return what the backbone takes, ``float32 [N, 3, H, W]``, of ``uint8`` or float levels ``[N, H, W, 3]``."""
@@ -112,16 +127,9 @@ class Network(nn.Module):
         return parts.logits_and_embedding(self.backbone, self.normalised(images))[1]
 
     def attention(self, images: torch.Tensor) -> Attention:
-        """Return where the network looks: here the class activation map of the class it names.
-
-        Grad-CAM (Selvaraju et al. 2017, equations 1 and 2), which for a head on pooled maps is CAM (Zhou et al. 2016).
-        """
-        with torch.enable_grad():
-            found = parts.maps(self.backbone, self.normalised(images)).detach().requires_grad_()
-            logits = parts.classify(self.backbone, parts.embedding(self.backbone, found))
-            (slope,) = torch.autograd.grad(logits.max(dim=1).values.sum(), found)
-        activation = F.relu((slope.mean(dim=(2, 3), keepdim=True) * found).sum(dim=1, keepdim=True))
-        return Attention(scaled(activation.detach()), None)
+        """Return where the network looks: here the class activation map of the class it names."""
+        found = parts.maps(self.backbone, self.normalised(images))
+        return class_activation(found, lambda maps: parts.classify(self.backbone, parts.embedding(self.backbone, maps)))
 
     def fresh(self) -> Sequence[nn.Module]:
         """List the modules that start untrained, which learn faster."""
@@ -129,6 +137,18 @@ class Network(nn.Module):
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Prepare for epoch ``epoch`` (from 0) of ``epochs``: a method with a schedule sets what learns."""
+
+
+def class_activation(found: torch.Tensor, classify: Callable[[torch.Tensor], torch.Tensor]) -> Attention:
+    """Return the class activation maps of feature maps ``float [N, C, h, w]`` that ``classify`` turns into logits.
+
+    Grad-CAM (Selvaraju et al. 2017, equations 1 and 2), which for a head on pooled maps is CAM (Zhou et al. 2016).
+    """
+    with torch.enable_grad():
+        found = found.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(classify(found).max(dim=1).values.sum(), found)
+    activation = F.relu((slope.mean(dim=(2, 3), keepdim=True) * found).sum(dim=1, keepdim=True))
+    return Attention(scaled(activation.detach()), None)
 
 
 def scaled(maps: torch.Tensor) -> torch.Tensor:

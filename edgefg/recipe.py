@@ -1,0 +1,129 @@
+"""The settings of a training stage, as plain data: the command line reads its options and their help from here.
+
+They live in the core because they need nothing but msgspec; what trains is in `edgefg.training`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """How a network is trained; a run resumes only under an equal recipe."""
+
+    epochs: Annotated[int, Meta(ge=1, description="passes over the training images")]
+    image_size: Annotated[int, Meta(ge=16, le=4096, description="height and width of the network input in pixels")]
+    train_size: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=4096,
+            description="network input in training, where crops show things larger than at test (Touvron et al. 2019:"
+            " about 0.8 of the image size); 0: the image size",
+        ),
+    ] = 0
+    start_size: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=4096,
+            description="network input of the first epoch, which grows over three quarters of the epochs (Tan & Le"
+            " 2021); 0: no growth",
+        ),
+    ] = 0
+    batch_size: Annotated[int, Meta(ge=2, description="images in a step")] = 32
+    lr: Annotated[
+        float, Meta(gt=0, description="peak learning rate, reached after the warm-up, then half a cosine to zero")
+    ] = 1e-3
+    optimizer: Annotated[
+        Literal["adamw", "sgd"],
+        Meta(description="adamw (Loshchilov & Hutter 2019), or sgd with Nesterov momentum 0.9"),
+    ] = "adamw"
+    head_lr_ratio: Annotated[
+        float, Meta(gt=0, description="learning rate of what starts untrained, relative to the rest")
+    ] = 5.0
+    weight_decay: Annotated[float, Meta(ge=0, description="decay of all weights but norms and biases")] = 0.02
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1, description="label smoothing (Szegedy et al. 2016)")] = 0.1
+    warmup: Annotated[float, Meta(ge=0, lt=1, description="share of the steps over which the learning rate rises")] = (
+        0.1
+    )
+    clip_norm: Annotated[float, Meta(gt=0, description="greatest L2 norm of the gradient")] = 5.0
+    seed: Annotated[int, Meta(description="seed of what starts untrained, the order and the augmentation")] = 0
+    val_every: Annotated[int, Meta(ge=1, description="score val after every n-th epoch; after the last one always")] = 1
+    patience: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="stop after this many epochs without a better top-1 on val, and keep the best; 0: never",
+        ),
+    ] = 0
+    layer_decay: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="factor of the learning rate from block to block towards the input (Howard & Ruder 2018)",
+        ),
+    ] = 1.0
+    freeze_epochs: Annotated[
+        int, Meta(ge=0, description="epochs at the start in which only what starts untrained learns")
+    ] = 0
+    ema: Annotated[
+        float, Meta(ge=0, lt=1, description="decay a step of the moving average of the weights; 0: none")
+    ] = 0.0
+    mix: Annotated[
+        Literal["none", "mixup", "cutmix", "snapmix"],
+        Meta(description="mix pairs of images (Zhang et al. 2018, Yun et al. 2019, Huang et al. 2021)"),
+    ] = "none"
+    mix_alpha: Annotated[
+        float, Meta(gt=0, description="of the Beta(α, α) that draws the mixed share; SnapMix's paper has 5")
+    ] = 1.0
+    mix_share: Annotated[float, Meta(gt=0, le=1, description="probability that a batch is mixed")] = 1.0
+    min_area: Annotated[
+        float, Meta(gt=0, le=1, description="smallest share of a picture that a training crop takes")
+    ] = 0.4
+    color: Annotated[float, Meta(ge=0, lt=1, description="greatest change of brightness, contrast and saturation")] = (
+        0.25
+    )
+    rotation: Annotated[float, Meta(ge=0, le=180, description="greatest rotation in degrees")] = 0.0
+    randaugment: Annotated[
+        int, Meta(ge=0, le=30, description="magnitude of two RandAugment operations (Cubuk et al. 2020); 0: none")
+    ] = 0
+    center_weight: Annotated[
+        float, Meta(ge=0, description="weight of the center loss (Wen et al. 2016: 0.003); 0: none")
+    ] = 0.0
+    triplet_weight: Annotated[
+        float, Meta(ge=0, description="weight of the triplet loss with mining (Hermans et al. 2017); 0: none")
+    ] = 0.0
+    mining: Annotated[
+        Literal["hard", "semihard"],
+        Meta(description="triplets: the hardest of each anchor, or all that violate the margin but not the order"),
+    ] = "hard"
+    sampler: Annotated[
+        Literal["shuffle", "balanced", "pk"],
+        Meta(description="every image once; classes alike often; or batches of P classes × K images"),
+    ] = "shuffle"
+    per_class: Annotated[int, Meta(ge=2, description="K of the pk sampler")] = 4
+
+    def size_at(self, epoch: int) -> int:
+        """Return the network input of training at an epoch (from 0), pixels; a multiple of 16 while it grows."""
+        full = self.train_size or self.image_size
+        share = min(1.0, epoch / (0.75 * self.epochs))
+        if not self.start_size or share >= 1:
+            return full
+        return max(16, round((self.start_size + (full - self.start_size) * share) / 16) * 16)
+
+
+class Hardware(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a stage runs. Rounding depends on it, and the order of random numbers on ``workers`` and ``devices``."""
+
+    accelerator: Annotated[str, Meta(description="Lightning Fabric's accelerator: auto, cpu, cuda or mps")] = "auto"
+    devices: Annotated[int, Meta(ge=1, description="how many of them")] = 1
+    precision: Annotated[
+        str,
+        Meta(description="auto (bf16 or fp16 mixed on CUDA, else 32 bit), or Lightning Fabric's name, as bf16-mixed"),
+    ] = "auto"
+    workers: Annotated[int, Meta(ge=0, description="processes that decode and augment")] = 1

@@ -1,0 +1,187 @@
+"""B-CNN: the outer product of two streams' feature maps, pooled over all positions, feeds a linear classifier.
+
+Lin, RoyChowdhury & Maji 2015, "Bilinear CNN Models for Fine-Grained Visual Recognition"; compact pooling: Gao,
+Beijbom, Zhang & Darrell 2016, "Compact Bilinear Pooling".
+
+The papers train the new classifier first and then everything: ``freeze_epochs`` of the recipe. Its input has length 1,
+so with SGD it wants a far higher rate than the rest (the paper's is 1.0): ``head_lr_ratio``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, cast
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Meta
+from torch import nn
+from torch.nn import functional as F
+
+from edgefg.errors import DataError
+from edgefg.training.models import backbone as parts
+from edgefg.training.models.backbone import Triple
+from edgefg.training.models.network import Attention, Batch, Criterion, Network, Step, class_activation
+
+# The paper's own largest classifier, 512 × 512 products for 200 classes, has half as many.
+_MOST_WEIGHTS = 100_000_000
+# Bounds the slope of the root to 1 / (2 √ε) = 158.
+_EPSILON = 1e-5
+
+
+class BCNNOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of B-CNN."""
+
+    streams: Annotated[int, Meta(description="1: maps times themselves; 2: times a second backbone's", ge=1, le=2)] = 1
+    pooling: Annotated[Literal["full", "compact"], Meta(description="all products, or a random sketch of them")] = (
+        "full"
+    )
+    projection: Annotated[int, Meta(description="reduce the maps to this many channels first; 0 does not", ge=0)] = 0
+    dimensions: Annotated[int, Meta(description="length of the compact sketch", ge=1, le=65536)] = 8192
+    sketch_seed: Annotated[int, Meta(description="draws the compact sketch", ge=0, lt=2**32)] = 0
+
+
+def signed_root(z: torch.Tensor) -> torch.Tensor:
+    """Return sign(z)·√|z|, elementwise, as √(relu(z)+ε) − √(relu(−z)+ε): 0 at 0, with finite slopes everywhere."""
+    return (F.relu(z) + _EPSILON).sqrt() - (F.relu(-z) + _EPSILON).sqrt()
+
+
+class FullPooling(nn.Module):
+    """All products, averaged over the positions: vec(XYᵀ / HW) of ``float [N, C, h, w]`` and ``float [N, D, h, w]``.
+
+    Args:
+        left: C.
+        right: D.
+    """
+
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__()
+        self.size = left * right
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return ``float [N, C·D]``, the products of channel 0 of ``x`` first."""
+        products = torch.bmm(x.flatten(2), y.flatten(2).transpose(1, 2)) / (x.shape[2] * x.shape[3])
+        return products.flatten(1)
+
+
+class CompactPooling(nn.Module):
+    """Random Maclaurin sketch of the products (Gao et al. 2016, algorithm 1): mean of (W₁x ∘ W₂y) / √d, Wᵢ of ±1.
+
+    Inner products of sketches are those of `FullPooling`'s vectors in expectation. Gao's other sketch, Tensor Sketch,
+    needs a Fourier transform or a scatter, which not every engine has; this one is two products of matrices.
+
+    Args:
+        left: channels of ``x``.
+        right: channels of ``y``.
+        size: d.
+        seed: draws W₁ and W₂. They are no part of the state: NumPy's legacy generator, whose stream is frozen (NEP 19),
+            draws them again.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+
+    def __init__(self, left: int, right: int, size: int, seed: int) -> None:
+        super().__init__()
+        self.size = size
+        random = np.random.RandomState(seed)
+        for name, channels in (("first", left), ("second", right)):
+            signs = torch.from_numpy(random.randint(0, 2, (size, channels), np.int8) * 2 - 1)
+            self.register_buffer(name, signs.float(), persistent=False)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return ``float [N, d]`` of ``float [N, C, h, w]`` and ``float [N, D, h, w]``."""
+        products = torch.matmul(self.first, x.flatten(2)) * torch.matmul(self.second, y.flatten(2))
+        return cast(torch.Tensor, products.mean(dim=2) / self.size**0.5)
+
+
+class BCNN(Network):
+    """Bilinear CNN: z = vec(XYᵀ / HW), sign(z)·√|z|, L2 normalisation, linear.
+
+    With one stream Y is X, the paper's [D, D]; with two, Y is the maps of a second backbone of the same architecture
+    and starting weights, which the two roles in the product then draw apart.
+
+    Raises:
+        DataError: the classifier would have more than 100 million weights.
+        WeightsError: the backbone has no feature maps.
+    """
+
+    summary = "B-CNN: pooled products of all pairs of channels, signed root, unit length, linear"
+    paper = "Lin et al. 2015; Gao et al. 2016"
+    Options: ClassVar[type[msgspec.Struct]] = BCNNOptions
+
+    def __init__(self, backbone: nn.Module, mean: Triple, std: Triple, options: msgspec.Struct | None = None) -> None:
+        classes, channels = parts.classes_of(backbone), parts.channels(backbone)
+        super().__init__(parts.without_head(backbone), mean, std, options)
+        chosen = cast(BCNNOptions, self.options)
+        width = chosen.projection or channels
+        streams = range(chosen.streams)
+        self.second = copy.deepcopy(self.backbone) if chosen.streams == 2 else None
+        self.projections = nn.ModuleList(
+            nn.Conv2d(channels, width, 1, bias=False) if chosen.projection else nn.Identity() for _ in streams
+        )
+        self.pooling: FullPooling | CompactPooling
+        if chosen.pooling == "full":
+            _check_size(width, classes)
+            self.pooling = FullPooling(width, width)
+        else:
+            self.pooling = CompactPooling(width, width, chosen.dimensions, chosen.sketch_seed)
+        self.head = nn.Linear(self.pooling.size, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits of a batch."""
+        return cast(torch.Tensor, self.head(self.features(images)))
+
+    def loss(self, batch: Batch, criterion: Criterion) -> Step:
+        """Return the classification loss of a batch."""
+        embedded = self.features(batch.images)
+        logits = cast(torch.Tensor, self.head(embedded))
+        return Step(criterion(logits, batch), logits, embedded)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the embedding, ``float32 [N, D]`` of length 1, of images."""
+        return self._embed(*self._maps(images))
+
+    def attention(self, images: torch.Tensor) -> Attention:
+        """Return the class activation map of the class that it names, over the maps of the first stream."""
+        x, y = self._maps(images)
+        y = y.detach()
+        return class_activation(x, lambda maps: self.head(self._embed(maps, maps if self.second is None else y)))
+
+    def fresh(self) -> Sequence[nn.Module]:
+        """List the classifier and the projections."""
+        return [self.projections, self.head]
+
+    def _maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        planes = self.normalised(images)
+        x = parts.maps(self.backbone, planes)
+        return x, x if self.second is None else parts.maps(self.second, planes)
+
+    def _embed(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        left = self.projections[0](x)
+        right = left if self.second is None else self.projections[1](y)
+        with _full_precision(x):
+            rooted = signed_root(self.pooling(left.float(), right.float()))
+            # F.normalize expands to the batch, for which a graph with a free batch would ask the images their shape.
+            return cast(torch.Tensor, rooted / rooted.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+
+def _full_precision(like: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Leave mixed precision: products of maps overflow half precision, and small ones vanish beside ε."""
+    kind = like.device.type
+    # Only where it is on, since the exporter does not take the context.
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+
+
+def _check_size(channels: int, classes: int) -> None:
+    weights = channels * channels * classes
+    if weights > _MOST_WEIGHTS:
+        fitting = int((_MOST_WEIGHTS / classes) ** 0.5)
+        raise DataError(
+            f"full bilinear pooling of {channels} channels for {classes} classes needs {weights / 1e6:.0f} million"
+            f" weights, more than {_MOST_WEIGHTS / 1e6:.0f}; set the option pooling=compact, or projection=128 (at most"
+            f" {fitting})"
+        )

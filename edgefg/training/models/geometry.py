@@ -1,0 +1,118 @@
+"""Where parts lie in their object, and the best configuration of detections given that (Part R-CNN, section 3.2)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torchvision.ops import nms
+
+# Of the covariance: a spread of 3 % of the object's side is never undercut, however few the boxes.
+_RIDGE = 1e-3
+_ENOUGH = 5
+_SAME_OBJECT = 0.7
+
+
+class Constraint(NamedTuple):
+    """How strictly a configuration is judged."""
+
+    epsilon: float
+    """Greatest distance, pixels, by which a part may stick out of its object."""
+    alpha: float
+    """Exponent of the prior of position; 0 leaves the box constraint alone."""
+    threshold: float
+    """A part whose score × prior stays below this is absent."""
+    objects: int
+    """Object boxes tried."""
+
+
+class PositionPrior(nn.Module):
+    """A Gaussian of each part's centre and log size in its object's frame, δ of equation 3 with one component.
+
+    Mean and covariance are those of all boxes seen in training, kept as running moments.
+
+    Args:
+        parts: number of parts, the object not counted.
+    """
+
+    count: torch.Tensor
+    mean: torch.Tensor
+    second: torch.Tensor
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(parts))
+        self.register_buffer("mean", torch.zeros(parts, 4))
+        self.register_buffer("second", torch.zeros(parts, 4, 4))
+
+    @torch.no_grad()
+    def update(self, boxes: torch.Tensor) -> None:
+        """Learn from true boxes, ``float [N, 1 + parts, 4]``, the object's first; NaN where absent."""
+        places = relative(boxes[:, 1:], boxes[:, :1])
+        seen = ~places.isnan().any(dim=2)
+        places = torch.where(seen[..., None], places, 0.0)
+        new = seen.sum(dim=0).to(self.count)
+        self.count += new
+        share = new / self.count.clamp_min(1)
+        divisor = new.clamp_min(1)
+        mean = places.sum(dim=0) / divisor[:, None]
+        second = torch.einsum("npi,npj->pij", places, places) / divisor[:, None, None]
+        self.mean += share[:, None] * (mean - self.mean)
+        self.second += share[:, None, None] * (second - self.second)
+
+    def forward(self, boxes: torch.Tensor, objects: torch.Tensor) -> torch.Tensor:
+        """Return the log prior, 0 at its peak: ``float [K, R, parts]``; flat for parts hardly seen.
+
+        Args:
+            boxes: ``float [R, parts, 4]``.
+            objects: ``float [K, 4]``.
+        """
+        covariance = self.second - self.mean[:, :, None] * self.mean[:, None, :]
+        covariance = covariance + _RIDGE * torch.eye(4, device=covariance.device)
+        away = relative(boxes[None], objects[:, None, None]) - self.mean
+        distance = torch.einsum("krpi,pij,krpj->krp", away, torch.linalg.inv(covariance), away)
+        return torch.where(self.count >= _ENOUGH, -0.5 * distance, 0.0)
+
+
+def relative(boxes: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """Return centre offset and log size of boxes in units of ``frames``; both ``float […, 4]``, which broadcast."""
+    size, frame = boxes[..., 2:] - boxes[..., :2], frames[..., 2:] - frames[..., :2]
+    offset = (boxes[..., 2:] + boxes[..., :2] - frames[..., 2:] - frames[..., :2]) / 2 / frame.clamp_min(1e-3)
+    return torch.cat([offset, (size.clamp_min(1e-3) / frame.clamp_min(1e-3)).log()], dim=-1)
+
+
+def best_configuration(
+    boxes: torch.Tensor, scores: torch.Tensor, prior: PositionPrior, constraint: Constraint
+) -> torch.Tensor:
+    """Choose object and parts together: X* = argmax Δ_box(X) · Π δᵢ(xᵢ)^α · Π dᵢ(xᵢ) (equations 1 to 3).
+
+    Given the object, the parts are independent, so the best of each is the exact answer.
+
+    Args:
+        boxes: ``float [R, 1 + parts, 4]``: each candidate as the object and as every part, pixels.
+        scores: ``float [R, 1 + parts]``: d, probabilities.
+        prior: of the parts' positions.
+        constraint: see there.
+
+    Returns:
+        ``float [1 + parts, 4]``; NaN where nothing reaches the threshold.
+    """
+    nowhere = boxes.new_full(boxes.shape[1:], torch.nan)
+    if not len(boxes):
+        return nowhere
+    tried = nms(boxes[:, 0], scores[:, 0], _SAME_OBJECT)[: constraint.objects]
+    objects, found = boxes[tried, 0], boxes[:, 1:]
+    low, high = objects[:, None, None, :2] - found[..., :2], found[..., 2:] - objects[:, None, None, 2:]
+    inside = (torch.cat([low, high], dim=3) <= constraint.epsilon).all(dim=3)
+    floor = math.log(constraint.threshold)
+    value = scores[:, 1:].clamp_min(1e-12).log() + constraint.alpha * prior(found, objects)
+    best, which = torch.where(inside, value, -torch.inf).max(dim=1)
+    # An absent part counts as if it reached just the threshold, so that an object is not chosen for lack of parts.
+    object_value = scores[tried, 0].clamp_min(1e-12).log()
+    winner = int((object_value + best.clamp_min(floor).sum(dim=1)).argmax())
+    chosen = found[which[winner], torch.arange(found.shape[1], device=found.device)]
+    result = torch.cat([objects[winner : winner + 1], chosen])
+    reached = torch.cat([object_value[winner : winner + 1], best[winner]]) >= floor
+    return torch.where(reached[:, None], result, nowhere)

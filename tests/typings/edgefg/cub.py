@@ -1,0 +1,1 @@
+../../../edgefg/cub.py

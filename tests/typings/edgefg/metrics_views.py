@@ -1,0 +1,1 @@
+../../../edgefg/metrics_views.py
