@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 
 from edgefg.runtime import without_telemetry
+from edgefg.signals import kept_signal_stack
 
 
 @contextlib.contextmanager
@@ -21,7 +22,8 @@ def quiet() -> Iterator[None]:
     """
     before = logging.root.manager.disable
     os.environ.setdefault("NNCF_CI", "1")  # NNCF's own switch for its telemetry
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), without_telemetry():
+    silent = contextlib.redirect_stdout(io.StringIO())
+    with warnings.catch_warnings(), silent, without_telemetry(), kept_signal_stack():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

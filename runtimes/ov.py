@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgefg.errors import RuntimeUnavailableError, one_line
 from edgefg.runtime import TensorSpec, without_telemetry
+from edgefg.signals import kept_signal_stack
 
 
 class OpenVINORuntime:
@@ -40,7 +41,8 @@ class OpenVINORuntime:
             core = ov.Core()
             if cache := _cache_directory():
                 core.set_property({"CACHE_DIR": cache})
-            self._compiled = core.compile_model(core.read_model(path), device, config)
+            with kept_signal_stack():
+                self._compiled = core.compile_model(core.read_model(path), device, config)
         except RuntimeError as exc:
             raise RuntimeUnavailableError(f"OpenVINO refused {path} on {device}: {one_line(exc)}") from exc
         port = self._compiled.input(0)
@@ -57,7 +59,8 @@ class OpenVINORuntime:
         try:
             worker = requests.get_nowait()
         except queue.Empty:
-            worker = _Worker(compiled)
+            with kept_signal_stack():
+                worker = _Worker(compiled)
         try:
             logits: npt.NDArray[np.float32]
             if None in self.input.shape:

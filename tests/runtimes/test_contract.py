@@ -220,3 +220,17 @@ def test_openvino_is_imported_without_its_telemetry(tiny: Callable[[str], Path])
     )
     done = subprocess.run([sys.executable, "-c", code, str(tiny("ir"))], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="alternate signal stacks are set with Linux's layout")
+def test_a_signal_after_closing_finds_the_process_alive(tiny: Callable[[str], Path]) -> None:
+    """OpenVINO frees the signal stack that it installed; the next signal must not run on it."""
+    code = (
+        "import faulthandler, signal, sys, edgefg\n"
+        "faulthandler.enable()\n"  # which makes Python handle signals on the alternate stack
+        "signal.signal(signal.SIGTERM, lambda *_: print('asked to stop'))\n"
+        "for _ in range(2): edgefg.Classifier(sys.argv[1], threads=1).close()\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tiny("ir"))], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "asked to stop\n"), done.stderr

@@ -214,8 +214,9 @@ def test_the_peak_phase_brings_the_boxes_to_the_peaks() -> None:
     assert all(p.grad is None for name, p in net.named_parameters() if not name.startswith("proposals"))
 
 
-def test_the_classify_phase_sums_all_cross_entropies_and_leaves_the_proposals() -> None:
-    net = network()
+@pytest.mark.parametrize(("fusion", "terms"), [("mean", 3), ("learned", 4)])
+def test_the_classify_phase_sums_all_cross_entropies_and_leaves_the_proposals(fusion: str, terms: int) -> None:
+    net = network(fusion=fusion)
     begin(net, Phase.CLASSIFY)
     seen: list[float] = []
 
@@ -225,7 +226,7 @@ def test_the_classify_phase_sums_all_cross_entropies_and_leaves_the_proposals() 
         return loss
 
     step = net.loss(batch(), counting)
-    assert len(seen) == 4
+    assert len(seen) == terms
     assert step.loss.item() == pytest.approx(sum(seen), rel=1e-5)
     step.loss.backward()
     assert all((p.grad is None) == name.startswith("proposals") for name, p in net.named_parameters())
@@ -247,7 +248,7 @@ def test_the_phases_go_by_turns_and_end_with_the_classifiers() -> None:
 
 
 def test_a_frozen_start_stays_frozen() -> None:
-    net = network()
+    net = network(fusion="learned")
     net.train()
     freeze(net, net.fresh(), True)
     net.begin_epoch(2, 10)
@@ -263,7 +264,7 @@ def test_a_frozen_start_stays_frozen() -> None:
 
 
 def test_every_parameter_learns_in_some_phase_and_the_fusion_faster() -> None:
-    net = network()
+    net = network(fusion="learned")
     optimizer = optimizer_of(net, net.fresh(), Recipe(epochs=10, image_size=64, head_lr_ratio=7.0))
     fast = {id(p) for group in optimizer.param_groups if group["ratio"] == 7.0 for p in group["params"]}
     assert {id(p) for p in net.fusion.parameters()} <= fast

@@ -18,8 +18,8 @@ from edgefg.training.losses import cross_entropy
 from edgefg.training.methods import build
 from edgefg.training.models import wsdan as module
 from edgefg.training.models.backbone import build_backbone
-from edgefg.training.models.network import Batch
-from edgefg.training.models.wsdan import WSDAN, Centres, attention_pooling, box_above, crop, keep_below, mean_logits
+from edgefg.training.models.network import Batch, mean_logits
+from edgefg.training.models.wsdan import WSDAN, Centres, attention_pooling, box_above, crop, keep_below
 from edgefg.training.optimize import optimizer_of
 from edgefg.training.teacher import train_teacher
 from tests.training.synthetic_parts import experiment, overlap

@@ -5,6 +5,7 @@ Plain fine-tuning is this class itself; every other method is a subclass in a fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, cast
 
@@ -155,3 +156,10 @@ def scaled(maps: torch.Tensor) -> torch.Tensor:
     """Scale every map of ``[N, M, h, w]`` to 0…1; a constant one becomes 0."""
     low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
     return ((maps - low) / (high - low).clamp_min(1e-12)).float()
+
+
+def mean_logits(passes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return logits whose softmax is the mean of the softmaxes of ``passes``, each ``float [N, classes]``."""
+    return torch.stack([logits.float().log_softmax(dim=1) for logits in passes]).logsumexp(dim=0) - math.log(
+        len(passes)
+    )

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from enum import Enum
-from typing import Annotated, ClassVar, NamedTuple, cast
+from typing import Annotated, ClassVar, Literal, NamedTuple, cast
 
 import msgspec
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from edgefg.training.models import backbone as parts
 from edgefg.training.models.backbone import Triple
-from edgefg.training.models.network import Attention, Batch, Criterion, Network, Step, scaled
+from edgefg.training.models.network import Attention, Batch, Criterion, Network, Step, mean_logits, scaled
 
 _SCALES = 3
 # A box of half the side: what an untrained proposal network cuts out, and what the peak of the maps proposes.
@@ -49,6 +49,10 @@ class RACNNOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     floor: Annotated[float, Meta(description="least side of a crop as a share of its image's", ge=0.1, le=0.45)] = 1 / 3
     hidden: Annotated[int, Meta(description="width of the proposal networks' first layer", ge=1)] = 128
     grid: Annotated[int, Meta(description="proposal networks see the maps averaged to grid × grid", ge=1)] = 4
+    fusion: Annotated[
+        Literal["mean", "learned"],
+        Meta(description="prediction: the mean of the scales' probabilities, or the paper's layer on all descriptors"),
+    ] = "mean"
     warm_share: Annotated[float, Meta(description="share of the epochs before proposals learn", ge=0, le=1)] = 0.0
     peak_share: Annotated[float, Meta(description="share that teaches them the maps' peak", ge=0, le=1)] = 0.2
     rank_share: Annotated[float, Meta(description="share of the rest that is on the rank loss", ge=0, lt=1)] = 0.25
@@ -158,11 +162,11 @@ class _Look(NamedTuple):
 
 
 class RACNN(Network):
-    """Three scales, each the attended part of the one before, zoomed; their descriptors are fused for the prediction.
+    """Three scales, each the attended part of the one before, zoomed; their probabilities are averaged.
 
-    The prediction is the paper's: each scale's descriptor is normalised by itself, and one fully connected layer reads
-    all three. That layer learns with the classifiers but sends no gradient into the backbones, which learn from their
-    own classifier alone.
+    The paper's own fusion (``fusion=learned``) normalises each scale's descriptor and lets one fully connected layer
+    read all three; that layer learns with the classifiers and sends no gradient into the backbones. With few images it
+    is the worse one (``benchmarks/LOG.md``).
 
     Training alternates by epochs (see `phase_of`), so a run needs at least six to go through every phase.
 
@@ -187,7 +191,8 @@ class RACNN(Network):
             [ProposalNetwork(parts.channels(backbone), self._settings) for _ in range(_SCALES - 1)]
         )
         width = cast(torch.Tensor, parts.head_of(backbone).weight).shape[1]
-        self.fusion = nn.Linear(_SCALES * width, parts.classes_of(backbone))
+        learned = self._settings.fusion == "learned"
+        self.fusion = nn.Linear(_SCALES * width, parts.classes_of(backbone)) if learned else None
         self.phase = Phase.CLASSIFY
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -200,7 +205,7 @@ class RACNN(Network):
         looks = self._look_closer(batch.images, _SCALES - 1 if self.phase is Phase.PEAK else _SCALES)
         whole = looks[0]
         if self.phase is Phase.CLASSIFY:
-            every = [look.logits for look in looks] + [self._fuse(looks)]
+            every = [look.logits for look in looks] + ([self._fuse(looks)] if self.fusion is not None else [])
             loss = torch.stack([criterion(logits, batch) for logits in every]).sum()
         elif self.phase is Phase.PEAK:
             apart = [F.smooth_l1_loss(cast(torch.Tensor, look.box), peak_box(look.maps), beta=0.1) for look in looks]
@@ -220,11 +225,12 @@ class RACNN(Network):
         return Attention(scaled(first.maps.mean(dim=1, keepdim=True)), corners, ("scale 2", "scale 3"))
 
     def fresh(self) -> Sequence[nn.Module]:
-        """List the classifiers and the fusion.
+        """List the classifiers and, where it is learned, the fusion.
 
         The proposal networks start untrained too, but learn their boxes better at the rate of the backbones.
         """
-        return [*map(parts.head_of, [self.backbone, *self.finer]), self.fusion]
+        heads = map(parts.head_of, [self.backbone, *self.finer])
+        return [*heads, *([] if self.fusion is None else [self.fusion])]
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Choose the epoch's phase and freeze what does not learn in it; frozen norms keep their statistics.
@@ -264,6 +270,8 @@ class RACNN(Network):
         return looks
 
     def _fuse(self, looks: Sequence[_Look]) -> torch.Tensor:
+        if self.fusion is None:
+            return mean_logits([look.logits for look in looks])
         # Normalised to the root of the width: elements of about 1, so that the layer learns at an ordinary rate.
         embedded = [look.embedding.detach() for look in looks]
         descriptors = [F.normalize(e, dim=1) * math.sqrt(e.shape[1]) for e in embedded]

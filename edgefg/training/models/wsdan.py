@@ -6,7 +6,6 @@ Visual Classification". Sections are the paper's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, NamedTuple, cast
 
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from edgefg.training.models import backbone as parts
 from edgefg.training.models.backbone import Triple
 from edgefg.training.models.bcnn import signed_root
-from edgefg.training.models.network import Attention, Batch, Criterion, Network, Step, scaled
+from edgefg.training.models.network import Attention, Batch, Criterion, Network, Step, mean_logits, scaled
 
 # Lengthens the pooled vector of length 1, so that logits can be far apart under an ordinary learning rate.
 _SCALE = 100.0
@@ -92,13 +91,6 @@ def crop(planes: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     rows = torch.cat([torch.diag_embed(high - low), (low + high - 1).unsqueeze(2)], dim=2)
     grid = F.affine_grid(rows, list(planes.shape), align_corners=False)
     return F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def mean_logits(passes: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return logits whose softmax is the mean of the softmaxes of ``passes``, each ``float [N, classes]``."""
-    return torch.stack([logits.float().log_softmax(dim=1) for logits in passes]).logsumexp(dim=0) - math.log(
-        len(passes)
-    )
 
 
 class Centres(nn.Module):
