@@ -87,10 +87,10 @@ class Row(msgspec.Struct, kw_only=True):
     """Top-1 less plain's on the same fold."""
 
 
-def runs(rows: list[str], folds: int) -> list[Run]:
+def runs(rows: list[str], folds: list[int]) -> list[Run]:
     """List the trainings of some rows, the first fold of all before the others."""
     planned = []
-    for fold in range(folds):
+    for fold in folds:
         for row in rows:
             if row in METHODS or fold == 0:
                 planned.append(Run(row, fold, METHODS[row] if row in METHODS else INGREDIENTS[row]))
@@ -188,13 +188,15 @@ def main() -> None:
     parser.add_argument("folds", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", default="", help="some rows, separated by commas; all where left out")
+    parser.add_argument("--only", default="", help="some folds' numbers, separated by commas; all where left out")
     parser.add_argument("--cores", default="0", help="processors to use, one process each, separated by commas")
     parser.add_argument("--image-size", default="128")
     parser.add_argument("--epochs", default="10")
     parser.add_argument("--report", action="store_true", help="only collect what is done")
     given = parser.parse_args()
     rows = [row.strip() for row in given.rows.split(",") if row.strip()] or [*METHODS, *INGREDIENTS]
-    planned = runs(rows, len(list(given.folds.glob("fold-*.csv"))))
+    there = range(len(list(given.folds.glob("fold-*.csv"))))
+    planned = runs(rows, [int(fold) for fold in given.only.split(",")] if given.only else [*there])
     schedule = ("--image-size", given.image_size, "--epochs", given.epochs, "--val-every", given.epochs)
     if not given.report:
         train_all(planned, given.folds, given.out, [int(core) for core in given.cores.split(",")], schedule)
