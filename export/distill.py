@@ -20,7 +20,7 @@ from edgefg.training.checkpoint import SCHEMA, Header, load
 from edgefg.training.data import load_data
 from edgefg.training.losses import cross_entropy
 from edgefg.training.mix import Mixer, mixer_of
-from edgefg.training.models.network import Batch, Network
+from edgefg.training.models.network import Batch, Network, NoOptions
 from edgefg.training.objective import Objective
 from edgefg.training.stage import train_and_save
 from edgefg.training.weights import load_backbone
@@ -64,6 +64,7 @@ def distill(
             f"--temperature {temperature:g} or --hard-weight {hard_weight:g} is out of range: > 0, and 0 to 1"
         )
     data = load_data(data_root, teacher_header.split, skip_corrupt=skip_corrupt, like=teacher_header)
+    _, data = Network.prepare(NoOptions(), data)
     torch.manual_seed(recipe.seed)
     body, mean, std = load_backbone(student, len(data.labels), weights)
     size = recipe.image_size

@@ -99,6 +99,11 @@ def export_checkpoint(
     say = progress or (lambda _: None)
     say(f"reading {checkpoint}")
     network, header = load(checkpoint)
+    if not network.single_pass:
+        raise ExportError(
+            f"{checkpoint} is a {header.method} teacher, which looks at an image several times and so is no single"
+            " graph; distil it with `edgefg distill` and export the student"
+        )
     data = calibration
     if isinstance(data, Path):
         say(f"checking {data}")

@@ -30,7 +30,7 @@ from edgefg.training.data import load_data
 from edgefg.training.loading import training_loader
 from edgefg.training.mix import mixer_of
 from edgefg.training.models.backbone import build_backbone, head_of
-from edgefg.training.models.network import Batch, Network
+from edgefg.training.models.network import Batch, Network, NoOptions
 from edgefg.training.objective import Objective, TeacherObjective
 from edgefg.training.stage import train_and_save
 
@@ -80,7 +80,13 @@ def prune(
             " needed shares between 0 and 1, and at least 1"
         )
     network, header = load(student_path)
+    if header.method != "plain":
+        raise DataError(
+            f"{student_path} is a {header.method} teacher, and only a plain network can be pruned; distil it with"
+            " `edgefg distill` and prune the student"
+        )
     data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, like=header)
+    _, data = Network.prepare(NoOptions(), data)
     recipe = msgspec.structs.replace(recipe, image_size=header.input.height)
     objective: Objective = TeacherObjective(recipe, network, len(header.labels))
     aides: list[nn.Module] = []

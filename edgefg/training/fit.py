@@ -73,6 +73,8 @@ def fit(
     hardware = hardware or Hardware()
     keep_freed_memory()
     fabric = _launch(hardware)
+    # First of all, since a resumed optimiser's state goes where the parameters are.
+    network.to(fabric.device)
     optimizer = optimizer_of(network, fresh, recipe)
     run = Run(out / f"{stage}.resume.safetensors", recipe, fingerprint, stage)
     modules = {"network": network}
@@ -118,7 +120,9 @@ def fit(
 
 
 def _is_over(progress: Progress, recipe: Recipe) -> bool:
-    stale = progress.epochs_done - progress.best_epoch
+    # Epochs that were not scored cannot have been better or worse.
+    scored = progress.epochs_done - progress.epochs_done % recipe.val_every
+    stale = scored - progress.best_epoch
     return progress.epochs_done >= recipe.epochs or bool(
         recipe.patience and progress.best_epoch and stale >= recipe.patience
     )

@@ -32,7 +32,7 @@ class TeacherObjective(nn.Module):
 
     def __init__(self, recipe: Recipe, network: Network, classes: int) -> None:
         super().__init__()
-        _check(recipe)
+        _check(recipe, network)
         self._criterion = cross_entropy(recipe.label_smoothing)
         self._mix = mixer_of(recipe, network, classes)
         self._weights = (recipe.center_weight, recipe.triplet_weight)
@@ -56,7 +56,12 @@ class TeacherObjective(nn.Module):
         return loss, step.logits
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: Recipe, network: Network) -> None:
+    if recipe.mix != "none" and network.needs_boxes:
+        raise TrainingError(
+            f"{recipe.mix} was asked for, but {type(network).__name__} learns from boxes of parts, which mixed images"
+            " have not; leave out --mix"
+        )
     if recipe.mix != "none" and (recipe.center_weight or recipe.triplet_weight):
         raise TrainingError(
             f"{recipe.mix} and a center or triplet loss were asked for, but a mixed image belongs to no one class;"

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from edgefg.errors import DataError
+from edgefg.errors import DataError, ExportError
 from edgefg.export.distill import distill, distillation, kl_divergence
+from edgefg.export.export import export_checkpoint
 from edgefg.export.prune import prune
 from edgefg.manifest import sha256
 from edgefg.recipe import Hardware, Recipe
-from edgefg.training.checkpoint import load, read_header
+from edgefg.training.checkpoint import Header, load, read_header
+from edgefg.training.data import FolderData
+from edgefg.training.methods import METHODS
 from edgefg.training.mix import mixer_of
 from edgefg.training.models.network import Batch
 from edgefg.training.teacher import train_teacher
@@ -133,6 +136,54 @@ def test_distil_then_prune(teacher: Path, birds: Path, tmp_path: Path) -> None:
     before, _ = load(student)
     counts = [sum(p.numel() for p in model.parameters()) for model in (network, before)]
     assert counts[0] < counts[1]
+
+
+@pytest.mark.parametrize("stage", ["distill", "prune"])
+def test_boxes_of_parts_do_not_hold_back_the_augmentation(
+    stage: str, teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[FolderData] = []
+
+    def spied(network: nn.Module, header: Header, data: FolderData, *args: object, **others: object) -> Path:
+        trained.append(data)
+        return tmp_path
+
+    monkeypatch.setattr(f"edgefg.export.{stage}.train_and_save", spied)
+    if stage == "distill":
+        distill(teacher, birds, tmp_path, RECIPE, student="test_efficientnet", weights="none", hardware=HERE)
+    else:
+        prune(teacher, birds, tmp_path, RECIPE, macs=0.95, round_to=4, hardware=HERE)
+    assert (birds / "boxes.csv").is_file()
+    assert [data.boxes for data in trained] == [None]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("wsdan", {"maps": 4}),
+        ("racnn", {"size2": 1.0, "size3": 1.0}),
+        ("partrcnn", {"parts": "object,mark", "width": 16, "proposals": 10, "region_size": 0.5}),
+        ("bcnn", {"projection": 8}),
+    ],
+)
+def test_every_kind_of_teacher_distils_and_is_not_pruned(
+    method: str, options: dict[str, object], birds: Path, tmp_path: Path
+) -> None:
+    teacher = train_teacher(
+        birds, tmp_path, RECIPE, backbone="resnet10t", method=method, options=options, weights="none", hardware=HERE
+    )
+    student = distill(teacher, birds, tmp_path, RECIPE, student="test_efficientnet", weights="none", hardware=HERE)
+    network, header = load(student)
+    assert (header.method, header.teacher) == ("plain", sha256(teacher))
+    assert header.validation is not None
+    assert network(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape == (1, 2)
+    with pytest.raises(DataError, match=f"is a {method} teacher, and only a plain network can be pruned"):
+        prune(teacher, birds, tmp_path, RECIPE, hardware=HERE)
+    artifact = tmp_path / "artifact"
+    if not METHODS[method].single_pass:
+        with pytest.raises(ExportError, match=f"is a {method} teacher, which looks at an image several times"):
+            export_checkpoint(teacher, artifact, to="onnx", precision="fp32")
+        assert not artifact.exists()
 
 
 def test_wrong_data_and_targets(teacher: Path, birds: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from edgefg.errors import CheckpointError, ExportError
 from edgefg.export.prune import remove_channels
 from edgefg.preprocess import InputSpec
 from edgefg.recipe import Recipe
-from edgefg.split import SplitSpec
+from edgefg.split import Sample, SplitSpec
 from edgefg.training import checkpoint
 from edgefg.training.checkpoint import SCHEMA, Header, apply_channels, channel_plan, load, read_header, rebuild, save
 from edgefg.training.models.backbone import build_backbone
@@ -59,6 +59,8 @@ def objective_of(recipe: Recipe, network: Network) -> TeacherObjective:
 
 
 class Noise(torch.utils.data.Dataset):
+    samples = [Sample(Path(f"{index}.jpg"), index % 3) for index in range(16)]  # noqa: RUF012
+
     def __len__(self) -> int:
         return 16
 

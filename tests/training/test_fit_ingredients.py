@@ -182,6 +182,25 @@ def test_patience_stops_and_keeps_the_best(
     assert scores is not None
 
 
+def test_patience_counts_to_the_last_scored_epoch() -> None:
+    best = Progress(epochs_done=3, best_epoch=3, best_top1=0.5)
+    every_third = Recipe(epochs=20, image_size=32, val_every=3, patience=2)
+    over = [done for done in range(3, 9) if loop._is_over(replace(best, epochs_done=done), every_third)]
+    assert over == [6, 7, 8]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_resumes_on_a_gpu(few: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Hardware(accelerator="cuda", workers=0)
+    recipe = replace(recipe, ema=0.9, patience=3)
+    cut_off(monkeypatch, after=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(few, tmp_path, recipe, there)
+    monkeypatch.undo()
+    run(few, tmp_path, recipe, there)
+    assert len(rows(tmp_path)) == 3
+
+
 def test_without_val_patience_never_stops(data: FolderData, tmp_path: Path, recipe: Recipe, hardware: Hardware) -> None:
     data = replace(data, splits={**data.splits, "val": ()})
     _, scores = trained(data, tmp_path, replace(recipe, patience=1), hardware, Spy())

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from edgefg import __version__
-from edgefg.errors import DataError
+from edgefg.errors import DataError, TrainingError
 from edgefg.preprocess import InputSpec
 from edgefg.recipe import Recipe
 from edgefg.split import SplitSpec
@@ -23,6 +24,7 @@ from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_b
 from edgefg.training.models.geometry import Constraint, PositionPrior, best_configuration, relative
 from edgefg.training.models.network import Batch, Network
 from edgefg.training.models.partrcnn import PartRCNN, PartRCNNOptions
+from edgefg.training.objective import TeacherObjective
 from tests.synthetic import write_dataset
 from tests.training.synthetic_parts import experiment, localised
 
@@ -185,6 +187,24 @@ def test_the_loss_falls(batch: Batch) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_mixed_precision_leaves_the_boxes_as_sharp_as_they_are(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = _network().train()
+    kinds: list[torch.dtype] = []
+    candidates = network.detector.candidates
+
+    def spied(*args: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        found = candidates(*args)
+        kinds.extend(tensor.dtype for tensor in (*args[1], *(tensor for own in found for tensor in own)))
+        return found
+
+    monkeypatch.setattr(network.detector, "candidates", spied)
+    with torch.autocast("cpu", torch.bfloat16):
+        step = network.loss(batch, cross_entropy(0.0))
+    assert set(kinds) == {torch.float32}
+    assert step.logits.dtype == torch.bfloat16, "nothing was mixed"
+    step.loss.backward()
+
+
 def test_checkpoint_round_trip(batch: Batch, tmp_path: Path) -> None:
     network = _network()
     network.prior.update(batch.boxes)  # type: ignore[arg-type]
@@ -236,6 +256,8 @@ def test_what_is_missing_is_said(birds: Path, batch: Batch, tmp_path: Path) -> N
         _network(parts="object,head,head")
     with pytest.raises(DataError, match="the batch has no boxes"):
         _network().loss(batch._replace(boxes=None), cross_entropy(0.0))
+    with pytest.raises(TrainingError, match="cutmix was asked for, but PartRCNN learns from boxes of parts"):
+        TeacherObjective(Recipe(epochs=1, image_size=_SIDE, mix="cutmix"), _network(), 3)
 
 
 @pytest.mark.slow

@@ -111,6 +111,17 @@ def test_a_box_within_a_box_is_the_crop_of_the_crop() -> None:
     torch.testing.assert_close(twice, zoom(planes, within(outer, inner), (16, 16), 50.0), atol=1e-3, rtol=0)
 
 
+def test_mixed_precision_leaves_boxes_and_crops_as_sharp_as_they_are() -> None:
+    planes, box = torch.rand(1, 3, 300, 300), torch.tensor([[0.51, 0.43, 0.22]])
+    torch.manual_seed(0)
+    proposal, maps = ProposalNetwork(8, RACNNOptions(grid=2, hidden=4)), torch.rand(2, 8, 3, 3)
+    expected = zoom(planes, box, (300, 300), 10.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(zoom(planes, box, (300, 300), 10.0), expected)
+        assert proposal(maps).dtype == torch.float32
+        assert peak_box(maps.bfloat16()).dtype == torch.float32
+
+
 def test_the_rank_loss_by_hand() -> None:
     coarse, middle, fine = torch.tensor([0.5, 0.2]), torch.tensor([0.6, 0.2]), torch.tensor([0.3, 0.9])
     # Image 1: 0.5 - 0.6 + 0.05 < 0, then 0.6 - 0.3 + 0.05 = 0.35; image 2: 0.05, then 0.2 - 0.9 + 0.05 < 0.

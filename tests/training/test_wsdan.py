@@ -168,6 +168,13 @@ def test_a_crop_is_the_enlarged_slice() -> None:
     torch.testing.assert_close(found[:1, :, 1:-1, 1:-1], slice_[..., 1:-1, 1:-1], atol=1e-5, rtol=0)
 
 
+def test_mixed_precision_leaves_crops_as_sharp_as_they_are() -> None:
+    planes, boxes = torch.rand(1, 3, 300, 300), torch.tensor([[0.21, 0.33, 0.77, 0.91]])
+    expected = crop(planes, boxes)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(crop(planes, boxes), expected)
+
+
 def test_the_map_is_drawn_by_the_root_of_its_strength() -> None:
     network = wsdan(drop_low=0.5, drop_high=0.5).eval()
     # Of mean 1/16 · (0, 1, 4, 9): drawn with 0, 1/6, 2/6 and 3/6. Each lights another row.

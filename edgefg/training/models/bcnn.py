@@ -9,7 +9,6 @@ so with SGD it wants a far higher rate than the rest (the paper's is 1.0): ``hea
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, cast
@@ -24,7 +23,15 @@ from torch.nn import functional as F
 from edgefg.errors import DataError
 from edgefg.training.models import backbone as parts
 from edgefg.training.models.backbone import Triple
-from edgefg.training.models.network import Attention, Batch, Criterion, Network, Step, class_activation
+from edgefg.training.models.network import (
+    Attention,
+    Batch,
+    Criterion,
+    Network,
+    Step,
+    class_activation,
+    full_precision,
+)
 
 # The paper's own largest classifier, 512 × 512 products for 200 classes, has half as many.
 _MOST_WEIGHTS = 100_000_000
@@ -163,17 +170,11 @@ class BCNN(Network):
     def _embed(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         left = self.projections[0](x)
         right = left if self.second is None else self.projections[1](y)
-        with _full_precision(x):
+        # Products of maps overflow half precision, and small ones vanish beside ε.
+        with full_precision(x):
             rooted = signed_root(self.pooling(left.float(), right.float()))
             # F.normalize expands to the batch, for which a graph with a free batch would ask the images their shape.
             return cast(torch.Tensor, rooted / rooted.norm(dim=1, keepdim=True).clamp_min(1e-12))
-
-
-def _full_precision(like: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Leave mixed precision: products of maps overflow half precision, and small ones vanish beside ε."""
-    kind = like.device.type
-    # Only where it is on, since the exporter does not take the context.
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 def _check_size(channels: int, classes: int) -> None:

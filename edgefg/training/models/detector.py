@@ -117,7 +117,7 @@ class PartDetector(nn.Module):
             planes: ``float [N, 3, H, W]``.
             boxes: true boxes, ``float [N, parts, 4]`` in pixels, NaN where absent; None outside training.
         """
-        found = cast(Levels, self.pyramid({level: heard[level] for level in self._layers}))
+        found = cast(Levels, self.pyramid({level: heard[level].float() for level in self._layers}))
         sizes = [tuple(planes.shape[2:])] * len(planes)
         targets = None if boxes is None else [_target(own) for own in boxes.float()]
         proposals, losses = self.proposer(ImageList(planes, cast(Any, sizes)), found, targets)

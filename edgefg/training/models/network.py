@@ -5,6 +5,7 @@ Plain fine-tuning is this class itself; every other method is a subclass in a fi
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, cast
@@ -85,6 +86,8 @@ class Network(nn.Module):
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     single_pass: ClassVar[bool] = True
     """Whether ``forward`` is one feed-forward graph, which exports by itself."""
+    needs_boxes: ClassVar[bool] = False
+    """Whether its loss needs the boxes of parts, which mixed images have not."""
     fresh_rate: ClassVar[float] = 1.0
     """Learning rate that suits ``fresh()``, relative to a plain new head's; multiplies the recipe's."""
 
@@ -156,6 +159,13 @@ def scaled(maps: torch.Tensor) -> torch.Tensor:
     """Scale every map of ``[N, M, h, w]`` to 0…1; a constant one becomes 0."""
     low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
     return ((maps - low) / (high - low).clamp_min(1e-12)).float()
+
+
+def full_precision(like: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Leave mixed precision on the device of ``like`` for a while; inputs are to be made float32 by the caller."""
+    kind = like.device.type
+    # Only where it is on, since the exporter does not take the context.
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 def mean_logits(passes: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -23,7 +23,7 @@ from edgefg.training.models import backbone as layers
 from edgefg.training.models.backbone import Triple
 from edgefg.training.models.detector import PartDetector, find_levels
 from edgefg.training.models.geometry import Constraint, PositionPrior, best_configuration
-from edgefg.training.models.network import Attention, Batch, Criterion, Network, Step
+from edgefg.training.models.network import Attention, Batch, Criterion, Network, Step, full_precision
 
 # Cells of a region pooled from maps, a side, as in Fast R-CNN.
 _CELLS = 7
@@ -69,6 +69,7 @@ class PartRCNN(Network):
     paper: ClassVar[str] = "Zhang et al. 2014"
     Options: ClassVar[type[msgspec.Struct]] = PartRCNNOptions
     single_pass: ClassVar[bool] = False
+    needs_boxes: ClassVar[bool] = True
     options: PartRCNNOptions
 
     def __init__(self, backbone: nn.Module, mean: Triple, std: Triple, options: msgspec.Struct | None = None) -> None:
@@ -145,9 +146,11 @@ class PartRCNN(Network):
         """Return the last maps, the parts' boxes ``float [N, parts, 4]`` in pixels, and the loss given true boxes."""
         with self.detector.listen(self.backbone) as heard:
             maps = layers.maps(self.backbone, planes)
-        found, proposals, loss = self.detector.propose(heard, planes, true)
         size = (planes.shape[2], planes.shape[3])
-        candidates = self.detector.candidates(found, proposals, size)
+        # torchvision keeps boxes in the maps' precision, and bfloat16 knows even pixels only beyond 256.
+        with full_precision(planes):
+            found, proposals, loss = self.detector.propose(heard, planes, true)
+            candidates = self.detector.candidates(found, proposals, size)
         boxes = [best_configuration(*own, self.prior, self._constraint) for own in candidates]
         return maps, torch.stack(boxes), loss
 

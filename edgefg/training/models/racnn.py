@@ -21,7 +21,16 @@ from torch.nn import functional as F
 
 from edgefg.training.models import backbone as parts
 from edgefg.training.models.backbone import Triple
-from edgefg.training.models.network import Attention, Batch, Criterion, Network, Step, mean_logits, scaled
+from edgefg.training.models.network import (
+    Attention,
+    Batch,
+    Criterion,
+    Network,
+    Step,
+    full_precision,
+    mean_logits,
+    scaled,
+)
 
 _SCALES = 3
 # A box of half the side: what an untrained proposal network cuts out, and what the peak of the maps proposes.
@@ -82,7 +91,8 @@ def zoom(planes: torch.Tensor, box: torch.Tensor, size: tuple[int, int], k: floa
     zero = torch.zeros_like(tl)
     # affine_grid counts from -1 to 1, so that the half side in shares is the scale.
     rows = [torch.stack([2 * tl, zero, 2 * tx - 1], dim=1), torch.stack([zero, 2 * tl, 2 * ty - 1], dim=1)]
-    grid = F.affine_grid(torch.stack(rows, dim=1), [len(planes), planes.shape[1], *size], align_corners=False)
+    with full_precision(planes):  # without it the grid would be a product in half precision
+        grid = F.affine_grid(torch.stack(rows, dim=1), [len(planes), planes.shape[1], *size], align_corners=False)
     return F.grid_sample(masked, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -95,10 +105,11 @@ def within(outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
 def peak_box(found: torch.Tensor) -> torch.Tensor:
     """Return the box of half the side where maps ``float [N, C, h, w]`` respond most; inside the image."""
     cells = 2 * (_PLACES - 1)
-    response = F.interpolate(found.mean(dim=1, keepdim=True), (cells, cells), mode="bilinear", align_corners=False)
+    mean = found.float().mean(dim=1, keepdim=True)
+    response = F.interpolate(mean, (cells, cells), mode="bilinear", align_corners=False)
     place = F.avg_pool2d(response, _PLACES - 1, stride=1).flatten(1).argmax(dim=1)
     xy = torch.stack([place % _PLACES, torch.div(place, _PLACES, rounding_mode="floor")], dim=1)
-    centre = _FIRST_TL + xy.to(found.dtype) / cells
+    centre = _FIRST_TL + xy.to(mean.dtype) / cells
     return torch.cat([centre, torch.full_like(centre[:, :1], _FIRST_TL)], dim=1)
 
 
@@ -146,7 +157,9 @@ class ProposalNetwork(nn.Module):
 
     def forward(self, found: torch.Tensor) -> torch.Tensor:
         """Return the boxes, ``float [N, 3]``, of maps ``float [N, C, h, w]``."""
-        shares = torch.sigmoid(self.second(torch.tanh(self.first(self.pool(found).flatten(1)))))
+        hidden = torch.tanh(self.first(self.pool(found).flatten(1)))
+        # In float32 also under mixed precision: pixels are counted from the box, which bfloat16 cannot beyond 256.
+        shares = torch.sigmoid(self.second(hidden).float())
         tl = (self._floor + (1 - self._floor) * shares[:, 2:]) / 2
         return torch.cat([tl + (1 - 2 * tl) * shares[:, :2], tl], dim=1)
 

@@ -18,7 +18,16 @@ from torch.nn import functional as F
 from edgefg.training.models import backbone as parts
 from edgefg.training.models.backbone import Triple
 from edgefg.training.models.bcnn import signed_root
-from edgefg.training.models.network import Attention, Batch, Criterion, Network, Step, mean_logits, scaled
+from edgefg.training.models.network import (
+    Attention,
+    Batch,
+    Criterion,
+    Network,
+    Step,
+    full_precision,
+    mean_logits,
+    scaled,
+)
 
 # Lengthens the pooled vector of length 1, so that logits can be far apart under an ordinary learning rate.
 _SCALE = 100.0
@@ -89,7 +98,8 @@ def crop(planes: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     low, high = boxes[:, :2], boxes[:, 2:]
     # affine_grid counts from -1 to 1.
     rows = torch.cat([torch.diag_embed(high - low), (low + high - 1).unsqueeze(2)], dim=2)
-    grid = F.affine_grid(rows, list(planes.shape), align_corners=False)
+    with full_precision(planes):  # without it the grid would be a product in half precision
+        grid = F.affine_grid(rows, list(planes.shape), align_corners=False)
     return F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
