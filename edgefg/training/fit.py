@@ -227,10 +227,14 @@ def _launch(hardware: Hardware) -> Fabric:
     if precision == "auto":
         cuda = hardware.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
         precision = ("bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed") if cuda else "32-true"
+    # Where parameters are frozen for a while, the plain strategy would wait for their gradients.
+    strategy = "ddp_find_unused_parameters_true" if hardware.devices > 1 else "auto"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Fabric's advice on hardware that the caller chose
-            fabric = Fabric(accelerator=hardware.accelerator, devices=hardware.devices, precision=precision)
+            fabric = Fabric(
+                accelerator=hardware.accelerator, devices=hardware.devices, precision=precision, strategy=strategy
+            )
             fabric.launch()
     except (RuntimeError, ValueError, TypeError) as exc:  # Fabric's misconfigurations come as any of these
         raise TrainingError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,24 @@ def test_a_run_resumes_on_a_gpu(few: Path, tmp_path: Path, recipe: Recipe, monke
     monkeypatch.undo()
     run(few, tmp_path, recipe, there)
     assert len(rows(tmp_path)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [["--freeze-epochs", "1"], ["--method", "racnn", "-o", "size2=1", "-o", "size3=1"]])
+def test_several_devices_do_not_wait_for_frozen_parameters(frozen: list[str], few: Path, tmp_path: Path) -> None:
+    # A process of its own, since each device's starts the command again.
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("edgefg"), "train", few, "--out", tmp_path, *frozen),
+            *("--backbone", "resnet10t", "--weights", "none", "--image-size", "32", "--batch-size", "8"),
+            *("--epochs", "2", "--workers", "0", "--accelerator", "cpu", "--devices", "2"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path)) == 2
 
 
 def test_without_val_patience_never_stops(data: FolderData, tmp_path: Path, recipe: Recipe, hardware: Hardware) -> None:
