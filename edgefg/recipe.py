@@ -5,17 +5,22 @@ They live in the core because they need nothing but msgspec; what trains is in `
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import typing
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+
+_LEAST_SIZE = 16
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """How a network is trained; a run resumes only under an equal recipe."""
 
     epochs: Annotated[int, Meta(ge=1, description="passes over the training images")]
-    image_size: Annotated[int, Meta(ge=16, le=4096, description="height and width of the network input in pixels")]
+    image_size: Annotated[
+        int, Meta(ge=_LEAST_SIZE, le=4096, description="height and width of the network input in pixels")
+    ]
     train_size: Annotated[
         int,
         Meta(
@@ -108,13 +113,17 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = "shuffle"
     per_class: Annotated[int, Meta(ge=2, description="K of the pk sampler")] = 4
 
+    def __post_init__(self) -> None:
+        if 0 < self.train_size < _LEAST_SIZE:
+            raise ValueError(f"--train-size {self.train_size}: needed 0, or at least {_LEAST_SIZE}")
+
     def size_at(self, epoch: int) -> int:
         """Return the network input of training at an epoch (from 0), pixels; a multiple of 16 while it grows."""
         full = self.train_size or self.image_size
         share = min(1.0, epoch / (0.75 * self.epochs))
         if not self.start_size or share >= 1:
             return full
-        return max(16, round((self.start_size + (full - self.start_size) * share) / 16) * 16)
+        return max(_LEAST_SIZE, round((self.start_size + (full - self.start_size) * share) / 16) * 16)
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,3 +136,9 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="auto (bf16 or fp16 mixed on CUDA, else 32 bit), or Lightning Fabric's name, as bf16-mixed"),
     ] = "auto"
     workers: Annotated[int, Meta(ge=0, description="processes that decode and augment")] = 1
+
+
+def choices_of(settings: type[msgspec.Struct], field: str) -> tuple[Any, ...]:
+    """Return the values that a field of a settings struct may take where its type lists them; else nothing."""
+    hint = typing.get_type_hints(settings).get(field)  # without the Annotated around it
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()

@@ -17,6 +17,7 @@ from typer.models import OptionInfo
 
 from edgefg import __version__
 from edgefg.errors import DataError
+from edgefg.recipe import choices_of
 
 app = typer.Typer(
     name="edgefg",
@@ -101,6 +102,8 @@ def checked(settings: _Settings, **values: Any) -> _Settings:
         reason, _, path = str(exc).partition(" - at `$.")
         field = path.rstrip("`")
         named = f"--{field.replace('_', '-')} {values.get(field)!r}" if field else "an option"
+        if choices := choices_of(type(settings), field):
+            raise DataError(f"{named}: no such choice; needed one of {', '.join(map(str, choices))}") from exc
         raise DataError(f"{named} is out of range: {reason}") from exc
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from edgefg.cli.app import command, needs, print_json
@@ -40,6 +41,7 @@ def data(
         from edgefg.listing import write_csv
 
         write_csv(csv, loaded.splits, loaded.labels, loaded.groups, loaded.taxonomy)
+        print(f"written: {csv}", file=sys.stderr)
     if json:
         print_json(found)
     else:

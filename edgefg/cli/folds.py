@@ -18,7 +18,7 @@ def folds(
     data: Path,
     out: Annotated[Path, typer.Option()],
     count: Count = 3,
-    look_alikes: int = 0,
+    look_alikes: Annotated[int, typer.Option(min=0)] = 0,
     group: str | None = None,
     backbone: str = "tf_efficientnet_lite0",
     weights: str = "hub",

@@ -10,6 +10,7 @@ import msgspec
 from torch import nn
 
 from edgefg.errors import DataError
+from edgefg.recipe import choices_of
 from edgefg.training.models.attention import CBAMNet, SENet
 from edgefg.training.models.backbone import Triple
 from edgefg.training.models.bcnn import BCNN
@@ -46,6 +47,10 @@ def options_of(method: str, values: Mapping[str, Any]) -> msgspec.Struct:
         return msgspec.convert(dict(values), kind, strict=False)
     except msgspec.ValidationError as exc:
         known = ", ".join(kind.__struct_fields__) or "none"
+        field = str(exc).partition("`$.")[2].rstrip("`")
+        if choices := choices_of(kind, field):
+            needed = ", ".join(map(str, choices))
+            raise DataError(f"{method} has no {field} {values[field]!r}; needed one of {needed}") from exc
         raise DataError(f"an option of {method} is wrong: {exc}; it has: {known} (see edgefg methods)") from exc
 
 
@@ -80,10 +85,13 @@ def describe(method: str) -> Described:
     network = METHODS[method]
     defaults = network.Options()
     types = typing.get_type_hints(network.Options, include_extras=True)
-    options = {
-        field: (getattr(defaults, field), " ".join(m.description or "" for m in types[field].__metadata__))
-        for field in network.Options.__struct_fields__
-    }
+
+    def help_of(field: str) -> str:
+        choices = "|".join(map(str, choices_of(network.Options, field)))
+        text = " ".join(m.description or "" for m in types[field].__metadata__)
+        return f"{choices}: {text}" if choices else text
+
+    options = {field: (getattr(defaults, field), help_of(field)) for field in network.Options.__struct_fields__}
     return Described(
         name=method, summary=network.summary, paper=network.paper, single_pass=network.single_pass, options=options
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from msgspec.structs import replace
 from torch import nn
@@ -41,7 +42,8 @@ def train_and_save(
     it is; ``restart`` throws it, or an unfinished run's state, away. See `edgefg.training.fit.fit` for the rest.
 
     Raises:
-        TrainingError: the folder cannot be written or holds another run, or see `fit`.
+        TrainingError: the backbone takes no images of the recipe's sizes, the folder cannot be written or holds another
+            run, or see `fit`.
     """
     stage = header.kind
     path = out / f"{stage}.safetensors"
@@ -51,6 +53,7 @@ def train_and_save(
         _same_run(path, header)
         print(f"{path} is there already; --restart makes it anew", file=sys.stderr)
         return path
+    _need_sizes(network, header, recipe)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if restart:
@@ -76,6 +79,24 @@ def train_and_save(
     except OSError as exc:
         raise TrainingError(f"cannot write below {out}: {exc}") from exc
     return path
+
+
+@torch.no_grad()
+def _need_sizes(network: nn.Module, header: Header, recipe: Recipe) -> None:
+    """Raise `TrainingError` unless the network takes the smallest images of training, and those of the test."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()  # the norms' statistics must not learn from an empty image
+    for size in sorted({recipe.size_at(0), recipe.size_at(recipe.epochs), header.input.height}):
+        try:
+            network(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device))
+        except (RuntimeError, AssertionError) as exc:  # what torch's layers and timm's checks of a size raise
+            reason = str(exc).strip().partition("\n")[0]
+            raise TrainingError(
+                f"{header.backbone} takes no images of {size} px ({reason}); needed the size that it is built for, or"
+                " a larger one: --image-size 224 suits most backbones"
+            ) from exc
+    network.train(was_training)
 
 
 def _identity(header: Header) -> str:

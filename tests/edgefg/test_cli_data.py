@@ -80,7 +80,9 @@ def test_as_json(run: Run, birds: Path) -> None:
 
 def test_the_list_it_writes_is_the_same_data(run: Run, birds: Path, tmp_path: Path) -> None:
     list_ = tmp_path / "list.csv"
-    folders = json.loads(run(birds, "--json", "--quick", "--csv", list_)[1])
+    _, output, notes = run(birds, "--json", "--quick", "--csv", list_)
+    assert f"written: {list_}" in notes
+    folders = json.loads(output)
     listed = json.loads(run(list_, "--json", "--quick")[1])
     assert listed["format"] == "csv"
     assert (listed["splits"], listed["labels"]) == (folders["splits"], folders["labels"])

@@ -111,6 +111,24 @@ def test_hardware_that_is_not_there_is_one_line(birds: Path, tmp_path: Path, rec
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "size", "reason"),
+    [("torchvision:alexnet", 48, "too small"), ("vit_tiny_patch16_224", 48, "doesn't match model \\(224\\)")],
+)
+def test_a_size_that_the_backbone_does_not_take_is_one_line_and_leaves_nothing(
+    birds: Path, tmp_path: Path, hardware: Hardware, backbone: str, size: int, reason: str
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(
+        TrainingError, match=f"{backbone} takes no images of {size} px .*{reason}.*--image-size"
+    ) as found:
+        train_teacher(
+            birds, out, Recipe(epochs=1, image_size=size), backbone=backbone, weights="none", hardware=hardware
+        )
+    assert "\n" not in str(found.value)
+    assert not out.exists()
+
+
 def test_a_loss_that_is_not_finite_stops(birds: Path, tmp_path: Path, hardware: Hardware) -> None:
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at epoch \d, step \d"):
         run(birds, tmp_path, Recipe(epochs=3, image_size=32, batch_size=16, lr=1e30), hardware)
