@@ -101,11 +101,7 @@ def _relabelled(data: Path, listing: Listing, part: str, labels: Sequence[str]) 
     index = {name: i for i, name in enumerate(labels)}
     samples = listing.found[part]
     used = sorted({label for _, label in samples})
-    if unknown := [listing.labels[label] for label in used if listing.labels[label] not in index]:
-        raise DataError(
-            f"{data} has {len(unknown)} classes that the artifact does not know (first: {unknown[0]!r};"
-            f" its {len(labels)} labels begin with {labels[0]!r}); use the data set that it was made from"
-        )
+    _need_known(data, "classes", [listing.labels[label] for label in used], labels)
     return tuple(Sample(path, index[listing.labels[label]]) for path, label in samples)
 
 
@@ -115,12 +111,18 @@ def class_samples(folder: Path, labels: Sequence[str]) -> tuple[Sample, ...]:
     classes = class_folders(folder)
     if not classes:
         raise DataError(f"{folder} holds no class folder; needed one folder of images a class")
-    if unknown := [entry.name for entry in classes if entry.name not in index]:
+    _need_known(folder, "class folders", [entry.name for entry in classes], labels)
+    return tuple(Sample(path, index[entry.name]) for entry in classes for path in image_files(entry))
+
+
+def _need_known(data: Path, what: str, names: Sequence[str], labels: Sequence[str]) -> None:
+    """Raise `DataError` unless the data's class names are among the artifact's labels."""
+    known = set(labels)
+    if unknown := [name for name in names if name not in known]:
         raise DataError(
-            f"{folder} has {len(unknown)} class folders that the artifact does not know (first: {unknown[0]!r};"
+            f"{data} has {len(unknown)} {what} that the artifact does not know (first: {unknown[0]!r};"
             f" its {len(labels)} labels begin with {labels[0]!r}); use the data set that it was made from"
         )
-    return tuple(Sample(path, index[entry.name]) for entry in classes for path in image_files(entry))
 
 
 def class_folders(folder: Path) -> list[Path]:

@@ -88,10 +88,8 @@ def fit(
     progress = load_state(run, modules, optimizer)
     wrapped, optimizer = fabric.setup(network, optimizer)
     wrapped.mark_forward_method("loss")
-    for aide in (*aides, *(module for name, module in modules.items() if name != "network")):
-        aide.to(fabric.device)
     for aide in aides:
-        aide.eval()
+        aide.to(fabric.device).eval()
     loop = _Loop(fabric, wrapped, network, optimizer, objective, recipe, fresh, modules)
     history = History(out, stage, progress.epochs_done, active=fabric.is_global_zero)
     scores = None

@@ -20,6 +20,7 @@ from edgefg.recipe import Hardware, Recipe
 from edgefg.training.checkpoint import Header, read_header, save
 from edgefg.training.data import FolderData
 from edgefg.training.fit import fit
+from edgefg.training.mix import evaluating
 from edgefg.training.objective import Objective
 
 
@@ -85,18 +86,16 @@ def train_and_save(
 def _need_sizes(network: nn.Module, header: Header, recipe: Recipe) -> None:
     """Raise `TrainingError` unless the network takes the smallest images of training, and those of the test."""
     device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()  # the norms' statistics must not learn from an empty image
     for size in sorted({recipe.size_at(0), recipe.size_at(recipe.epochs), header.input.height}):
         try:
-            network(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device))
+            with evaluating(network):  # the norms' statistics must not learn from an empty image
+                network(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device))
         except (RuntimeError, AssertionError) as exc:  # what torch's layers and timm's checks of a size raise
             reason = str(exc).strip().partition("\n")[0]
             raise TrainingError(
                 f"{header.backbone} takes no images of {size} px ({reason}); needed the size that it is built for, or"
                 " a larger one: --image-size 224 suits most backbones"
             ) from exc
-    network.train(was_training)
 
 
 def _identity(header: Header) -> str:
