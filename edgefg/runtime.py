@@ -17,14 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg.errors import RuntimeUnavailableError
+from edgefg.plan import Device
 
 # file suffix → "module:Class"
 RUNTIMES = {
+    ".engine": "edgefg.runtimes.trt:TensorRTRuntime",
     ".null": "edgefg.runtimes.null:NullRuntime",
     ".onnx": "edgefg.runtimes.ort:OnnxRuntime",
+    ".plan": "edgefg.runtimes.trt:TensorRTRuntime",
     ".xml": "edgefg.runtimes.ov:OpenVINORuntime",
 }
-_PLANNED = (".plan", ".engine")
 
 
 class TensorSpec(NamedTuple):
@@ -89,16 +91,25 @@ def runtime_for(path: Path) -> str:
         raise RuntimeUnavailableError(f"{path} is a folder; give the model file in it, for instance {path}/model.xml")
     if suffix == ".safetensors":
         raise RuntimeUnavailableError(f"{path.name} is a checkpoint; `edgefg export` makes an artifact of it")
-    if suffix in _PLANNED:
-        raise RuntimeUnavailableError(
-            f"{path.name} is a TensorRT plan, and this edgefg does not run plans yet;"
-            " export with --to openvino or --to onnx instead"
-        )
     if suffix not in RUNTIMES:
         raise RuntimeUnavailableError(
             f"no runtime opens {path.name!r}: needed a model file that ends in {', '.join(RUNTIMES)}"
         )
     return RUNTIMES[suffix]
+
+
+def describe_gpu(index: int = 0) -> tuple[Device, int]:
+    """Return an NVIDIA GPU's description and its free memory in bytes.
+
+    Raises:
+        RuntimeUnavailableError: CUDA's bindings, the driver or the GPU are missing.
+    """
+    cuda = importlib.import_module("edgefg.runtimes.cuda").open_cuda(index)
+    try:
+        with cuda.current():
+            return cuda.device(), cuda.free_memory()
+    finally:
+        cuda.close()
 
 
 def load(path: Path, *, threads: int | None = None, device: str | None = None) -> Runtime:

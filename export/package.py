@@ -26,6 +26,8 @@ from edgefg.manifest import (
     Accuracy,
     GoldenInfo,
     Manifest,
+    OutputSpec,
+    PlanInfo,
     Provenance,
     RuntimeInfo,
     TaxonomyLevel,
@@ -36,9 +38,14 @@ from edgefg.manifest import (
 from edgefg.preprocess import InputSpec, UInt8Array, prepare, resize
 
 STEM = "model"
-"""Every artifact's files are called ``model.…``."""
-GOLDEN = f"{STEM}.golden.npz"
-_FILES = frozenset({f"{STEM}.onnx", f"{STEM}.xml", f"{STEM}.bin", f"{STEM}.json", GOLDEN})
+"""Every exported artifact's files are called ``model.…``."""
+PLAN = "engine.plan"
+"""What a device builds of one lies beside it, as ``engine.…``."""
+_GOLDEN = ".golden.npz"
+_FILES = frozenset(
+    {f"{stem}{suffix}" for stem in (STEM, "engine") for suffix in (".json", ".json.sig", _GOLDEN)}
+    | {f"{STEM}.onnx", f"{STEM}.xml", f"{STEM}.bin", PLAN}
+)
 _MOST_FRAMES = 16
 # Shares of the greatest logit. Engines of one kind sum in another order on another processor …
 _FP32_GATE = 1e-4
@@ -53,13 +60,16 @@ class Draft(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
     labels: tuple[str, ...]
     input: InputSpec
-    precision: Literal["fp32", "int8"]
+    precision: Literal["fp32", "fp16", "int8", "unknown"]
     provenance: Provenance
     frames: tuple[UInt8Array, ...]
     """Golden frames, see `golden_frames`."""
     parent_logits: FloatArray
     """``float32 [K, classes]`` of the FP32 parent for the frames, prepared."""
     taxonomy: tuple[TaxonomyLevel, ...] = ()
+    output: OutputSpec = OutputSpec()
+    plan: PlanInfo | None = None
+    """Of a TensorRT plan."""
 
 
 def golden_frames(frames: Sequence[UInt8Array], spec: InputSpec, classes: int) -> tuple[UInt8Array, ...]:
@@ -99,23 +109,53 @@ def write_artifact(
             reproduce its parent; ``out`` is as it was before.
     """
     check_target(out)
-    with _folder_beside(out) as temporary:
-        try:
-            model = write_model(temporary)
-            _write_manifest(model, draft, measure)
-            for file in temporary.iterdir():
-                sync(file)
-            sync(temporary)
-            _swap(temporary, out)
-        except OSError as exc:
-            raise ExportError(f"cannot write {out}: {exc.strerror or exc}; nothing was changed there") from exc
-        except ExportError:
-            raise
-        except EdgefgError as exc:
-            raise ExportError(
-                f"the written artifact does not hold: {one_line(exc)}; nothing was changed in {out}"
-            ) from exc
+    with folder_beside(out) as temporary, _told(out):
+        model = stage(temporary, draft, write_model, measure)
+        _swap(temporary, out)
     return out / model.name
+
+
+def stage(
+    folder: Path,
+    draft: Draft,
+    write_model: Callable[[Path], Path],
+    measure: Callable[[Classifier], Accuracy] | None = None,
+) -> Path:
+    """Write an artifact's files, proven and synced, into a folder of their own; return the path of the model file."""
+    model = write_model(folder)
+    _write_manifest(model, draft, measure)
+    for file in folder.iterdir():
+        sync(file)
+    sync(folder)
+    return model
+
+
+def move_in(model: Path, folder: Path) -> Path:
+    """Move a staged artifact into a folder beside other files, its manifest last; return where its model file is now.
+
+    Cut off between two files, the old manifest no longer fits them: the artifact is refused, not misread.
+
+    Raises:
+        ExportError: the disk is full or read-only.
+    """
+    manifest = manifest_path(model)
+    with _told(folder):
+        for file in sorted(model.parent.iterdir(), key=lambda file: file == manifest):
+            file.replace(folder / file.name)
+        sync(folder)
+    return folder / model.name
+
+
+@contextlib.contextmanager
+def _told(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise ExportError(f"cannot write {out}: {exc.strerror or exc}; nothing was changed there") from exc
+    except ExportError:
+        raise
+    except EdgefgError as exc:
+        raise ExportError(f"the written artifact does not hold: {one_line(exc)}; nothing was changed in {out}") from exc
 
 
 def check_target(out: Path) -> None:
@@ -134,7 +174,7 @@ def check_target(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
+def folder_beside(out: Path) -> Iterator[Path]:
     """Yield a new hidden folder on the same disk as ``out``; remove what is left of it afterwards."""
     out = out.absolute()
     temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}"
@@ -177,6 +217,8 @@ def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], A
         files=tuple(file_info(path) for path in sorted(model.parent.iterdir())),
         provenance=draft.provenance,
         taxonomy=draft.taxonomy,
+        output=draft.output,
+        plan=draft.plan,
     )
     manifest_path(model).write_bytes(encode_manifest(manifest))
     inputs = np.stack([prepare(frame, draft.input) for frame in draft.frames])
@@ -184,13 +226,13 @@ def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], A
         logits = np.stack([p.logits for p in classifier.predict_batch(list(inputs), color="rgb")])
         name, _, version = classifier.runtime_version.partition(" ")
         accuracy = measure(classifier) if measure is not None else None
-    path = model.with_name(GOLDEN)
+    path = model.with_name(model.stem + _GOLDEN)
     golden.write(GoldenSet(draft.frames, inputs, draft.parent_logits, logits), path)
     manifest = msgspec.structs.replace(
         manifest,
         runtime=RuntimeInfo(name=name, version=version),
         files=(*manifest.files, file_info(path)),
-        golden=_tolerances(draft, logits),
+        golden=_tolerances(draft, logits, path.name),
         accuracy=accuracy,
     )
     manifest_path(model).write_bytes(encode_manifest(manifest))
@@ -198,7 +240,7 @@ def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], A
         golden.check(classifier)
 
 
-def _tolerances(draft: Draft, logits: FloatArray) -> GoldenInfo:
+def _tolerances(draft: Draft, logits: FloatArray, file: str) -> GoldenInfo:
     """Set how far a device may deviate. Raises `ExportError` where the artifact itself already deviates too far."""
     if logits.shape != draft.parent_logits.shape or not np.isfinite(logits).all():
         raise ExportError("the exported network gives logits that are not finite; train or calibrate it again")
@@ -214,4 +256,4 @@ def _tolerances(draft: Draft, logits: FloatArray) -> GoldenInfo:
     else:
         own = _INT8_TOLERANCE * largest
         parent = own + _INT8_PARENT_MARGIN * deviation
-    return GoldenInfo(file=GOLDEN, frames=len(draft.frames), logits=own, parent_logits=parent)
+    return GoldenInfo(file=file, frames=len(draft.frames), logits=own, parent_logits=parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgefg.cache import cache_directory
 from edgefg.errors import RuntimeUnavailableError, one_line
 from edgefg.runtime import TensorSpec, without_telemetry
 from edgefg.signals import kept_signal_stack
@@ -18,8 +18,7 @@ from edgefg.signals import kept_signal_stack
 class OpenVINORuntime:
     """An OpenVINO IR; each call checks an inference request out of a pool, so that threads never share one.
 
-    The compiled model is cached below ``EDGEFG_CACHE`` (default ``$XDG_CACHE_HOME/edgefg`` or ``~/.cache/edgefg``); an
-    empty ``EDGEFG_CACHE`` turns the cache off.
+    The compiled model is kept in `edgefg.cache`.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, device: str | None = None) -> None:
@@ -39,8 +38,8 @@ class OpenVINORuntime:
                 config["INFERENCE_NUM_THREADS"] = threads
         try:
             core = ov.Core()
-            if cache := _cache_directory():
-                core.set_property({"CACHE_DIR": cache})
+            if cache := cache_directory():
+                core.set_property({"CACHE_DIR": str(cache)})
             with kept_signal_stack():
                 self._compiled = core.compile_model(core.read_model(path), device, config)
         except RuntimeError as exc:
@@ -93,20 +92,3 @@ class _Worker:
             self._tensors = self.request.get_input_tensor(0), self.request.get_output_tensor(0)
             self.input: npt.NDArray[np.uint8] = self._tensors[0].data
             self.output: npt.NDArray[np.float32] = self._tensors[1].data
-
-
-def _cache_directory() -> str:
-    """Return where compiled models are kept, created if need be; empty where there is no such place."""
-    chosen = os.environ.get("EDGEFG_CACHE")
-    if chosen is None:
-        try:
-            chosen = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgefg")
-        except RuntimeError:  # no home folder
-            return ""
-    if not chosen:
-        return ""
-    try:
-        Path(chosen).mkdir(parents=True, exist_ok=True)
-    except OSError:  # a read-only device still classifies, only starts slower
-        return ""
-    return chosen if os.access(chosen, os.W_OK) else ""

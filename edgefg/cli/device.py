@@ -1,10 +1,8 @@
-"""The verbs that use an artifact: predict, verify, bench, inspect, doctor."""
+"""The verbs that use an artifact: predict, verify, bench, inspect."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import sys
 from enum import Enum
 from pathlib import Path
@@ -12,23 +10,10 @@ from pathlib import Path
 import msgspec
 import typer
 
-from edgefg import __version__
 from edgefg.classifier import Classifier
 from edgefg.cli.app import Count, MaybeCount, command, needs, print_json, say
 from edgefg.errors import DataError
 from edgefg.sources import image_files, read_image
-
-# What `doctor` looks for, by the extra that brings it.
-_PACKAGES = {
-    "core": ("numpy", "opencv-python-headless", "msgspec", "typer"),
-    "openvino": ("openvino",),
-    "onnxruntime": ("onnxruntime",),
-    "tensorrt": ("tensorrt", "cuda-python"),
-    "pycuda": ("pycuda",),
-    "train": ("torch", "torchvision", "timm", "lightning-fabric", "safetensors", "tensorboard"),
-    "export": ("onnx", "onnxscript", "nncf", "torch-pruning"),
-    "report": ("matplotlib",),
-}
 
 
 class Frame(str, Enum):
@@ -45,6 +30,8 @@ def predict(
     top_k: Count = 3,
     threads: MaybeCount = None,
     device: str | None = None,
+    rebuild: bool = False,
+    trusted_key: Path | None = None,
     json: bool = False,
 ) -> None:
     """Classify images with an artifact. An unreadable image is told; the others are classified all the same.
@@ -55,11 +42,16 @@ def predict(
         top_k: how many candidates to show.
         threads: CPU threads of the engine.
         device: the engine's device, for instance GPU with OpenVINO.
+        rebuild: build a TensorRT plan anew where it was made for another device, driver or JetPack.
+        trusted_key: PEM file of the public key that must have signed the artifact.
         json: print one JSON object a line.
     """
     files = [file for path in images for file in image_files(path)]
     unreadable = 0
-    with Classifier(artifact, threads=threads, device=device, top_k=top_k) as classifier:
+    if rebuild and trusted_key is not None:
+        raise DataError("--rebuild and --trusted-key exclude each other: what a device builds carries no signature")
+    opened = Classifier(artifact, threads=threads, device=device, top_k=top_k, rebuild=rebuild, trusted_key=trusted_key)
+    with opened as classifier:
         for file in files:
             try:
                 frame = read_image(file)
@@ -206,34 +198,6 @@ def inspect(path: Path, json: bool = False) -> None:
             print(f"{name}: {value}")
 
 
-@command
-def doctor(json: bool = False) -> None:
-    """Say what is installed here, which runtimes open which files, and what to install for the rest.
-
-    Args:
-        json: print it as one JSON object.
-    """
-    found: dict[str, dict[str, str | None]] = {
-        extra: {package: _version(package) for package in packages} for extra, packages in _PACKAGES.items()
-    }
-    if json:
-        print_json({"edgefg": __version__, "python": platform.python_version(), "packages": found})
-        return
-    print(f"edgefg {__version__}, Python {platform.python_version()}, {platform.machine()}, {cpus()} CPUs")
-    for extra, packages in found.items():
-        missing = [package for package, version in packages.items() if version is None]
-        have = ", ".join(f"{package} {version}" for package, version in packages.items() if version)
-        advice = f"  missing {', '.join(missing)}: pip install 'edgefg[{extra}]'" if missing else ""
-        print(f"{'ok ' if not missing else '-- '} {extra:12} {have}{advice}")
-
-
 def cpus() -> int:
     """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -191,15 +192,45 @@ def test_labels_and_logits_must_match(name: str, tiny: Tiny, rewrite: Rewrite) -
 
 
 @pytest.mark.parametrize("suffix", [".plan", ".engine", ".PLAN"])
-def test_tensorrt_plans_come_later(suffix: str, tiny: Tiny) -> None:
+def test_a_plan_without_tensorrt_names_the_extra(suffix: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("null")
     plan = model.with_suffix(suffix)
     manifest = json.loads(model.with_suffix(".json").read_bytes())
     model.rename(plan)
     manifest["model"] = manifest["files"][0]["name"] = plan.name
     model.with_suffix(".json").write_text(json.dumps(manifest))
-    with pytest.raises(RuntimeUnavailableError, match=rf"model\{suffix} is a TensorRT plan.* does not run plans yet"):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(RuntimeUnavailableError, match=rf"model\{suffix} needs TensorRT.*edgefg\[tensorrt\]"):
         Classifier(plan)
+
+
+def test_a_model_without_manifest_needs_labels_and_input(tiny: Tiny) -> None:
+    model = tiny("onnx")
+    frame = np.full((90, 120, 3), 128, np.uint8)
+    with Classifier(model) as classifier:
+        labels, expected = classifier.labels, classifier.predict(frame)
+    with pytest.raises(ManifestError, match=r"labels were given for model\.onnx, but .*model\.json has its own"):
+        Classifier(model, labels=labels, input=64)
+    model.with_suffix(".json").unlink()
+    with pytest.raises(ManifestError, match="opened with labels or input alone"):
+        Classifier(model, labels=labels)
+    with pytest.raises(ManifestError, match="no labels were given"):
+        Classifier(model, labels=[], input=64)
+    with pytest.raises(ManifestError, match="a label stands twice"):
+        Classifier(model, labels=["a", "a"], input=64)
+    for given in (64, InputSpec(height=64, width=64)):
+        with pytest.warns(UserWarning, match=r"model\.onnx has no manifest") as warned:
+            classifier = Classifier(model, labels=labels, input=given)
+        assert warned[0].filename == __file__
+        with classifier:
+            found = classifier.predict(frame)
+        assert found.label == expected.label
+        np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+def test_rebuild_and_a_trusted_key_exclude_each_other(tiny: Tiny) -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        Classifier(tiny("onnx"), rebuild=True, trusted_key="public.pem")
 
 
 def test_unknown_suffix_names_the_known_ones(tiny: Tiny) -> None:
@@ -207,7 +238,7 @@ def test_unknown_suffix_names_the_known_ones(tiny: Tiny) -> None:
     other = model.rename(model.with_suffix(".tflite"))
     path = model.with_suffix(".json")
     path.write_bytes(path.read_bytes().replace(b"model.null", b"model.tflite"))
-    with pytest.raises(RuntimeUnavailableError, match=r"'model\.tflite'.*\.null, \.onnx, \.xml"):
+    with pytest.raises(RuntimeUnavailableError, match=r"'model\.tflite'.*\.null, \.onnx, \.plan, \.xml"):
         Classifier(other)
 
 

@@ -20,6 +20,7 @@ from tests.synthetic import write_dataset
 VERBS = (
     *("train", "methods", "folds", "distill", "prune", "export", "pipeline"),
     *("data", "predict", "evaluate", "explain", "verify", "bench", "inspect", "doctor"),
+    *("build", "sign"),
 )
 
 
@@ -186,7 +187,6 @@ def test_an_artifact_that_cannot_be_trusted_is_one_line_and_status_2(
         (["predict", "{tiny}", "{text}"], "is not an image"),
         (["evaluate", "{tiny}", "/no/such"], "/no/such"),
         (["evaluate", "{tiny}", "{birds}", "--split", "holdout"], "holdout"),
-        (["predict", "model.plan", "{text}"], "does not run plans yet"),
         (["predict", "model.xml", "{text}"], "and neither is model.xml"),
         (["predict", "model.pt", "{text}"], "no runtime opens 'model.pt'"),
         (["predict", "{tiny}", "{birds}", "--top-k", "0"], "top-k"),

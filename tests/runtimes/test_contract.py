@@ -15,21 +15,42 @@ from edgefg.errors import RuntimeUnavailableError
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.runtime import RUNTIMES, Runtime, load
 from tests.conftest import MODELS, TINY
+from tests.simulated.install import simulated_device
+from tests.simulated.tensorrt_engine import VERSIONS, Plan, write_plan
 
 SPEC = InputSpec(height=64, width=64)
+PLANS = {"plan": "onnx", "plan-batch4": "onnx-batch4", "plan-dynamic": "onnx-dynamic"}
+"""TensorRT plans, on the simulated device, by the tiny model that they are built of."""
 BATCH = {"null": 1, "onnx": 1, "onnx-batch4": 4, "onnx-dynamic": None, "ir": 1}
+BATCH |= {plan: BATCH[onnx] for plan, onnx in PLANS.items()}
 SUFFIXES = sorted(RUNTIMES)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=[*MODELS, *PLANS])
 def name(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
 
 
 @pytest.fixture
-def runtime(name: str) -> Iterator[Runtime]:
-    loaded = load(TINY / MODELS[name], threads=1)
+def model(name: str, tmp_path: Path) -> Iterator[Path]:
+    """The model file; a plan with the simulated device that it runs on."""
+    if name in MODELS:
+        yield TINY / MODELS[name]
+        return
+    with simulated_device() as books:
+        path = tmp_path / "engine.plan"
+        onnx = (TINY / MODELS[PLANS[name]]).read_bytes()
+        profiles = [(1, 4, 16)] if BATCH[name] is None else []
+        plan = Plan(gpu="Simulated Orin", compute_capability=(8, 7), profiles=profiles)
+        path.write_bytes(write_plan(plan, onnx, VERSIONS[10]))
+        yield path
+        books.assert_clean()
+
+
+@pytest.fixture
+def runtime(model: Path) -> Iterator[Runtime]:
+    loaded = load(model, threads=1)
     yield loaded
     loaded.close()
 
@@ -40,7 +61,8 @@ def batch(name: str, birds: tuple[tuple[str, ...], list[UInt8Array]]) -> UInt8Ar
 
 
 def test_every_runtime_is_under_contract() -> None:
-    assert {Path(model).suffix for model in MODELS.values()} == set(RUNTIMES)
+    assert {*(Path(model).suffix for model in MODELS.values()), ".plan", ".engine"} == set(RUNTIMES)
+    assert RUNTIMES[".plan"] == RUNTIMES[".engine"]
 
 
 def test_input(name: str, runtime: Runtime) -> None:
@@ -50,7 +72,7 @@ def test_input(name: str, runtime: Runtime) -> None:
 
 def test_version_is_name_and_number(runtime: Runtime) -> None:
     engine, number = runtime.version.split()
-    assert engine in ("null", "onnxruntime", "openvino")
+    assert engine in ("null", "onnxruntime", "openvino", "tensorrt")
     assert number[0].isdigit()
 
 
@@ -105,7 +127,7 @@ def test_any_memory_layout(layout: str, runtime: Runtime, batch: UInt8Array) -> 
     np.testing.assert_array_equal(runtime.infer(given), expected)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "null"])
+@pytest.mark.parametrize("name", [name for name in [*MODELS, *PLANS] if name != "null"])
 def test_a_batch_that_does_not_fit_is_no_silent_success(runtime: Runtime, batch: UInt8Array) -> None:
     with pytest.raises(Exception):  # noqa: B017, PT011 - the vendor's own; Classifier wraps it
         runtime.infer(batch[:, :32])
@@ -122,8 +144,8 @@ def test_close_without_use(runtime: Runtime) -> None:
     runtime.close()
 
 
-def test_two_runtimes_on_one_file(name: str, batch: UInt8Array) -> None:
-    first, second = (load(TINY / MODELS[name], threads=1) for _ in range(2))
+def test_two_runtimes_on_one_file(model: Path, batch: UInt8Array) -> None:
+    first, second = (load(model, threads=1) for _ in range(2))
     expected = first.infer(batch)
     first.close()
     np.testing.assert_array_equal(second.infer(batch), expected)
@@ -171,6 +193,7 @@ def test_ir_without_its_weights(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("device", ["CPU", "cpu"])
 def test_the_cpu_by_name(name: str, device: str, batch: UInt8Array) -> None:
     runtime = load(TINY / MODELS[name], threads=1, device=device)

@@ -1,0 +1,308 @@
+"""ONNX artifact → TensorRT plan, on the device that will run it: built, measured, verified.
+
+    edgefg build runs/x/tensorrt-int8/model.onnx --to tensorrt
+
+Writes ``engine.plan``, ``engine.json`` and ``engine.golden.npz`` beside the ONNX file, which stays: a later driver or
+JetPack needs a new plan. Runs on devices: no torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from edgefg import golden
+from edgefg.classifier import Classifier
+from edgefg.errors import BuildError, DataError, EdgefgError, ManifestError, one_line
+from edgefg.export.build_plan import Here
+from edgefg.export.builder import Settings, build_plan, describe
+from edgefg.export.package import PLAN, Draft, folder_beside, move_in, stage
+from edgefg.export.verify import VerifyReport, verify
+from edgefg.manifest import FileInfo, Manifest, PlanInfo, check_files, file_info, manifest_path, read_manifest
+
+Precision = Literal["auto", "int8", "fp16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "int8", "fp16", "fp32")
+_ROUNDS = 7
+_PREDICTIONS = 30
+_Say = Callable[[str], None]
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One of the models that were built, and how fast its plan was."""
+
+    model: str
+    precision: str
+    p50_ms: float | None = None
+    """Median of `Classifier.predict` on the golden frames; None where there was nothing to compare it with."""
+    problem: str = ""
+    """Why it could not be taken."""
+
+
+class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `build_engine` did."""
+
+    plan: str
+    kept: bool
+    """Whether the plan that was there already fits this device and was left alone."""
+    precision: str
+    gpu: str
+    tensorrt: str
+    candidates: tuple[Candidate, ...]
+    verified: VerifyReport
+
+    def render(self) -> str:
+        """Return the report as text for people."""
+        lines = [f"{self.plan}: {self.precision}, for {self.gpu} and TensorRT {self.tensorrt}"]
+        if self.kept:
+            lines[0] += "; it was there already and fits this device (--rebuild builds it anew)"
+        for candidate in self.candidates:
+            speed = "" if candidate.p50_ms is None else f", p50 {candidate.p50_ms:.3f} ms"
+            problem = f": not taken, {candidate.problem}" if candidate.problem else ""
+            lines.append(f"  {candidate.precision} of {candidate.model}{speed}{problem}")
+        return "\n".join([*lines, self.verified.render()])
+
+
+class _Source(NamedTuple):
+    """An ONNX artifact to build from."""
+
+    model: Path
+    manifest: Manifest
+
+
+class _Site(NamedTuple):
+    """Where and how the plans are built."""
+
+    here: Here
+    settings: Settings
+    use_cache: bool
+    say: _Say
+
+
+def build_engine(
+    models: Sequence[Path],
+    *,
+    out: Path | None = None,
+    precision: Precision = "auto",
+    settings: Settings | None = None,
+    rebuild: bool = False,
+    progress: _Say | None = None,
+) -> BuildReport:
+    """Build the plan of an ONNX artifact for this device and verify it.
+
+    The GPU is the first one that CUDA_VISIBLE_DEVICES shows.
+
+    Args:
+        models: the ONNX files of one or more artifacts of the same network, for instance INT8 and FP16.
+        out: folder for the plan; None is the first model's. The ONNX artifact that was taken is copied along.
+        precision: which of the models to build; ``auto`` builds all of them and keeps the one that runs fastest here.
+        settings: see `Settings`.
+        rebuild: build even where a plan is there that fits this device, and take none from the cache.
+        progress: called with one line before each step.
+
+    Raises:
+        DataError: no model of that precision, or models of different networks.
+        ManifestError, IntegrityError: an ONNX artifact cannot be trusted.
+        RuntimeUnavailableError: TensorRT, CUDA's bindings or a GPU are missing.
+        BuildError: TensorRT could not build any of them; what was there before stays.
+    """
+    sources = _read_sources(models, precision)
+    folder = out or sources[0].model.parent
+    site = _Site(describe(), settings or Settings(), not rebuild, progress or (lambda _: None))
+    if not rebuild:
+        kept = _still_good(folder / PLAN, sources, site)
+        if kept is not None:
+            return kept
+    with folder_beside(folder / PLAN) as staging:
+        staged, candidates = _build_all(sources, staging, site)
+        winner, measured = _fastest(staged, candidates, site)
+        _copy_source(sources[winner], folder)
+        plan = move_in(staged[winner], folder)
+    site.say("verifying")
+    return _report(plan, False, measured, site)
+
+
+def rebuild(plan: Path, *, device: str | None = None) -> None:
+    """Build a plan anew for this device from the ONNX file beside it, with the settings that its manifest has.
+
+    `edgefg.Classifier` calls this by name where it was opened with ``rebuild=True``.
+
+    Raises:
+        BuildError: the ONNX file is not there or is another one, or TensorRT failed.
+    """
+    info = read_manifest(plan).plan
+    if info is None or info.source is None or plan.name != PLAN:
+        raise BuildError(f"{plan} does not say what it was built from; build it with `edgefg build MODEL.onnx`")
+    source = plan.with_name(info.source.name)
+    if not source.exists() or file_info(source) != info.source:
+        raise BuildError(f"{source} is not the file that {plan.name} was built from; copy the artifact again")
+    if (device or "").partition(":")[2] not in ("", "0"):
+        raise BuildError(f"a plan is built on the first GPU, not on {device}; choose it by CUDA_VISIBLE_DEVICES")
+    settings = Settings(batches=info.batches, hardware_compatible=info.hardware_compatible)
+    build_engine([source], settings=settings)
+
+
+def _read_sources(models: Sequence[Path], precision: Precision) -> list[_Source]:
+    sources = []
+    for model in models:
+        if model.suffix.lower() != ".onnx":
+            raise DataError(f"{model} is no ONNX file; needed the model.onnx of `edgefg export --to tensorrt-onnx`")
+        manifest = read_manifest(model)
+        check_files(manifest, model.parent)
+        if manifest.golden is None:
+            raise ManifestError(f"{model} has no golden set to prove a plan with; export it again")
+        sources.append(_Source(model, manifest))
+    first = sources[0]
+    for model, manifest in sources[1:]:
+        if (manifest.labels, manifest.input) != (first.manifest.labels, first.manifest.input):
+            raise DataError(f"{model} has other labels or another input than {first.model}; needed the same network")
+    chosen = [source for source in sources if precision in ("auto", source.manifest.precision)]
+    if not chosen:
+        found = ", ".join(sorted({source.manifest.precision for source in sources}))
+        raise DataError(
+            f"precision {precision} was asked for, but given are models in {found}; export one in {precision}"
+        )
+    return chosen
+
+
+def _still_good(plan: Path, sources: list[_Source], site: _Site) -> BuildReport | None:
+    """Return the report of a plan that is there, fits this device and verifies; None where one is to be built."""
+    if not plan.exists():
+        return None
+    try:
+        info = read_manifest(plan).plan
+        if info is None or info.source not in [file_info(source.model) for source in sources]:
+            site.say(f"{plan} was built from another file")
+        elif info != _info(info.source, site):
+            site.say(f"{plan} was built for another device, by another TensorRT or with other settings")
+        else:
+            return _report(plan, True, (), site)
+    except EdgefgError as exc:
+        site.say(f"{plan} does not hold: {one_line(exc)}")
+    return None
+
+
+def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict[int, Path], list[Candidate]]:
+    """Build and prove the plan of every source in a folder of its own; one that fails leaves room for the others."""
+    staged: dict[int, Path] = {}
+    candidates = []
+    failure: EdgefgError | None = None
+    for number, source in enumerate(sources):
+        folder = staging / str(number)
+        folder.mkdir()
+        problem = ""
+        try:
+            staged[number] = _build_one(source, folder, site)
+        except EdgefgError as exc:
+            failure, problem = exc, one_line(exc)
+            site.say(f"{source.model} gives no plan: {problem}")
+        candidates.append(Candidate(str(source.model), source.manifest.precision, problem=problem))
+    if not staged:
+        assert failure is not None
+        raise failure if isinstance(failure, BuildError) else BuildError(one_line(failure)) from failure
+    return staged, candidates
+
+
+def _build_one(source: _Source, folder: Path, site: _Site) -> Path:
+    model, manifest = source
+    assert manifest.golden is not None
+    proof = golden.read(model.with_name(manifest.golden.file))
+    here, stages = site.here, [manifest.provenance.recipe, f"tensorrt {site.here.tensorrt} on {site.here.gpu}"]
+    draft = Draft(
+        labels=manifest.labels,
+        taxonomy=manifest.taxonomy,
+        input=manifest.input,
+        output=manifest.output,
+        precision=manifest.precision,
+        provenance=msgspec.structs.replace(manifest.provenance, recipe="; ".join(stages)),
+        frames=proof.frames,
+        parent_logits=proof.parent_logits,
+        plan=_info(file_info(model), site),
+    )
+
+    def write(target: Path) -> Path:
+        plan = target / PLAN
+        build_plan(
+            model, plan, manifest.precision, site.settings, here,
+            use_cache=site.use_cache, say=site.say,
+        )  # fmt: skip
+        return plan
+
+    return stage(folder, draft, write)
+
+
+def _info(source: FileInfo, site: _Site) -> PlanInfo:
+    here, settings = site.here, site.settings
+    return PlanInfo(
+        gpu=here.gpu,
+        compute_capability=here.compute_capability,
+        tensorrt=here.tensorrt,
+        hardware_compatible=settings.hardware_compatible,
+        batches=settings.batches,
+        source=source,
+    )
+
+
+def _fastest(staged: dict[int, Path], candidates: list[Candidate], site: _Site) -> tuple[int, tuple[Candidate, ...]]:
+    """Measure the plans in turns, where there are several, and return the number of the one to take."""
+    if len(staged) == 1:
+        return next(iter(staged)), tuple(candidates)
+    site.say("measuring")
+    times = _measure(staged)
+    for number, p50 in times.items():
+        candidates[number] = msgspec.structs.replace(candidates[number], p50_ms=p50)
+    return min(times, key=lambda number: times[number]), tuple(candidates)
+
+
+def _measure(staged: dict[int, Path]) -> dict[int, float]:
+    """Return the median time of a prediction, milliseconds, of every plan; their turns alternate."""
+    times: dict[int, list[float]] = {number: [] for number in staged}
+    opened: dict[int, Classifier] = {}
+    try:
+        for number, plan in staged.items():
+            opened[number] = Classifier(plan)
+        for turn in range(_ROUNDS + 1):
+            for number, classifier in opened.items():
+                assert classifier.manifest.golden is not None
+                frames = golden.read(classifier.path.with_name(classifier.manifest.golden.file)).inputs
+                for i in range(_PREDICTIONS):
+                    start = time.perf_counter()
+                    classifier.predict(frames[i % len(frames)], color="rgb")
+                    if turn:  # the first turn warms up
+                        times[number].append((time.perf_counter() - start) * 1e3)
+    finally:
+        for classifier in opened.values():
+            classifier.close()
+    return {number: statistics.median(found) for number, found in times.items()}
+
+
+def _copy_source(source: _Source, folder: Path) -> None:
+    """Put the ONNX artifact beside the plan, where it is not yet: rebuilding needs it."""
+    if source.model.parent.resolve() == folder.resolve():
+        return
+    manifest = source.manifest
+    own = manifest_path(source.model)
+    signature = own.with_name(f"{own.name}.sig")
+    names = [*(file.name for file in manifest.files), own.name, *([signature.name] if signature.exists() else [])]
+    try:
+        for name in names:
+            shutil.copyfile(own.with_name(name), folder / name)
+    except OSError as exc:
+        raise BuildError(f"cannot write {folder}: {exc.strerror}") from exc
+
+
+def _report(plan: Path, kept: bool, candidates: tuple[Candidate, ...], site: _Site) -> BuildReport:
+    return BuildReport(
+        plan=str(plan),
+        kept=kept,
+        precision=read_manifest(plan).precision,
+        gpu=site.here.gpu,
+        tensorrt=site.here.tensorrt,
+        candidates=candidates,
+        verified=verify(plan),
+    )

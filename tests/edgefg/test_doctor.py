@@ -1,0 +1,256 @@
+"""doctor, on machines that are simulated: a folder for the root, tables for what is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgefg.cli import doctor
+from edgefg.cli.doctor import Gpu, Here, Report, look, render
+from tests.conftest import ROOT
+
+REQUIRES = (
+    *("numpy>=1.26", "typer>=0.15", 'onnxruntime>=1.20; extra == "onnxruntime"'),
+    *('tensorrt>=10.12; extra == "tensorrt"', 'cuda-python>=12.6; extra == "tensorrt"'),
+    *('pycuda>=2024.1; extra == "pycuda"', 'edgefg[report]; extra == "train"', 'torch>=2.9; extra == "train"'),
+    *('edgefg[demo]; extra == "dev"', 'hypothesis>=6.100; extra == "dev"'),
+)
+CORE = {"numpy": "2.4.6", "typer": "0.29.2", "onnxruntime": "1.32.0", "torch": "2.14.1"}
+NO_GPU = Gpu(problem="neither cuda-python nor PyCUDA is installed")
+ORIN = Gpu(name="Orin", compute_capability="8.7", memory=32 * 2**30, cuda="12.6")
+THOR = Gpu(name="Thor", compute_capability="11.0", memory=120 * 2**30, cuda="13.0")
+
+
+@pytest.fixture
+def machine(tmp_path: Path):
+    """Describe a machine and examine it."""
+
+    def examine(
+        installed: dict[str, str], *, l4t: str = "", driver: str = "", gpu: Gpu = NO_GPU, system: str = ""
+    ) -> Report:
+        files = {}
+        if l4t:
+            release, _, revision = l4t.partition(".")
+            files["etc/nv_tegra_release"] = (
+                f"# R{release} (release), REVISION: {revision}, GCID: 42132812, BOARD: generic, EABI: aarch64,"
+                " DATE: Thu Sep 18 22:54:44 UTC 2025\n# KERNEL_VARIANT: oot\n"
+            )
+            files["proc/device-tree/model"] = "NVIDIA Jetson AGX Orin Developer Kit\0"
+        if driver:
+            files["proc/driver/nvidia/version"] = driver
+        if system:
+            files[f"usr/lib/{system}/dist-packages/tensorrt/__init__.py"] = ""
+        for name, content in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(content)
+        here = Here(tmp_path, "aarch64" if l4t else "x86_64", (CORE | installed).get, lambda: REQUIRES, lambda: gpu)
+        return look(here)
+
+    return examine
+
+
+X86 = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder)\nGCC version\n"
+
+
+def todo(report: Report) -> list[tuple[str, str]]:
+    return [(advice.finding, advice.command) for advice in report.advice]
+
+
+def test_a_machine_without_gpu_lacks_nothing(machine) -> None:
+    report = machine({})
+    assert report.jetson is None
+    assert report.driver is None
+    assert not report.advice
+    assert report.tensorrt == doctor.TensorRT(version=None, supported=None, binding=None)
+    assert "no NVIDIA GPU can be used: neither" in render(report)
+    assert "to do" not in render(report)
+
+
+def test_packages_by_extra(machine) -> None:
+    report = machine({})
+    assert report.packages == {
+        "core": {"numpy": "2.4.6", "typer": "0.29.2"},
+        "onnxruntime": {"onnxruntime": "1.32.0"},
+        "tensorrt": {"tensorrt": None, "cuda-python": None},
+        "pycuda": {"pycuda": None},
+        "train": {"torch": "2.14.1"},
+    }
+    text = render(report)
+    assert re.search(r"^ok +onnxruntime +opens \.onnx; onnxruntime 1\.32\.0$", text, re.MULTILINE)
+    assert re.search(r"^-- +tensorrt +opens \.plan; missing tensorrt, cuda-python$", text, re.MULTILINE)
+
+
+def test_an_incomplete_extra_names_its_command_and_an_old_package_too(machine) -> None:
+    report = machine({"torch": "2.1.0+cpu", "numpy": None, "onnxruntime": None})
+    assert report.install == {"core": "pip install edgefg", "onnxruntime": "pip install 'edgefg[onnxruntime]'"}
+    assert todo(report) == [("torch 2.1.0+cpu is too old; needed 2.9 or later", "pip install --upgrade 'torch>=2.9'")]
+    assert "missing onnxruntime: pip install 'edgefg[onnxruntime]'\n" in render(report)
+    assert "to do: torch 2.1.0+cpu is too old" in render(report)
+
+
+@pytest.mark.parametrize(
+    ("l4t", "jetpack"),
+    [("36.3.0", "6.0"), ("36.4.0", "6.1"), ("36.4.3", "6.2"), ("36.4.7", "6.2.1"), ("36.5.0", "6.2.2"),
+     ("38.2.0", "7.0"), ("38.4.0", "7.1"), ("39.2.0", "7.2"), ("39.2.1", "7.2.1"), ("39.9.0", None), ("35.4.1", None)],
+)  # fmt: skip
+def test_jetson_linux_names_its_jetpack(machine, l4t: str, jetpack: str | None) -> None:
+    report = machine({}, l4t=l4t)
+    assert report.jetson.l4t == l4t.removesuffix(".0")
+    assert report.jetson.jetpack == jetpack
+    known = f"JetPack {jetpack}" if jetpack else "a JetPack that this edgefg does not know"
+    line = f"NVIDIA Jetson AGX Orin Developer Kit: Jetson Linux {l4t.removesuffix('.0')}, {known}"
+    assert line in render(report)
+
+
+def test_jetpack_6_has_no_tensorrt_that_is_supported(machine) -> None:
+    report = machine({"tensorrt": "10.3.0", "cuda-bindings": "12.9.10"}, l4t="36.4.3", gpu=ORIN)
+    assert report.tensorrt == doctor.TensorRT(version="10.3.0", supported=False, binding="cuda-python 12.9.10")
+    ((finding, command),) = todo(report)
+    needed = "needed 10.12 or later of 10, or 11"
+    assert finding == f"TensorRT 10.3.0 is not supported; {needed}; JetPack 6.2 has no later one"
+    assert "flash JetPack 7.2" in command
+    assert "edgefg[onnxruntime]" in command
+    text = render(report)
+    assert "JetPack 6.2 with CUDA 12.6, TensorRT 10.3" in text
+    assert "Orin, compute capability 8.7, 32.0 GiB, up to CUDA 12.6" in text
+
+
+def test_jetpack_6_takes_the_cuda_python_of_its_cuda(machine) -> None:
+    report = machine({}, l4t="36.4.3")
+    assert ("cuda-python is missing; plans need it", "pip install 'cuda-python>=12.6,<13'") in todo(report)
+    report = machine({"cuda-bindings": "13.5.0"}, l4t="36.4.3", gpu=Gpu(problem="error 35"))
+    assert (
+        "cuda-python 13.5.0 is newer than the driver, which runs CUDA 12.6",
+        "pip install 'cuda-python>=12.6,<13'",
+    ) in (todo(report))
+
+
+def test_jetpack_before_6(machine) -> None:
+    finding, command = todo(machine({"cuda-python": "12.6"}, l4t="35.4.1", gpu=ORIN))[0]
+    assert finding == "JetPack before 6 has an older TensorRT; needed 10.12 or later of 10, or 11"
+    assert "edgefg[onnxruntime]" in command
+
+
+def test_jetpack_7_complete(machine) -> None:
+    report = machine({"tensorrt": "10.13.3.9", "cuda-bindings": "13.0.3"}, l4t="38.4.0", gpu=THOR)
+    assert report.tensorrt.supported
+    assert not report.advice
+
+
+@pytest.mark.parametrize(
+    ("installed", "system", "finding", "command"),
+    [
+        ({}, "", "TensorRT is missing; plans need it", "sudo apt-get update && sudo apt-get install nvidia-jetpack"),
+        ({}, "python3.12", "for the system's Python", "python3 -m venv --system-site-packages"),
+        ({"tensorrt": "11.4.1"}, "", "TensorRT 11.4.1 needs JetPack 7.2.2, here is 7.1", "pip uninstall tensorrt"),
+        ({"tensorrt": "10.9.0"}, "", "TensorRT 10.9.0 is not supported; needed 10.12", "nvidia-jetpack"),
+    ],
+)
+def test_jetpack_7_takes_its_own_tensorrt(machine, installed, system: str, finding: str, command: str) -> None:
+    report = machine({"cuda-bindings": "13.0.3"} | installed, l4t="38.4.0", gpu=THOR, system=system)
+    ((found, advised),) = todo(report)
+    assert finding in found
+    assert command in advised
+
+
+def test_tensorrt_11_on_a_jetpack_that_is_not_known_is_not_refused(machine) -> None:
+    report = machine({"tensorrt": "11.4.1", "cuda-bindings": "13.2.0"}, l4t="39.9.0", gpu=THOR)
+    assert not report.advice
+
+
+RTX = Gpu(name="NVIDIA RTX A2000", compute_capability="8.6", memory=12 * 2**30, cuda="13.0")
+
+
+def test_a_desktop_that_is_complete(machine) -> None:
+    for version in ("10.12.0.36", "10.16.1.11", "11.4.0.106"):
+        report = machine({"tensorrt": version, "cuda-python": "13.4.4"}, driver=X86, gpu=RTX)
+        assert report.tensorrt.supported
+        assert not report.advice
+    assert report.driver == "580.95.05"
+    assert "NVIDIA RTX A2000, compute capability 8.6, 12.0 GiB, driver 580.95.05, up to CUDA 13.0" in render(report)
+
+
+def test_a_desktop_without_anything(machine) -> None:
+    assert todo(machine({}, driver=X86)) == [
+        ("TensorRT is missing; plans need it", "pip install 'tensorrt>=10.12,<12'"),
+        ("cuda-python is missing; plans need it", "pip install 'cuda-python>=12.6'"),
+    ]
+
+
+def test_a_desktop_whose_driver_is_of_cuda_12(machine) -> None:
+    old = msgspec.structs.replace(RTX, cuda="12.8")
+    assert todo(machine({"tensorrt": "10.9.0", "cuda-bindings": "13.0.0"}, driver=X86, gpu=old)) == [
+        (
+            "TensorRT 10.9.0 is not supported; needed 10.12 or later of 10, or 11",
+            "pip install 'tensorrt-cu12>=10.12,<12'",
+        ),
+        (
+            "cuda-python 13.0.0 is newer than the driver, which runs CUDA 12.8",
+            "pip install 'cuda-python>=12.6,<13'",
+        ),
+    ]
+    report = machine({"tensorrt-cu12": "10.16.1.11", "cuda-bindings": "12.9.0"}, driver=X86, gpu=old)
+    assert (report.tensorrt.version, report.advice) == ("10.16.1.11", ())
+
+
+def test_tensorrt_of_a_later_major_version(machine) -> None:
+    report = machine({"tensorrt": "12.0.1", "cuda-python": "13.4.4"}, driver=X86, gpu=RTX)
+    assert report.tensorrt.supported is False
+    assert todo(report)[0][0].startswith("TensorRT 12.0.1 is not supported")
+
+
+def test_pycuda_alone_works_but_slower(machine) -> None:
+    report = machine({"tensorrt": "10.16.1", "pycuda": "2026.1"}, driver=X86, gpu=RTX)
+    assert report.tensorrt.binding == "pycuda 2026.1"
+    assert todo(report) == [
+        ("PyCUDA works, without CUDA graphs; cuda-python is faster", "pip install 'cuda-python>=12.6'")
+    ]
+
+
+@pytest.mark.parametrize(("driver", "finding"), [("", "but no driver"), (X86, "error 999")])
+def test_a_gpu_that_cannot_be_used(machine, driver: str, finding: str) -> None:
+    installed = {"tensorrt": "10.16.1", "cuda-python": "13.4.4"}
+    ((found, command),) = todo(machine(installed, driver=driver, gpu=Gpu(problem="error 999")))
+    assert finding in found
+    assert "nvidia-smi" in command
+
+
+def test_json_is_the_report(machine) -> None:
+    report = machine({}, l4t="36.4.3")
+    assert msgspec.json.decode(msgspec.json.encode(report), type=Report) == report
+
+
+def test_the_verb_on_this_machine(run) -> None:
+    status, out, err = run("doctor", "--json")
+    assert (status, err) == (0, "")
+    report = msgspec.json.decode(out, type=Report)
+    assert report.packages["core"]["numpy"] == importlib.metadata.version("numpy")
+    assert "dev" not in report.packages
+    assert json.loads(out)["cpus"] >= 1
+    status, out, _ = run("doctor")
+    assert status == 0
+    assert out.startswith(f"edgefg {report.edgefg}, Python ")
+
+
+@pytest.mark.parametrize(("number", "cuda"), [(13000, "13.0"), (12080, "12.8"), (0, None)])
+def test_the_driver_s_cuda(monkeypatch: pytest.MonkeyPatch, number: int, cuda: str | None) -> None:
+    runtime = types.SimpleNamespace(cudaDriverGetVersion=lambda: (0, number))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", types.SimpleNamespace(runtime=runtime))
+    assert doctor._driver_cuda() == cuda
+
+
+def test_without_cuda_python_the_driver_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert doctor._driver_cuda() is None
+
+
+def test_the_lowest_tensorrt_is_that_of_the_extra() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall(r'"tensorrt>=([\d.]+)"', project) == [doctor._LOWEST_TENSORRT]

@@ -1,0 +1,284 @@
+"""Building plans, on the simulated device: the ladder, the caches, the choice between models, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from edgefg import Classifier, IntegrityError, RuntimeUnavailableError
+from edgefg.cli import main
+from edgefg.errors import BuildError, DataError
+from edgefg.export.builder import Settings
+from edgefg.export.to_tensorrt import build_engine
+from edgefg.manifest import OutputSpec, encode_manifest, file_info, manifest_path, read_manifest
+from tests.conftest import TINY
+from tests.simulated.books import Books
+from tests.simulated.install import simulated_device
+
+
+def copy(kind: str, folder: Path, **fields: object) -> Path:
+    """Copy a tiny artifact and change its manifest."""
+    shutil.copytree(TINY / kind, folder)
+    model = folder / "model.onnx"
+    manifest = msgspec.structs.replace(read_manifest(model), **fields)
+    manifest_path(model).write_bytes(encode_manifest(manifest))
+    return model
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return copy("onnx", tmp_path / "artifact")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEFG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def device(cache: Path) -> Iterator[Books]:
+    with simulated_device() as books:
+        yield books
+        books.assert_clean()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_plan_lies_beside_its_onnx(model: Path, device: Books) -> None:
+    threshold = OutputSpec(temperature=1.5, reject_threshold=0.2)
+    manifest = msgspec.structs.replace(read_manifest(model), output=threshold)
+    manifest_path(model).write_bytes(encode_manifest(manifest))
+    (model.parent / "notes.txt").write_text("a stranger's file stays")
+    report = build_engine([model])
+    assert names(model.parent) == [
+        "engine.golden.npz", "engine.json", "engine.plan", "golden.npz", "model.json", "model.onnx", "notes.txt",
+    ]  # fmt: skip
+    plan, source = read_manifest(Path(report.plan)), read_manifest(model)
+    for field in ("labels", "taxonomy", "input", "output", "precision"):
+        assert getattr(plan, field) == getattr(source, field), field
+    assert plan.provenance.parent == source.provenance.parent
+    assert plan.plan is not None
+    assert (plan.plan.gpu, plan.plan.compute_capability, plan.plan.tensorrt) == ("Simulated Orin", "8.7", "10.16.1.11")
+    assert plan.plan.source == source.files[0]
+    assert plan.runtime.name == "tensorrt"
+    assert plan.accuracy is None  # the ONNX file's is not the plan's
+    with Classifier(report.plan, verify=True) as classifier:
+        assert classifier.predict(np.zeros((64, 64, 3), np.uint8)).label in classifier.labels
+
+
+def test_building_again_keeps_the_plan_until_something_changed(model: Path, device: Books) -> None:
+    assert not build_engine([model]).kept
+    before = model.with_name("engine.plan").stat().st_mtime_ns
+    assert build_engine([model]).kept
+    assert model.with_name("engine.plan").stat().st_mtime_ns == before
+    assert not build_engine([model], rebuild=True).kept
+    assert not build_engine([model], settings=Settings(hardware_compatible="ampere-plus")).kept
+    model.with_name("engine.plan").write_bytes(b"cut off")
+    assert not build_engine([model]).kept
+    assert build_engine([model]).kept
+
+
+def test_another_device_gets_another_plan(model: Path, cache: Path) -> None:
+    said: list[str] = []
+    with simulated_device():
+        build_engine([model])
+    with simulated_device(gpu="Simulated Xavier", compute_capability=(7, 2), major=11) as books:
+        report = build_engine([model], progress=said.append)
+        books.assert_clean()
+    assert not report.kept
+    assert (report.gpu, report.tensorrt) == ("Simulated Xavier", "11.4.0.106")
+    assert any("for another device, by another TensorRT" in line for line in said)
+
+
+def test_the_same_build_comes_from_the_cache(model: Path, device: Books, cache: Path) -> None:
+    build_engine([model])
+    first = model.with_name("engine.plan").read_bytes()
+    assert sorted(path.suffix for path in (cache / "plans").iterdir()) == [".plan", ".timing"]
+    model.with_name("engine.plan").unlink()
+    said: list[str] = []
+    build_engine([model], progress=said.append)
+    assert any("earlier build" in line for line in said)
+    assert model.with_name("engine.plan").read_bytes() == first
+    said.clear()
+    build_engine([model], settings=Settings(optimization_level=1), rebuild=True, progress=said.append)
+    assert not any("earlier build" in line for line in said)
+
+
+@pytest.mark.parametrize("cache_variable", ["", "a-file/below"])
+def test_without_a_cache(cache_variable: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("EDGEFG_CACHE", str(tmp_path / cache_variable) if cache_variable else "")
+    with simulated_device():
+        assert not build_engine([model]).kept
+
+
+def test_timings_of_another_device_are_not_used(model: Path, device: Books, cache: Path) -> None:
+    build_engine([model])
+    (timing,) = (cache / "plans").glob("*.timing")
+    own = timing.read_bytes()
+    timing.write_bytes(b"of another device")
+    build_engine([model], rebuild=True)
+    assert timing.read_bytes() == own
+
+
+@pytest.mark.parametrize("how", ["build_fails_above", "build_killed_above"])
+def test_the_workspace_is_halved_until_it_fits(how: str, model: Path, cache: Path) -> None:
+    said: list[str] = []
+    with simulated_device(**{how: 500 << 20}) as books:
+        build_engine([model], progress=said.append)
+        books.assert_clean()
+    steps = [line.partition(" with ")[2].split()[0] for line in said if line.startswith("building ")]
+    assert steps == ["3072", "1536", "768", "384"]
+    reasons = [line for line in said if line.startswith("out of memory: ")]
+    assert len(reasons) == 3
+    assert all(("SIGKILL" if how == "build_killed_above" else "Cuda Runtime (out of memory)") in r for r in reasons)
+
+
+def test_the_ladder_ends(model: Path, cache: Path) -> None:
+    before = names(model.parent)
+    said: list[str] = []
+    with simulated_device(build_fails_above=0) as books:
+        with pytest.raises(BuildError, match=r"too little memory to build .*model\.onnx, even with 32 MiB.*add swap"):
+            build_engine([model], settings=Settings(workspace=100), progress=said.append)
+        books.assert_clean()
+    steps = [line.partition(" with ")[2].split()[0] for line in said if line.startswith("building ")]
+    assert steps == ["100", "50", "32"]
+    assert names(model.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"parser_error": "No importer registered for op"}, r"cannot read the network: Conv node_1: No importer"),
+        ({"build_error": "Error Code 10: no implementation"}, "could not build .*Error Code 10: no implementation"),
+        ({"wrong": 100.0}, "deviates"),
+    ],
+)
+def test_a_build_that_fails_changes_nothing(config: dict[str, object], said: str, model: Path, cache: Path) -> None:
+    with simulated_device():
+        build_engine([model])
+    before = {path.name: path.read_bytes() for path in model.parent.iterdir()}
+    with simulated_device(**config) as books:
+        with pytest.raises(BuildError, match=said):
+            build_engine([model], rebuild=True)
+        del books  # the failed artifact's traceback may hold it
+    assert {path.name: path.read_bytes() for path in model.parent.iterdir()} == before
+
+
+def test_no_gpu(model: Path) -> None:
+    with simulated_device(driver_error=35), pytest.raises(RuntimeUnavailableError, match=r"InsufficientDriver.*doctor"):
+        build_engine([model])
+
+
+@pytest.mark.parametrize(("slow", "winner"), [("QuantizeLinear", "fp32"), ("/only-of-fp32/", "int8")])
+def test_the_faster_model_is_kept(slow: str, winner: str, qdq: Path, tmp_path: Path, cache: Path) -> None:
+    fp32 = copy("onnx", tmp_path / "fp32")
+    graph = onnx.load(fp32)
+    graph.graph.doc_string = "/only-of-fp32/"
+    onnx.save(graph, fp32)
+    manifest = read_manifest(fp32)
+    files = tuple(file_info(fp32.parent / file.name) for file in manifest.files)
+    manifest_path(fp32).write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))
+    with simulated_device(slow={slow: 0.003}) as books:
+        report = build_engine([qdq, fp32], out=tmp_path / "out")
+        books.assert_clean()
+    times = {candidate.precision: candidate.p50_ms or 0.0 for candidate in report.candidates}
+    assert sorted(times) == ["fp32", "int8"]
+    assert report.precision == winner == min(times, key=lambda precision: times[precision])
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == {"fp32": fp32, "int8": qdq}[winner].read_bytes()
+    with simulated_device(major=11), Classifier(report.plan, rebuild=True) as classifier:
+        assert classifier.manifest.precision == winner
+
+
+def test_precision_chooses_among_the_models(qdq: Path, tmp_path: Path, device: Books) -> None:
+    fp32 = copy("onnx", tmp_path / "fp32")
+    report = build_engine([qdq, fp32], out=tmp_path / "out", precision="int8")
+    assert [candidate.precision for candidate in report.candidates] == ["int8"]
+    with pytest.raises(DataError, match="precision fp16 was asked for, but given are models in fp32, int8"):
+        build_engine([qdq, fp32], precision="fp16")
+
+
+def test_models_of_two_networks(model: Path, tmp_path: Path, device: Books) -> None:
+    other = copy("onnx", tmp_path / "other", labels=("a", "b", "c", "d"))
+    with pytest.raises(DataError, match="has other labels"):
+        build_engine([model, other])
+
+
+def test_batches(tmp_path: Path, qdq: Path, device: Books) -> None:
+    free = copy("onnx-dynamic", tmp_path / "free", golden=None)
+    with pytest.raises(Exception, match="no golden set to prove a plan with"):
+        build_engine([free])
+    manifest = read_manifest(TINY / "onnx" / "model.onnx")
+    shutil.copy(TINY / "onnx" / "golden.npz", free.parent)
+    own = read_manifest(free)
+    whole = msgspec.structs.replace(own, golden=manifest.golden, files=(*own.files, manifest.files[1]))
+    manifest_path(free).write_bytes(encode_manifest(whole))
+    report = build_engine([free], settings=Settings(batches=(1, 2, 4)))
+    with Classifier(report.plan) as classifier:
+        assert len(classifier.predict_batch([np.zeros((64, 64, 3), np.uint8)] * 11)) == 11
+    fixed = copy("onnx-batch4", tmp_path / "fixed")
+    assert build_engine([fixed]).precision == "fp32"
+    with pytest.raises(BuildError, match=r"the network's batch is 4, but batches of \(1, 1, 2\)"):
+        build_engine([fixed], settings=Settings(batches=(1, 1, 2)))
+
+
+def test_an_altered_onnx_is_not_built(model: Path, device: Books) -> None:
+    model.write_bytes(model.read_bytes() + b" ")
+    with pytest.raises(IntegrityError):
+        build_engine([model])
+
+
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["edgefg", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_the_verb(
+    model: Path, device: Books, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, out, err = run(capsys, monkeypatch, "build", model, "--json")
+    assert status == 0, err
+    assert json.loads(out)["gpu"] == "Simulated Orin"
+    status, out, _ = run(capsys, monkeypatch, "build", model)
+    assert (status, "was there already and fits this device" in out) == (0, True)
+    photo = model.parent / "photo.png"
+    cv2.imwrite(str(photo), np.full((70, 90, 3), 128, np.uint8))
+    with simulated_device(major=11):
+        status, _, err = run(capsys, monkeypatch, "predict", model.with_name("engine.plan"), photo)
+        assert status == 2
+        assert err.count("\n") == 1
+        assert "edgefg build" in err
+        status, out, _ = run(capsys, monkeypatch, "predict", model.with_name("engine.plan"), photo, "--rebuild")
+        assert (status, str(photo) in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--to", "coreml"], "cannot build for 'coreml'; needed tensorrt"),
+        (["--precision", "int4"], "--precision 'int4': no such choice"),
+        (["--batch", "4", "--max-batch", "2"], "--max-batch 2 is less than --batch 4"),
+        (["--hardware-compatible", "all"], "needed one of none, ampere-plus, same-capability"),
+        (["--optimization-level", "6"], "needed 0 to 5"),
+    ],
+)
+def test_bad_usage_in_one_line(
+    words: list[str], said: str, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, _, err = run(capsys, monkeypatch, "build", model, *words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert said in err

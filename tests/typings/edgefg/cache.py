@@ -1,0 +1,1 @@
+../../../edgefg/cache.py

@@ -1,0 +1,1 @@
+../../../edgefg/plan.py
