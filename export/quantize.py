@@ -124,7 +124,7 @@ def quantize_tensorrt(
     }
     _quantize_onnx(source, target, batches(inputs, batch or 1), calibrator, _TENSORRT_OPS, "QInt8", options)
     if refused := [broken for broken in broken_rules(onnx.load(target)) if broken.refused]:
-        raise ExportError(f"TensorRT would refuse the quantised graph at {refused[0].node}: {refused[0].what}")
+        raise ExportError(f"TensorRT would refuse the quantised graph: {refused[0].render()}")
 
 
 def quantize_onnxruntime(

@@ -12,11 +12,11 @@ import os
 import sys
 from pathlib import Path
 
-from edgefg.cli import build, data, device, doctor, folds, insight, sign, workstation
+from edgefg.cli import build, check, data, device, doctor, folds, insight, sign, workstation
 from edgefg.cli.app import app
 from edgefg.errors import EdgefgError, ParityError
 
-__all__ = ["app", "build", "data", "device", "doctor", "folds", "insight", "main", "sign", "workstation"]
+__all__ = ["app", "build", "check", "data", "device", "doctor", "folds", "insight", "main", "sign", "workstation"]
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from tests.synthetic import write_dataset
 VERBS = (
     *("train", "methods", "folds", "distill", "prune", "export", "pipeline"),
     *("data", "predict", "evaluate", "explain", "verify", "bench", "inspect", "doctor"),
-    *("build", "sign"),
+    *("build", "check", "sign"),
 )
 
 
@@ -43,7 +43,9 @@ def option_names(function: Callable[..., None]) -> list[str]:
         if isinstance(base, type) and issubclass(base, msgspec.Struct):
             names += next((extra.names for extra in extras if isinstance(extra, Only)), base.__struct_fields__)
         else:
-            names.append(name)
+            # Typer keeps an option's own spelling, in Annotated, where a default would stand.
+            spelt = [extra.default for extra in extras if str(getattr(extra, "default", "")).startswith("--")]
+            names.append(spelt[0].removeprefix("--") if spelt else name)
     return names
 
 
