@@ -18,6 +18,7 @@ from edgefg import __version__
 from edgefg.classifier import Classifier
 from edgefg.errors import DataError, ExportError
 from edgefg.export.calibration import Calibration, choose_balanced, read_calibration, synthetic_frames
+from edgefg.export.half import to_half
 from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
 from edgefg.export.quantize import Calibrator, quantize_onnxruntime, quantize_openvino, quantize_tensorrt
 from edgefg.export.to_onnx import check_parity, torch_logits, write_onnx
@@ -30,10 +31,10 @@ from edgefg.training.checkpoint import Header, load
 from edgefg.training.data import FolderData, load_data
 
 Target = Literal["openvino", "onnx", "tensorrt-onnx"]
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "fp16", "int8"]
 TARGETS: tuple[Target, ...] = ("openvino", "onnx", "tensorrt-onnx")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
-# FP32 needs no more photographs than a golden set holds.
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+# Floating point needs no more photographs than a golden set holds.
 _GOLDEN_CANDIDATES = 16
 
 
@@ -71,10 +72,10 @@ def export_checkpoint(
         out: folder for the artifact; an earlier artifact in it is replaced, and stays where this export fails.
         to: ``openvino`` (``model.xml``), ``onnx`` for ONNX Runtime, ``tensorrt-onnx`` for a TensorRT build on a
             device (both ``model.onnx``).
-        precision: ``fp32`` or ``int8``.
+        precision: ``fp32``, ``int8``, or, for TensorRT alone, ``fp16``.
         calibration: the data set that the checkpoint was trained on; its training split calibrates INT8 and gives the
             golden frames, its validation split the accuracy in the manifest. Already checked data may be given as they
-            are. Without it FP32 gets synthetic golden frames, and INT8 is refused.
+            are. Without it FP32 and FP16 get synthetic golden frames, and INT8 is refused.
         images: how many images calibrate, balanced by class.
         batch: fixed batch size of the network; 0 leaves it free.
         calibrator: how activation ranges are found, see `edgefg.export.quantize`.
@@ -93,6 +94,8 @@ def export_checkpoint(
             f"cannot export {precision!r} at batch {batch} to {to!r}; needed {' or '.join(PRECISIONS)}, a batch of 0"
             f" (free) or more, and one of {', '.join(TARGETS)}"
         )
+    if precision == "fp16" and to != "tensorrt-onnx":
+        raise ExportError(f"FP16 was asked for {to}; it is there for tensorrt-onnx alone: export fp32 or int8")
     if precision == "int8" and calibration is None:
         raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
     check_target(out)
@@ -148,7 +151,7 @@ def _read_data(
     count = images if precision == "int8" else _GOLDEN_CANDIDATES
     paths = choose_balanced(data.splits["train"], count, seed)
     frames = [read_image(path) for path in paths[:_GOLDEN_CANDIDATES]]
-    if precision == "fp32":
+    if precision != "int8":
         return None, frames
     say(f"reading {len(paths)} calibration images")
     return read_calibration(paths, header.input), frames
@@ -172,6 +175,9 @@ def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array
         if job.to == "openvino":
             return _write_openvino(job, source, folder / "model.xml")
         target = folder / "model.onnx"
+        if job.precision == "fp16":
+            to_half(source, target)
+            return target
         if job.calibration is None:
             target.write_bytes(source.read_bytes())
             return target

@@ -52,6 +52,8 @@ _FP32_GATE = 1e-4
 _FP32_TOLERANCE = 2e-4
 # … and where sums are rounded to 8 bits again and again, some values land one step away.
 _INT8_TOLERANCE = 0.02
+# FP16 keeps 11 bits; a network that strays further than this overflows or cancels somewhere.
+_FP16_GATE = 0.05
 _INT8_PARENT_MARGIN = 1.5
 
 
@@ -254,6 +256,11 @@ def _tolerances(draft: Draft, logits: FloatArray, file: str) -> GoldenInfo:
             )
         own = parent = _FP32_TOLERANCE * largest
     else:
+        if draft.precision == "fp16" and deviation > _FP16_GATE * largest:
+            raise ExportError(
+                f"the FP16 artifact deviates from its parent by {deviation:.3g}, allowed are"
+                f" {_FP16_GATE * largest:.3g}; this network does not bear FP16: keep fp32"
+            )
         own = _INT8_TOLERANCE * largest
         parent = own + _INT8_PARENT_MARGIN * deviation
     return GoldenInfo(file=file, frames=len(draft.frames), logits=own, parent_logits=parent)

@@ -40,6 +40,7 @@ class Precision(str, Enum):
     """Arithmetic of the emitted network."""
 
     fp32 = "fp32"
+    fp16 = "fp16"
     int8 = "int8"
 
 
@@ -240,7 +241,7 @@ def export(
         to: openvino (IR), onnx (for ONNX Runtime) or tensorrt-onnx (to be built on the device).
         out: folder of the artifact; an earlier artifact there is replaced once the new one is whole.
         calibration: the data set it was trained on; calibration and golden images come from its training split.
-        precision: fp32 or int8.
+        precision: fp32, int8, or, for tensorrt-onnx, fp16.
         images: how many images calibrate, balanced by class.
         batch: static batch size; 0 takes any.
         any_cpu: 7-bit weights in int8, for x86 CPUs without VNNI, which saturate with 8.

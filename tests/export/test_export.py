@@ -10,12 +10,14 @@ from typing import Literal
 
 import cv2
 import numpy as np
+import onnx
 import openvino
 import pytest
 
 from edgefg import Classifier, __version__, golden
 from edgefg.errors import CheckpointError, DataError, ExportError
 from edgefg.export.export import Target, export_checkpoint
+from edgefg.export.half import to_half
 from edgefg.export.quantize import quantize_openvino
 from edgefg.export.to_onnx import torch_logits
 from edgefg.export.to_openvino import convert, write_ir
@@ -55,6 +57,44 @@ def test_fp32_is_the_checkpoint(lite0: Path, lite0_onnx: Path, fp32: Path, unsee
         found = _predict(artifact, unseen)
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
         np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+
+
+def test_fp16_for_tensorrt(lite0: Path, unseen: UInt8Array, tmp_path: Path) -> None:
+    expected = torch_logits(load(lite0)[0], unseen)
+    model = export_checkpoint(lite0, tmp_path / "a", to="tensorrt-onnx", precision="fp16")
+    assert read_manifest(model).precision == "fp16"
+    graph = onnx.load(model)
+    kinds = {tensor.data_type for tensor in graph.graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    assert onnx.TensorProto.FLOAT not in kinds
+    assert [node.op_type for node in graph.graph.node if "images" in node.input] == ["Cast"]
+    assert graph.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    found = _predict(model, unseen)
+    assert 0 < np.abs(found - expected).max() <= 0.01 * np.abs(expected).max()
+    assert _agreement(found, expected) == 1.0
+
+
+@pytest.mark.parametrize("to", ["openvino", "onnx"])
+def test_fp16_is_for_tensorrt_alone(to: Target, lite0: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=rf"FP16 was asked for {to}; it is there for tensorrt-onnx alone"):
+        export_checkpoint(lite0, tmp_path / "a", to=to, precision="fp16")
+
+
+def test_weights_beyond_fp16_are_refused(lite0_onnx: Path, tmp_path: Path) -> None:
+    graph = onnx.load(lite0_onnx)
+    tensor = next(t for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and t.dims)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(list(tensor.dims), 7e4, np.float32), tensor.name))
+    onnx.save(graph, tmp_path / "large.onnx")
+    with pytest.raises(ExportError, match=r"holds 70000, FP16 reaches 65504; keep --precision fp32"):
+        to_half(tmp_path / "large.onnx", tmp_path / "half.onnx")
+    with pytest.raises(ExportError, match="could not be cast to FP16"):
+        to_half(_empty(tmp_path / "empty.onnx"), tmp_path / "half.onnx")
+    assert not (tmp_path / "half.onnx").exists()
+
+
+def _empty(path: Path) -> Path:
+    path.write_bytes(b"")
+    return path
 
 
 def test_manifest_tells_where_it_comes_from(lite0: Path, int8: Path, data: FolderData) -> None:

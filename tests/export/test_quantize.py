@@ -154,6 +154,21 @@ def test_int8_agrees_with_fp32_on_unseen_content(lite0_onnx: Path, trt: Path, or
         assert agreement >= 0.9
 
 
+def test_the_plans_accuracy_is_estimated_on_two_cpu_runtimes(lite0_onnx: Path, trt: Path, unseen: UInt8Array) -> None:
+    """Without a GPU the all-int8 graph itself is the best estimate of a plan: two engines run it and agree."""
+    expected, first = _logits(lite0_onnx, unseen), _logits(trt, unseen)
+    compiled = openvino.Core().compile_model(trt, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    second = np.concatenate([compiled([row[None]])[0] for row in unseen])
+    largest = np.abs(expected).max()
+    assert np.abs(first - second).mean() <= 0.06 * largest
+    ordered = np.sort(expected, axis=1)
+    decided = ordered[:, -1] - ordered[:, -2] > 0.1 * largest
+    assert decided.sum() > 10
+    for found in (first, second):
+        assert (found.argmax(1) == expected.argmax(1))[decided].mean() >= 0.9
+    assert (first.argmax(1) == second.argmax(1))[decided].mean() >= 0.95
+
+
 def test_calibrators_choose_other_ranges(resnet_trt: tuple[Path, Path], tmp_path: Path) -> None:
     fp32, _ = resnet_trt
     # One glaring pixel in many grey ones is what a percentile leaves out.
