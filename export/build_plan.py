@@ -90,6 +90,18 @@ def build(job: Job, say: Callable[[Message], None]) -> Outcome:
     import tensorrt as trt
 
     errors: list[str] = []
+    try:
+        return _build(trt, job, say, errors)
+    except (TypeError, RuntimeError) as exc:  # pybind's, where a constructor fails: no memory, no device
+        return _failed([*errors, one_line(exc)])
+
+
+def _failed(errors: list[str]) -> Outcome:
+    said = "; ".join(errors[-3:]) or "TensorRT gave no reason"
+    return Outcome(False, said, out_of_memory=any(_OUT_OF_MEMORY.search(error) for error in errors))
+
+
+def _build(trt: Any, job: Job, say: Callable[[Message], None], errors: list[str]) -> Outcome:
     logger = _logger(trt, errors)
     builder: trt.Builder = trt.Builder(logger)
     # Required on 10.x, ignored on 11, which knows no other kind.
@@ -107,17 +119,21 @@ def build(job: Job, say: Callable[[Message], None]) -> Outcome:
         # FP32 is FP32: TF32 keeps 10 bits of 23.
         config.clear_flag(trt.BuilderFlag.TF32)
     if job.hardware_compatible != "none":
-        levels = trt.HardwareCompatibilityLevel
-        ampere = job.hardware_compatible == "ampere-plus"
-        config.hardware_compatibility_level = levels.AMPERE_PLUS if ampere else levels.SAME_COMPUTE_CAPABILITY
+        levels, ampere = trt.HardwareCompatibilityLevel, job.hardware_compatible == "ampere-plus"
+        try:
+            level = levels.AMPERE_PLUS if ampere else levels.SAME_COMPUTE_CAPABILITY
+        except AttributeError:
+            return Outcome(
+                False, f"TensorRT {trt.__version__} knows no hardware compatibility {job.hardware_compatible}"
+            )
+        config.hardware_compatibility_level = level
     refused = _add_profile(builder, network, config, job.batches)
     if refused:
         return Outcome(False, refused)
     cache = _read_timings(config, job.timing_cache)
     plan: trt.IHostMemory | None = builder.build_serialized_network(network, config)
     if plan is None:
-        said = "; ".join(errors[-3:]) or "TensorRT gave no reason"
-        return Outcome(False, said, out_of_memory=any(_OUT_OF_MEMORY.search(error) for error in errors))
+        return _failed(errors)
     with atomic_file(Path(job.target)) as temporary:
         temporary.write_bytes(plan)
     _write_timings(cache, job.timing_cache)
@@ -144,10 +160,13 @@ def _read_timings(config: trt.IBuilderConfig, path: str | None) -> trt.ITimingCa
     """Give the build what earlier ones measured on this very device, or an empty cache to fill."""
     if path is None:
         return None
-    known = Path(path).read_bytes() if Path(path).exists() else b""
-    cache: trt.ITimingCache = config.create_timing_cache(known)
-    # Another device's measurements would choose the wrong kernels: a mismatch starts anew.
-    if not config.set_timing_cache(cache, False):
+    try:
+        known = Path(path).read_bytes()
+    except OSError:
+        known = b""
+    cache: trt.ITimingCache | None = config.create_timing_cache(known)
+    # Another device's measurements would choose the wrong kernels: a mismatch, like a damaged file, starts anew.
+    if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     return cache

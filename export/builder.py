@@ -73,17 +73,30 @@ def describe() -> Here:
     )
 
 
+def cached_plan(onnx: Path, precision: str, settings: Settings, here: Here) -> Path | None:
+    """Return where the plan of this very build is kept, whether it is there or not; None without a cache."""
+    cache = cache_directory()
+    return cache / "plans" / f"{_key(onnx, precision, settings, here)}.plan" if cache else None
+
+
+def keep_plan(plan: Path, kept: Path | None) -> None:
+    """Put a proven plan into the cache, from which the oldest go; a full disk costs only the next build's time."""
+    if kept is None:
+        return
+    try:
+        with atomic_file(kept) as temporary:
+            temporary.write_bytes(plan.read_bytes())
+        older = sorted(kept.parent.glob("*.plan"), key=lambda path: path.stat().st_mtime)
+        for path in older[:-_MOST_CACHED]:
+            path.unlink()
+    except OSError:
+        return
+
+
 def build_plan(
-    onnx: Path,
-    target: Path,
-    precision: str,
-    settings: Settings,
-    here: Here,
-    *,
-    use_cache: bool = True,
-    say: Callable[[str], None],
+    onnx: Path, target: Path, precision: str, settings: Settings, here: Here, *, say: Callable[[str], None]
 ) -> None:
-    """Write the plan of an ONNX file to ``target``, from the cache where this very build was done before.
+    """Write the plan of an ONNX file to ``target``.
 
     A build that runs out of memory is tried again with half the workspace, down to 32 MiB.
 
@@ -91,12 +104,6 @@ def build_plan(
         BuildError: TensorRT failed, whatever the workspace; the message has its reason.
     """
     cache = cache_directory()
-    kept = cache / "plans" / f"{_key(onnx, precision, settings, here)}.plan" if cache else None
-    if use_cache and kept is not None and kept.exists():
-        say(f"taking the plan of an earlier build from {kept.parent}")
-        target.write_bytes(kept.read_bytes())
-        kept.touch()
-        return
     timings = cache / "plans" / f"{_digest(here.gpu, here.compute_capability, here.tensorrt)}.timing" if cache else None
     job = Job(
         onnx=str(onnx),
@@ -109,8 +116,6 @@ def build_plan(
         timing_cache=str(timings) if timings else None,
     )
     _ladder(job, say)
-    if kept is not None:
-        _keep(target, kept)
 
 
 def _ladder(job: Job, say: Callable[[str], None]) -> None:
@@ -181,15 +186,3 @@ def _key(onnx: Path, precision: str, settings: Settings, here: Here) -> str:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _keep(plan: Path, kept: Path) -> None:
-    """Put a plan into the cache, from which the oldest go; a full disk costs only the next build's time."""
-    try:
-        with atomic_file(kept) as temporary:
-            temporary.write_bytes(plan.read_bytes())
-        older = sorted(kept.parent.glob("*.plan"), key=lambda path: path.stat().st_mtime)
-        for path in older[:-_MOST_CACHED]:
-            path.unlink()
-    except OSError:
-        return

@@ -142,6 +142,8 @@ def move_in(model: Path, folder: Path) -> Path:
     """
     manifest = manifest_path(model)
     with _told(folder):
+        # A signature belongs to the manifest that it was made of.
+        (folder / f"{manifest.name}.sig").unlink(missing_ok=True)
         for file in sorted(model.parent.iterdir(), key=lambda file: file == manifest):
             file.replace(folder / file.name)
         sync(folder)

@@ -21,9 +21,10 @@ from edgefg import golden
 from edgefg.classifier import Classifier
 from edgefg.errors import BuildError, DataError, EdgefgError, ManifestError, one_line
 from edgefg.export.build_plan import Here
-from edgefg.export.builder import Settings, build_plan, describe
+from edgefg.export.builder import Settings, build_plan, cached_plan, describe, keep_plan
 from edgefg.export.package import PLAN, Draft, folder_beside, move_in, stage
 from edgefg.export.verify import VerifyReport, verify
+from edgefg.files import sync
 from edgefg.manifest import FileInfo, Manifest, PlanInfo, check_files, file_info, manifest_path, read_manifest
 
 Precision = Literal["auto", "int8", "fp16", "fp32"]
@@ -112,7 +113,7 @@ def build_engine(
         BuildError: TensorRT could not build any of them; what was there before stays.
     """
     sources = _read_sources(models, precision)
-    folder = out or sources[0].model.parent
+    folder = _folder_for(sources, out)
     site = _Site(describe(), settings or Settings(), not rebuild, progress or (lambda _: None))
     if not rebuild:
         kept = _still_good(folder / PLAN, sources, site)
@@ -121,7 +122,7 @@ def build_engine(
     with folder_beside(folder / PLAN) as staging:
         staged, candidates = _build_all(sources, staging, site)
         winner, measured = _fastest(staged, candidates, site)
-        _copy_source(sources[winner], folder)
+        _copy_source(sources[winner], folder, staging / "source")
         plan = move_in(staged[winner], folder)
     site.say("verifying")
     return _report(plan, False, measured, site)
@@ -225,15 +226,23 @@ def _build_one(source: _Source, folder: Path, site: _Site) -> Path:
         plan=_info(file_info(model), site),
     )
 
-    def write(target: Path) -> Path:
-        plan = target / PLAN
-        build_plan(
-            model, plan, manifest.precision, site.settings, here,
-            use_cache=site.use_cache, say=site.say,
-        )  # fmt: skip
-        return plan
+    kept = cached_plan(model, manifest.precision, site.settings, here)
+    if site.use_cache and kept is not None and kept.exists():
+        try:
+            site.say(f"taking the plan of an earlier build from {kept.parent}")
+            return stage(folder, draft, lambda target: Path(shutil.copyfile(kept, target / PLAN)))
+        except (EdgefgError, OSError) as exc:
+            site.say(f"it does not hold: {one_line(exc)}")
+            for left in folder.iterdir():
+                left.unlink()
 
-    return stage(folder, draft, write)
+    def write(target: Path) -> Path:
+        build_plan(model, target / PLAN, manifest.precision, site.settings, here, say=site.say)
+        return target / PLAN
+
+    plan = stage(folder, draft, write)
+    keep_plan(plan, kept)
+    return plan
 
 
 def _info(source: FileInfo, site: _Site) -> PlanInfo:
@@ -281,17 +290,39 @@ def _measure(staged: dict[int, Path]) -> dict[int, float]:
     return {number: statistics.median(found) for number, found in times.items()}
 
 
-def _copy_source(source: _Source, folder: Path) -> None:
+def _folder_for(sources: list[_Source], out: Path | None) -> Path:
+    """Return where the plan goes; an ONNX artifact of the user's is never replaced by another one."""
+    folder = out or sources[0].model.parent
+    if out is None and len({source.model.parent.resolve() for source in sources}) > 1:
+        raise DataError("models of several folders were given; name the folder for the one that is taken by --out")
+    for source in sources:
+        if source.model.parent.resolve() == folder.resolve():
+            continue
+        for path in (folder / name for name in _names_of(source)):
+            if path.exists() and path.read_bytes() != (source.model.parent / path.name).read_bytes():
+                raise DataError(f"{path} is another artifact's, which would be replaced; name a new folder by --out")
+    return folder
+
+
+def _names_of(source: _Source) -> list[str]:
+    """List an artifact's files, its manifest last."""
+    own = manifest_path(source.model)
+    signature = own.with_name(f"{own.name}.sig")
+    files = [file.name for file in source.manifest.files]
+    return [*files, *([signature.name] if signature.exists() else []), own.name]
+
+
+def _copy_source(source: _Source, folder: Path, staging: Path) -> None:
     """Put the ONNX artifact beside the plan, where it is not yet: rebuilding needs it."""
     if source.model.parent.resolve() == folder.resolve():
         return
-    manifest = source.manifest
-    own = manifest_path(source.model)
-    signature = own.with_name(f"{own.name}.sig")
-    names = [*(file.name for file in manifest.files), own.name, *([signature.name] if signature.exists() else [])]
     try:
-        for name in names:
-            shutil.copyfile(own.with_name(name), folder / name)
+        staging.mkdir()
+        for name in _names_of(source):
+            shutil.copyfile(source.model.parent / name, staging / name)
+            sync(staging / name)
+        for name in _names_of(source):
+            (staging / name).replace(folder / name)
     except OSError as exc:
         raise BuildError(f"cannot write {folder}: {exc.strerror}") from exc
 

@@ -92,18 +92,19 @@ def open_cuda(index: int = 0) -> Cuda:
     Raises:
         RuntimeUnavailableError: neither is installed, there is no driver, or no such GPU.
     """
-    missing: ImportError | None = None
-    for binding in (CudaPython, PyCuda):
+    problems: dict[str, Exception] = {}
+    for name, binding in (("cuda-python", CudaPython), ("PyCUDA", PyCuda)):
         try:
             return binding(index)
-        except ImportError as exc:
-            missing = missing or exc
-        except Exception as exc:  # PyCUDA has exceptions of its own
-            raise RuntimeUnavailableError(f"GPU {index} cannot be used: {one_line(exc)}; {_ADVICE}") from exc
-    raise RuntimeUnavailableError(
-        f"neither cuda-python nor PyCUDA is installed, one of which TensorRT needs here: pip install cuda-python"
-        f"; {_ADVICE}"
-    ) from missing
+        except Exception as exc:  # one that is there but newer than the driver leaves the other one to try
+            problems[name] = exc
+    broken = {name: exc for name, exc in problems.items() if not isinstance(exc, ImportError)}
+    if not broken:
+        raise RuntimeUnavailableError(
+            f"neither cuda-python nor PyCUDA is installed, one of which TensorRT needs here; {_ADVICE}"
+        ) from problems["cuda-python"]
+    name, problem = next(iter(broken.items()))
+    raise RuntimeUnavailableError(f"GPU {index} cannot be used: {name}: {one_line(problem)}; {_ADVICE}") from problem
 
 
 class CudaPython:
@@ -330,7 +331,7 @@ class PyCuda:
         """There is none to destroy."""
 
     def close(self) -> None:
-        """Let go of the primary context."""
+        """Let go of the primary context. PyCUDA does so on the thread alone that opened it; elsewhere it stays."""
         if self._context is not None:
             self._context.detach()
             self._context = None

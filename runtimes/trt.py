@@ -1,7 +1,6 @@
 """TensorRT 10 and 11: an engine in a plan file, run on an NVIDIA GPU.
 
-Buffers are page-locked and allocated once; each call has an execution context and a stream of its own, from a pool.
-Once a batch size repeats, the copies and the network go to the GPU as one CUDA graph.
+Each call has a context, a stream and page-locked buffers of its own, from a pool; repeated, it is one CUDA graph.
 """
 
 from __future__ import annotations
@@ -95,7 +94,10 @@ class TensorRTRuntime:
 
     def _load(self, trt: Any, data: bytes) -> None:
         # Without local names, which the traceback of a failure would keep alive.
-        self._runtime = trt.Runtime(self._logger)
+        try:
+            self._runtime = trt.Runtime(self._logger)
+        except TypeError as exc:  # pybind's word for a null pointer: no memory, no device
+            raise RuntimeUnavailableError(f"TensorRT {trt.__version__} does not start: {self._said()}") from exc
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise RuntimeUnavailableError(
@@ -119,9 +121,9 @@ class TensorRTRuntime:
             with self._cuda.current():
                 worker = self._take(profile)
                 logits = worker.run(batch)
+                done, worker = worker, None
                 with self._lock:
-                    self._idle.append(worker)
-                worker = None
+                    self._idle.append(done)
             return logits[:count]
         except _RefusedError as exc:
             raise InferenceError(f"{self._path.name}: TensorRT {exc}: {self._said()}") from exc
@@ -350,10 +352,16 @@ def _tensors(trt: Any, engine: trt.ICudaEngine, path: Path) -> _Tensors:
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = [name for name in names if name not in inputs]
     shapes = [tuple(engine.get_tensor_shape(name)) for name in (*inputs, *outputs)]
-    dtypes = [np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in (*inputs, *outputs)]
+    try:
+        dtypes = [np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in (*inputs, *outputs)]
+    except TypeError as exc:  # BF16 and FP8 have no NumPy type
+        raise RuntimeUnavailableError(
+            f"{path} has a tensor of a type that NumPy does not have; needed uint8 in"
+        ) from exc
     if (
         [len(inputs), len(outputs)] != [1, 1]
         or [len(shape) for shape in shapes] != [4, 2]
+        or shapes[1][1] < 1
         or dtypes[0] != np.uint8
         or dtypes[1] not in (np.float32, np.float16)
     ):

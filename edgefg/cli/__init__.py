@@ -9,6 +9,7 @@ Exit status: 0 done; 1 what was checked does not hold; 2 bad usage or input; 130
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ __all__ = ["app", "build", "check", "data", "device", "doctor", "folds", "insigh
 
 def main() -> None:
     """Run the command line; turn what edgefg raises into one line and an exit status."""
+    # systemd's stop: unwind, so that temporary folders and child processes go.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except ParityError as exc:

@@ -1,311 +1,253 @@
-"""Simulated cuda.bindings.runtime: CUDA's runtime API as its documentation describes it, on host memory.
-
-Work is enqueued and carried out only when its stream is waited for, so that whoever forgets to wait reads old data.
-"""
+"""Simulated cuda.bindings.runtime (cuda-python 12.6 to 13): functions that return (error, results…) over `Device`."""
 
 from __future__ import annotations
 
 import enum
-import itertools
-import threading
 import types
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tests.simulated.books import Allocation, Books
+from tests.simulated.books import Books
+from tests.simulated.codes import ERRORS
+from tests.simulated.device import Device
 
-_handles = itertools.count(0x10000, 0x100)
-Work = Callable[[], None]
-
-
-class cudaError_t(enum.IntEnum):
-    cudaSuccess = 0
-    cudaErrorInvalidValue = 1
-    cudaErrorMemoryAllocation = 2
-    cudaErrorInsufficientDriver = 35
-    cudaErrorNoDevice = 100
-    cudaErrorInvalidDevice = 101
-    cudaErrorInvalidResourceHandle = 400
-    cudaErrorIllegalAddress = 700
-    cudaErrorStreamCaptureUnsupported = 900
-    cudaErrorStreamCaptureInvalidated = 901
-    cudaErrorUnknown = 999
-
-
-class cudaMemcpyKind(enum.IntEnum):
-    cudaMemcpyHostToHost = 0
-    cudaMemcpyHostToDevice = 1
-    cudaMemcpyDeviceToHost = 2
-    cudaMemcpyDeviceToDevice = 3
-
-
-class cudaStreamCaptureMode(enum.IntEnum):
-    cudaStreamCaptureModeGlobal = 0
-    cudaStreamCaptureModeThreadLocal = 1
-    cudaStreamCaptureModeRelaxed = 2
+cudaError_t = enum.IntEnum("cudaError_t", {name: code for code, (name, _) in ERRORS.items()})  # type: ignore[misc]
+cudaMemcpyKind = enum.IntEnum(  # type: ignore[misc]
+    "cudaMemcpyKind",
+    {f"cudaMemcpy{way}": i for i, way in enumerate(["HostToHost", "HostToDevice", "DeviceToHost", "DeviceToDevice"])}
+    | {"cudaMemcpyDefault": 4},
+)
+cudaStreamCaptureMode = enum.IntEnum(  # type: ignore[misc]
+    "cudaStreamCaptureMode",
+    {f"cudaStreamCaptureMode{mode}": i for i, mode in enumerate(["Global", "ThreadLocal", "Relaxed"])},
+)
+cudaStreamCaptureStatus = enum.IntEnum(  # type: ignore[misc]
+    "cudaStreamCaptureStatus",
+    {f"cudaStreamCaptureStatus{s}": i for i, s in enumerate(["None", "Active", "Invalidated"])},
+)
+CONSTANTS = {
+    "cudaStreamDefault": 0,
+    "cudaStreamNonBlocking": 1,
+    "cudaHostAllocDefault": 0,
+    "cudaHostAllocPortable": 1,
+    "cudaHostAllocMapped": 2,
+    "cudaHostAllocWriteCombined": 4,
+}
+_BY_CODE = {code: cudaError_t(code) for code in ERRORS}
 
 
 class _Handle:
-    """A stream, a captured graph or an executable one."""
+    """As cuda-python's handles: an address with a type, equal by value, a number by ``int()`` only."""
 
-    def __init__(self) -> None:
-        self.number = next(_handles)
-        self.work: list[Work] = []
-        self.holds: list[Allocation] = []
+    __slots__ = ("_number",)
+
+    def __init__(self, init_value: int = 0) -> None:
+        self._number = int(init_value)
 
     def __int__(self) -> int:
-        return self.number
+        return self._number
+
+    __index__ = __int__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Handle) and self._number == other._number
+
+    def __hash__(self) -> int:
+        return hash(self._number)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._number:#x} (simulated)>"
 
 
-class Stream(_Handle):
-    def __init__(self) -> None:
-        super().__init__()
-        self.capture: _Handle | None = None
-        self.capturing_thread = 0
-        self.invalid = False
-        self.on_done: list[Work] = []
+class cudaStream_t(_Handle):
+    __slots__ = ()
 
-    def add(self, work: Work, memory: list[Allocation]) -> None:
-        """Enqueue work, or record it while a capture is on."""
-        if self.capture is not None:
-            self.capture.work.append(work)
-            self.capture.holds += memory
-        else:
-            self.work.append(work)
-            self.holds += memory
-            for allocation in memory:
-                allocation.pending += 1
+
+class cudaGraph_t(_Handle):
+    __slots__ = ()
+
+
+class cudaGraphExec_t(_Handle):
+    __slots__ = ()
+
+
+class cudaDeviceProp:
+    """What cudaGetDeviceProperties tells of a device; the simulation knows these fields only."""
+
+    def __init__(self, books: Books) -> None:
+        self.name = books.config.gpu.encode()
+        self.major, self.minor = books.config.compute_capability
+        self.totalGlobalMem = books.config.memory
+        self.integrated, self.unifiedAddressing, self.multiProcessorCount = 1, 1, 16
+
+
+def _answer(code: int, *values: Any) -> tuple[Any, ...]:
+    return (_BY_CODE.get(code) or cudaError_t(code), *values)
+
+
+def _address(given: Any) -> int:
+    """Take None, a number or an object with the buffer protocol, as cuda-python does."""
+    if given is None:
+        return 0
+    if hasattr(given, "__index__"):
+        return int(given)
+    try:
+        return np.frombuffer(given, np.uint8).ctypes.data
+    except TypeError as exc:
+        raise TypeError(
+            f"Provided argument is of type {type(given)} but expected Type None, int or object with Buffer Protocol"
+        ) from exc
+
+
+def _size(given: Any) -> int:
+    if not hasattr(given, "__index__"):
+        raise TypeError("an integer is required")
+    if given < 0:
+        raise OverflowError("can't convert negative value to size_t")
+    return int(given)
 
 
 class SimulatedCuda:
-    """The functions of the API, over one set of books."""
+    """The functions of the API, over one device."""
 
-    def __init__(self, books: Books) -> None:
-        self.books = books
-        self._local = threading.local()
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._books = device.books
 
-    # Errors and devices
+    def _result(self, code: int, *values: Any) -> tuple[Any, ...]:
+        if code:
+            self._device.thread.error = code
+            values = tuple(None for _ in values)
+        return _answer(code, *values)
+
+    # Errors
 
     def cudaGetErrorName(self, error: int) -> tuple[Any, bytes]:
-        return cudaError_t.cudaSuccess, cudaError_t(error).name.encode()
+        return cudaError_t(0), ERRORS.get(int(error), ("unrecognized error code", ""))[0].encode()
 
     def cudaGetErrorString(self, error: int) -> tuple[Any, bytes]:
-        return cudaError_t.cudaSuccess, f"simulated: {cudaError_t(error).name}".encode()
+        return cudaError_t(0), ERRORS.get(int(error), ("", "unrecognized error code"))[1].encode()
 
     def cudaGetLastError(self) -> tuple[Any]:
-        return (cudaError_t(self.books.sticky),)
+        """Return this thread's last error and forget it, unless it sticks."""
+        code, self._device.thread.error = self._device.thread.error, self._books.sticky
+        return _answer(code or self._books.sticky)  # type: ignore[return-value]
 
-    def cudaGetDeviceCount(self) -> tuple[Any, int | None]:
-        error = self.books.config.driver_error
-        return (cudaError_t(error), None) if error else (cudaError_t.cudaSuccess, self.books.config.devices)
+    def cudaPeekAtLastError(self) -> tuple[Any]:
+        return _answer(self._device.thread.error or self._books.sticky)  # type: ignore[return-value]
 
-    def cudaSetDevice(self, device: int) -> tuple[Any]:
-        if not 0 <= device < self.books.config.devices:
-            return (cudaError_t.cudaErrorInvalidDevice,)
-        return (cudaError_t(self.books.fails("cudaSetDevice")),)
+    # Devices
 
-    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, Any]:
-        found = self.books.config
-        major, minor = found.compute_capability
-        name = found.gpu.encode() + b"\0" * 8
-        properties = types.SimpleNamespace(name=name, major=major, minor=minor, totalGlobalMem=found.memory)
-        return cudaError_t.cudaSuccess, properties
+    def cudaGetDeviceCount(self) -> tuple[Any, ...]:
+        return self._result(self._device.enter("cudaGetDeviceCount"), self._books.config.devices)
 
-    def cudaMemGetInfo(self) -> tuple[Any, int, int]:
-        taken = sum(allocation.size for allocation in self.books.device.values())
-        return cudaError_t.cudaSuccess, self.books.config.free - taken, self.books.config.memory
+    def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
+        return self._result(self._device.set_device(device))
+
+    def cudaGetDevice(self) -> tuple[Any, ...]:
+        return self._result(self._device.enter("cudaGetDevice"), self._device.thread.device or 0)
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
+        error = self._device.enter("cudaGetDeviceProperties")
+        if not error and not 0 <= device < self._books.config.devices:
+            error = 101
+        return self._result(error, cudaDeviceProp(self._books))
+
+    def cudaDriverGetVersion(self) -> tuple[Any, ...]:
+        return self._result(0, 0 if self._books.config.driver_error == 35 else self._books.config.cuda)
+
+    def cudaRuntimeGetVersion(self) -> tuple[Any, ...]:
+        return self._result(0, self._books.config.cuda)
+
+    def cudaDeviceSynchronize(self) -> tuple[Any, ...]:
+        return self._result(self._device.synchronize_device())
 
     # Memory
 
-    def cudaMalloc(self, size: int) -> tuple[Any, int | None]:
-        return self._allocate("cudaMalloc", size, self.books.device)
+    def cudaMemGetInfo(self) -> tuple[Any, ...]:
+        return self._result(*self._device.memory_info())
 
-    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, int | None]:
-        return self._allocate("cudaHostAlloc", size, self.books.pinned)
+    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
+        return self._result(*self._device.allocate("cudaMalloc", _size(size), pinned=False))
 
-    def cudaFree(self, address: int) -> tuple[Any]:
-        return self._free("cudaFree", int(address), self.books.device)
+    def cudaFree(self, devPtr: Any) -> tuple[Any, ...]:
+        return self._result(self._device.release("cudaFree", _address(devPtr), pinned=False))
 
-    def cudaFreeHost(self, address: int) -> tuple[Any]:
-        return self._free("cudaFreeHost", int(address), self.books.pinned)
+    def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:
+        return self._result(*self._device.allocate("cudaHostAlloc", _size(size), pinned=True))
 
-    def _allocate(self, call: str, size: int, where: dict[int, Allocation]) -> tuple[Any, int | None]:
-        error = self._forbidden_in_capture(call) or self.books.fails(call)
-        if error:
-            return cudaError_t(error), None
-        allocation = Allocation(size)
-        with self.books.lock:
-            where[allocation.address] = allocation
-        return cudaError_t.cudaSuccess, allocation.address
+    def cudaMallocHost(self, size: int) -> tuple[Any, ...]:
+        return self._result(*self._device.allocate("cudaMallocHost", _size(size), pinned=True))
 
-    def _free(self, call: str, address: int, where: dict[int, Allocation]) -> tuple[Any]:
-        error = self._forbidden_in_capture(call) or self.books.fails(call)
-        if error and error != self.books.sticky:
-            return (cudaError_t(error),)
-        with self.books.lock:
-            allocation = where.pop(address, None)
-        if allocation is None:
-            self.books.violation(f"{call} of {address:#x}, which is not allocated")
-            return (cudaError_t.cudaErrorInvalidValue,)
-        if allocation.pending:
-            self.books.violation(f"{call} of memory that enqueued work still uses")
-        if allocation.graphs:
-            self.books.violation(f"{call} of memory that a graph still uses")
-        return (cudaError_t(error),)  # after an error that sticks, the context's memory is gone all the same
+    def cudaFreeHost(self, ptr: Any) -> tuple[Any, ...]:
+        return self._result(self._device.release("cudaFreeHost", _address(ptr), pinned=True))
+
+    def cudaMemcpyAsync(self, dst: Any, src: Any, count: int, kind: int, stream: Any) -> tuple[Any, ...]:
+        target, source = _address(dst), _address(src)
+        return self._result(self._device.copy(target, source, _size(count), int(kind), _address(stream)))
 
     # Streams
 
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, Any]:
-        error = self.books.fails("cudaStreamCreateWithFlags")
-        if error:
-            return cudaError_t(error), None
-        stream = Stream()
-        with self.books.lock:
-            self.books.streams[int(stream)] = stream
-        return cudaError_t.cudaSuccess, stream
+    def cudaStreamCreate(self) -> tuple[Any, ...]:
+        return self._stream("cudaStreamCreate", 0)
 
-    def cudaStreamDestroy(self, stream: Any) -> tuple[Any]:
-        with self.books.lock:
-            found = self.books.streams.pop(int(stream), None)
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
+        return self._stream("cudaStreamCreateWithFlags", int(flags))
+
+    def _stream(self, call: str, flags: int) -> tuple[Any, ...]:
+        code, stream = self._device.create_stream(call, flags)
+        return self._result(code, stream and cudaStream_t(stream.handle))
+
+    def cudaStreamDestroy(self, stream: Any) -> tuple[Any, ...]:
+        return self._result(self._device.destroy_stream(_address(stream)))
+
+    def cudaStreamSynchronize(self, stream: Any) -> tuple[Any, ...]:
+        return self._result(self._device.synchronize(_address(stream)))
+
+    def cudaStreamQuery(self, stream: Any) -> tuple[Any, ...]:
+        return _answer(self._device.query(_address(stream)))
+
+    # Captures and graphs
+
+    def cudaStreamBeginCapture(self, stream: Any, mode: int) -> tuple[Any, ...]:
+        return self._result(self._device.begin_capture(_address(stream), int(mode)))
+
+    def cudaStreamEndCapture(self, stream: Any) -> tuple[Any, ...]:
+        code, graph = self._device.end_capture(_address(stream))
+        return self._result(code, graph and cudaGraph_t(graph.handle))
+
+    def cudaStreamIsCapturing(self, stream: Any) -> tuple[Any, ...]:
+        code = self._device.enter("cudaStreamIsCapturing")
+        found = self._device.stream_of(_address(stream), "cudaStreamIsCapturing")
         if found is None:
-            self.books.violation("cudaStreamDestroy of a stream that is not alive")
-            return (cudaError_t.cudaErrorInvalidResourceHandle,)
-        if found.work or found.capture is not None:
-            self.books.violation("cudaStreamDestroy of a stream with work enqueued")
-        return (cudaError_t(self.books.sticky),)
+            return self._result(code or 400, None)
+        status = 0 if found.capture is None else 2 if found.capture.invalid else 1
+        return self._result(code, cudaStreamCaptureStatus(status))
 
-    def stream_of(self, handle: Any, what: str) -> Stream | None:
-        """Return a living stream; note where it is none."""
-        stream = self.books.streams.get(int(handle))
-        if stream is None:
-            self.books.violation(
-                f"{what} on {'the default stream' if not int(handle) else 'a stream that is not alive'}"
-            )
-        return stream
+    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, ...]:
+        code, made = self._device.instantiate(_address(graph))
+        return self._result(code, made and cudaGraphExec_t(made.handle))
 
-    def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: Any, stream: Any) -> tuple[Any]:
-        books, error = self.books, self.books.fails("cudaMemcpyAsync")
-        if error:
-            return (cudaError_t(error),)
-        inward = kind == cudaMemcpyKind.cudaMemcpyHostToDevice
-        target = books.find(books.device if inward else books.pinned, int(dst), count)
-        source = books.find(books.pinned if inward else books.device, int(src), count)
-        if target is None or source is None:
-            books.violation(f"{cudaMemcpyKind(kind).name} of {count} bytes out of bounds, freed, or not page-locked")
-            return (cudaError_t.cudaErrorInvalidValue,)
-        found = self.stream_of(stream, "cudaMemcpyAsync")
-        if found is None:
-            return (cudaError_t.cudaErrorInvalidResourceHandle,)
-        to = target.array[int(dst) - target.address :][:count]
-        start = source.array[int(src) - source.address :][:count]
-        found.add(lambda: np.copyto(to, start), [target, source])
-        return (cudaError_t.cudaSuccess,)
+    def cudaGraphLaunch(self, graphExec: Any, stream: Any) -> tuple[Any, ...]:
+        return self._result(self._device.launch(_address(graphExec), _address(stream)))
 
-    def cudaStreamSynchronize(self, stream: Any) -> tuple[Any]:
-        found = self.stream_of(stream, "cudaStreamSynchronize")
-        if found is None:
-            return (cudaError_t.cudaErrorInvalidResourceHandle,)
-        if found.capture is not None:
-            found.invalid = True
-            return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
-        error = self.books.fails("cudaStreamSynchronize")
-        if not error:
-            for work in found.work:
-                work()
-        for done in found.on_done:
-            done()
-        for allocation in found.holds:
-            allocation.pending -= 1
-        found.work, found.holds, found.on_done = [], [], []
-        return (cudaError_t(error),)
+    def cudaGraphDestroy(self, graph: Any) -> tuple[Any, ...]:
+        return self._result(self._device.destroy_graph("cudaGraphDestroy", _address(graph), executable=False))
 
-    # Graphs
-
-    def cudaStreamBeginCapture(self, stream: Any, mode: Any) -> tuple[Any]:
-        found = self.stream_of(stream, "cudaStreamBeginCapture")
-        if found is None or found.capture is not None or found.work:
-            self.books.violation("cudaStreamBeginCapture on a stream that is busy, capturing or gone")
-            return (cudaError_t.cudaErrorInvalidValue,)
-        error = self.books.fails("cudaStreamBeginCapture")
-        if error:
-            return (cudaError_t(error),)
-        found.capture, found.invalid, found.capturing_thread = _Handle(), False, threading.get_ident()
-        self._local.capturing = found
-        return (cudaError_t.cudaSuccess,)
-
-    def cudaStreamEndCapture(self, stream: Any) -> tuple[Any, Any]:
-        found = self.stream_of(stream, "cudaStreamEndCapture")
-        if found is None or found.capture is None:
-            self.books.violation("cudaStreamEndCapture without a capture")
-            return cudaError_t.cudaErrorInvalidValue, None
-        graph, found.capture, self._local.capturing = found.capture, None, None
-        error = self.books.fails("cudaStreamEndCapture")
-        if found.invalid or error:
-            return cudaError_t(error or 901), None
-        self.books.graphs.add(int(graph))
-        return cudaError_t.cudaSuccess, graph
-
-    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, Any]:
-        error = self.books.fails("cudaGraphInstantiate")
-        if error:
-            return cudaError_t(error), None
-        executable = _Handle()
-        executable.work, executable.holds = list(graph.work), list(graph.holds)
-        with self.books.lock:
-            self.books.graphs.add(int(executable))
-            for allocation in executable.holds:
-                allocation.graphs += 1
-        return cudaError_t.cudaSuccess, executable
-
-    def cudaGraphDestroy(self, graph: Any) -> tuple[Any]:
-        return self._destroy(graph)
-
-    def cudaGraphExecDestroy(self, graph: Any) -> tuple[Any]:
-        with self.books.lock:
-            for allocation in graph.holds:
-                allocation.graphs -= 1
-        return self._destroy(graph)
-
-    def _destroy(self, graph: Any) -> tuple[Any]:
-        with self.books.lock:
-            if int(graph) not in self.books.graphs:
-                self.books.violation("a graph that is not alive was destroyed")
-                return (cudaError_t.cudaErrorInvalidValue,)
-            self.books.graphs.remove(int(graph))
-        return (cudaError_t(self.books.sticky),)
-
-    def cudaGraphLaunch(self, graph: Any, stream: Any) -> tuple[Any]:
-        error = self.books.fails("cudaGraphLaunch")
-        found = self.stream_of(stream, "cudaGraphLaunch")
-        if error or found is None:
-            return (cudaError_t(error or 400),)
-        if int(graph) not in self.books.graphs:
-            self.books.violation("cudaGraphLaunch of a graph that is not alive")
-            return (cudaError_t.cudaErrorInvalidValue,)
-        for work in graph.work:
-            found.add(work, [])
-        return (cudaError_t.cudaSuccess,)
-
-    def _forbidden_in_capture(self, call: str) -> int:
-        capturing: Stream | None = getattr(self._local, "capturing", None)
-        if capturing is None:
-            return 0
-        capturing.invalid = True
-        self.books.violation(f"{call} while the same thread captures a graph")
-        return int(cudaError_t.cudaErrorStreamCaptureUnsupported)
+    def cudaGraphExecDestroy(self, graphExec: Any) -> tuple[Any, ...]:
+        return self._result(self._device.destroy_graph("cudaGraphExecDestroy", _address(graphExec), executable=True))
 
 
-def make_module(books: Books) -> types.ModuleType:
+def make_module(device: Device) -> types.ModuleType:
     """Return the simulated module."""
     module = types.ModuleType("cuda.bindings.runtime")
-    api = SimulatedCuda(books)
-    for name in dir(api):
-        if name.startswith("cuda"):
-            setattr(module, name, getattr(api, name))
-    for kind in (cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode):
-        setattr(module, kind.__name__, kind)
-    module.cudaStreamNonBlocking, module.cudaHostAllocDefault = 1, 0  # type: ignore[attr-defined]
-    module.simulated = api  # type: ignore[attr-defined]
+    api = SimulatedCuda(device)
+    names: dict[str, Any] = {name: getattr(api, name) for name in dir(api) if name.startswith("cuda")}
+    for kind in (cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode, cudaStreamCaptureStatus, cudaDeviceProp):
+        names[kind.__name__] = kind
+    for handle in (cudaStream_t, cudaGraph_t, cudaGraphExec_t):
+        names[handle.__name__] = handle
+    vars(module).update(names | CONSTANTS)
+    module.__doc__ = "Simulated cuda.bindings.runtime."
     return module

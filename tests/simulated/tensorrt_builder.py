@@ -1,249 +1,168 @@
-"""Simulated TensorRT, the side that builds plans: Builder, OnnxParser, the config. It optimises nothing."""
+"""Simulated TensorRT: the Builder. It optimises nothing: a plan is the ONNX file behind a plan's header."""
 
 from __future__ import annotations
 
-import enum
 import os
 import signal
-import types
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
-import onnx
+from tests.simulated.plan_format import Plan, write_plan
+from tests.simulated.tensorrt_config import IBuilderConfig, IOptimizationProfile, timings_of
+from tests.simulated.tensorrt_core import IHostMemory, Voice, host_memory
+from tests.simulated.tensorrt_engine import Site
+from tests.simulated.tensorrt_names import MemoryPoolType
+from tests.simulated.tensorrt_parser import INetworkDefinition
 
-from tests.simulated.books import Books
-from tests.simulated.tensorrt_engine import Plan, Severity, tell, write_plan
-
-_TIMINGS = b"simulated timings of "
-
-
-class _Members:
-    """Enumerations as pybind makes them: members of a class, in the order of their numbers."""
-
-    @staticmethod
-    def of(name: str, *members: str) -> Any:
-        return enum.IntEnum(name, {member: i for i, member in enumerate(members)})
-
-
-def enums(major: int) -> dict[str, Any]:
-    """Return the enumerations that a major version has."""
-    flags = ["DEBUG", "TF32", "VERSION_COMPATIBLE", "STRIP_PLAN"]
-    creation = ["STRONGLY_TYPED"] if major == 11 else ["EXPLICIT_BATCH", "STRONGLY_TYPED"]
-    return {
-        "BuilderFlag": _Members.of("BuilderFlag", *flags, *(["FP16", "INT8"] if major == 10 else [])),
-        "NetworkDefinitionCreationFlag": _Members.of("NetworkDefinitionCreationFlag", *creation),
-        "MemoryPoolType": _Members.of("MemoryPoolType", "WORKSPACE", "TACTIC_DRAM"),
-        "HardwareCompatibilityLevel": _Members.of(
-            "HardwareCompatibilityLevel", "NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"
-        ),
-    }
-
-
-class IHostMemory(bytes):
-    """Of a real one only the buffer protocol may be relied on; Python 3.11 has no other way to offer that."""
-
-    @property
-    def nbytes(self) -> int:
-        return len(self)
-
-
-class ITensor:
-    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
-        self.name, self.shape = name, shape
-
-
-class INetworkDefinition:
-    def __init__(self, flags: int) -> None:
-        self.flags = flags
-        self.onnx = b""
-        self.inputs: list[ITensor] = []
-
-    def get_input(self, index: int) -> ITensor:
-        return self.inputs[index]
-
-
-class ParserError:
-    def __init__(self, node: str, operator: str, text: str) -> None:
-        self._parts = node, operator, text
-
-    def node_name(self) -> str:
-        return self._parts[0]
-
-    def node_operator(self) -> str:
-        return self._parts[1]
-
-    def desc(self) -> str:
-        return self._parts[2]
-
-
-class OnnxParser:
-    books: Books
-
-    def __init__(self, network: INetworkDefinition, logger: Any) -> None:
-        self._network, self._logger = network, logger
-        self._errors: list[ParserError] = []
-
-    @property
-    def num_errors(self) -> int:
-        return len(self._errors)
-
-    def get_error(self, index: int) -> ParserError:
-        return self._errors[index]
-
-    def parse(self, model: bytes) -> bool:
-        try:
-            graph = onnx.load_from_string(model).graph
-        except Exception:
-            self._errors.append(ParserError("", "", "Failed to parse ONNX model"))
-            return False
-        if text := self.books.config.parser_error:
-            self._errors.append(ParserError("node_1", "Conv", text))
-        for value in graph.input:
-            sizes = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
-            self._network.inputs.append(ITensor(value.name, sizes))
-            readers = [node.op_type for node in graph.node if value.name in node.input]
-            if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8 and readers != ["Cast"]:
-                self._errors.append(ParserError(value.name, "Input", "UINT8 network input must feed a Cast"))
-        self._network.onnx = model
-        return not self._errors
-
-
-class ITimingCache:
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def serialize(self) -> IHostMemory:
-        return IHostMemory(self.data)
-
-
-class IOptimizationProfile:
-    def __init__(self) -> None:
-        self.shapes: dict[str, tuple[Any, Any, Any]] = {}
-
-    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
-        self.shapes[input] = (tuple(min), tuple(opt), tuple(max))
-
-
-class IProgressMonitor:
-    def __init__(self) -> None:
-        self.initialised = True
-
-
-class IBuilderConfig:
-    def __init__(self, books: Books) -> None:
-        self._books = books
-        self.flags = {"TF32"}
-        self.workspace = books.config.memory
-        self.profiles: list[IOptimizationProfile] = []
-        self.builder_optimization_level = 3
-        self.hardware_compatibility_level: Any = None
-        self.progress_monitor: Any = None
-        self.timings: ITimingCache | None = None
-
-    def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
-        if pool.name == "WORKSPACE":
-            self.workspace = pool_size
-
-    def set_flag(self, flag: Any) -> None:
-        self.flags.add(flag.name)
-
-    def clear_flag(self, flag: Any) -> None:
-        self.flags.discard(flag.name)
-
-    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
-        return ITimingCache(bytes(serialized_timing_cache))
-
-    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-        if ignore_mismatch:
-            self._books.violation("set_timing_cache with ignore_mismatch")
-        mine = _TIMINGS + self._books.config.gpu.encode()
-        if cache.data and (cache.data != mine or self._books.config.refuse_timings):
-            return False
-        self.timings = cache
-        return True
-
-    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
-        for least, usual, most in profile.shapes.values():
-            if not 1 <= least[0] <= usual[0] <= most[0]:
-                return -1
-        self.profiles.append(profile)
-        return len(self.profiles) - 1
+OUT_OF_MEMORY = "out of memory"
+TRAITS = ("QuantizeLinear", "float16")
+"""What is looked up in the graph; any other word of `Config.slow` also where it only occurs in the file."""
 
 
 class Builder:
-    books: Books
-    version: tuple[int, int, int, int]
+    """Builds plans."""
+
+    site: Site
+    enums: dict[str, Any]
+    __slots__ = ("__weakref__", "_life", "_voice", "error_recorder", "gpu_allocator", "max_threads")
 
     def __init__(self, logger: Any) -> None:
-        self._logger = logger
-        self.books.born(self, "builders")
+        self._voice = Voice(self.site.books, logger)
+        self._life = self.site.books.born(self, "builders", (self._voice.life,))
+        self.error_recorder = self.gpu_allocator = None
+        self.max_threads = 1
+
+    @property
+    def logger(self) -> Any:
+        return self._voice.logger
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
-        return INetworkDefinition(flags)
+        known = sum(1 << int(flag) for flag in self.enums["NetworkDefinitionCreationFlag"].__members__.values())
+        if int(flags) & ~known:
+            self.site.books.violation(f"create_network({flags}): flags that TensorRT {self.site.version[0]} lacks")
+            self._voice.error("Error Code 3: API Usage Error (unknown network creation flags)")
+        return INetworkDefinition._make(self.site, int(flags))
 
     def create_builder_config(self) -> IBuilderConfig:
-        return IBuilderConfig(self.books)
+        return IBuilderConfig._make(self.site, self._voice, self.enums["BuilderFlag"])
 
     def create_optimization_profile(self) -> IOptimizationProfile:
-        return IOptimizationProfile()
+        return IOptimizationProfile._make()
+
+    def is_network_supported(self, network: INetworkDefinition, config: IBuilderConfig) -> bool:
+        return not any(self._problems(network, config))
 
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None:
-        settings, error = self.books.config, ""
-        typed = 1 << int(enums(self.version[0])["NetworkDefinitionCreationFlag"].STRONGLY_TYPED)
-        dynamic = any(-1 in tensor.shape for tensor in network.inputs)
-        if config.workspace > settings.build_killed_above:
+        site, settings = self.site, self.site.books.config
+        fault = site.books.fault("build_serialized_network")
+        workspace = config.get_memory_pool_limit(MemoryPoolType.WORKSPACE)
+        before = site.books.note_build(
+            workspace=workspace,
+            flags=config._names(),
+            level=config.builder_optimization_level,
+            timings=len(config._timings._data) if config._timings is not None else None,
+            compatible=config.hardware_compatibility_level.name,
+            quantised="QuantizeLinear" in network._traits,
+            float16="float16" in network._traits,
+        )
+        if (problem := next(self._problems(network, config), "")) or fault is not None:
+            self._voice.error(problem or "Error Code 2: Internal Error (Assertion failed)")
+            return None
+        if workspace > settings.build_killed_above or before < settings.build_killed_first:
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.version[0] == 10 and not network.flags & typed:
-            error = "simulated: only strongly typed networks keep the precision of a QDQ graph"
-        elif dynamic and not config.profiles:
-            error = "Error Code 4: Network has dynamic inputs, but no optimization profile has been defined"
-        elif config.workspace > settings.build_fails_above:
-            error = "Error Code 1: Cuda Runtime (out of memory)"
-        elif settings.build_error:
-            error = settings.build_error
         if config.progress_monitor is not None and not self._report(config.progress_monitor):
             return None
-        if error:
-            tell(self._logger, Severity.ERROR, error)
+        time.sleep(settings.build_seconds)
+        if workspace > settings.build_fails_above or before < settings.build_fails_first:
+            return self._out_of_memory(workspace)
+        if settings.build_error:
+            self._voice.error(settings.build_error)
             return None
-        if config.timings is not None:
-            config.timings.data = _TIMINGS + settings.gpu.encode()
-        return IHostMemory(write_plan(self._plan(network, config), network.onnx, self.version))
+        if config._timings is not None and not config.get_flag(self.enums["BuilderFlag"].DISABLE_TIMING_CACHE):
+            config._timings._data = timings_of(site) + b"\n" + bytes(64)
+        return host_memory(write_plan(self._plan(network, config), network._onnx, site.version))
+
+    def _out_of_memory(self, size: int) -> None:
+        # The lines of a real one, in its order.
+        self._voice.error(f"Error Code 1: Cuda Runtime ({OUT_OF_MEMORY})")
+        self._voice.warn(f"Requested amount of GPU memory ({size} bytes) could not be allocated.")
+        self._voice.error(f"Error Code 2: OutOfMemory (Requested size was {size} bytes: {OUT_OF_MEMORY})")
+
+    def _problems(self, network: INetworkDefinition, config: IBuilderConfig) -> Iterator[str]:
+        """Say what TensorRT, or this project's rules, would refuse; the caller's mistakes go on the books too."""
+        typed = self.enums["NetworkDefinitionCreationFlag"].STRONGLY_TYPED
+        if self.site.version[0] == 10 and not network.get_flag(typed):
+            yield self._mistake("Error Code 4: the network is not strongly typed, so INT8 scales may be ignored")
+        if not network._parsed:
+            yield self._mistake("Error Code 4: Internal Error (Network must have at least one output)")
+        dynamic = [tensor for tensor in network._inputs if -1 in tuple(tensor.shape)]
+        if dynamic and not config._profiles:
+            yield "Error Code 4: API Usage Error (Network has dynamic or shape inputs, but no optimization profile)"
+        for i, profile in enumerate(config._profiles):
+            if missing := [tensor.name for tensor in dynamic if tensor.name not in profile._shapes]:
+                yield f"Error Code 4: API Usage Error (optimization profile {i} lacks {', '.join(missing)})"
+            names = {tensor.name: tuple(tensor.shape) for tensor in network._inputs}
+            for name, shapes in profile._shapes.items():
+                fixed = names.get(name)
+                if fixed is None or any(not _within(fixed, shape) for shape in shapes):
+                    yield f"Error Code 4: API Usage Error (profile {i}: {name!r} {shapes} does not fit {fixed})"
+
+    def _mistake(self, text: str) -> str:
+        self.site.books.violation(f"build_serialized_network: {text}")
+        return text
 
     def _plan(self, network: INetworkDefinition, config: IBuilderConfig) -> Plan:
-        settings = self.books.config
-        level = config.hardware_compatibility_level
+        settings, flags = self.site.books.config, config._names()
+        slow = [seconds for what, seconds in settings.slow.items() if _holds(network, what)]
         return Plan(
             gpu=settings.gpu,
             compute_capability=settings.compute_capability,
-            compatible=level.name if level is not None else "NONE",
-            profiles=[
-                (least[0], usual[0], most[0])
-                for profile in config.profiles
-                for least, usual, most in profile.shapes.values()
-            ],
-            slow=max((time for word, time in settings.slow.items() if word.encode() in network.onnx), default=0.0),
+            compatible=config.hardware_compatibility_level.name,
+            version_compatible="VERSION_COMPATIBLE" in flags,
+            stripped="STRIP_PLAN" in flags,
+            name=network.name,
+            shapes=[dict(profile._shapes) for profile in config._profiles],  # type: ignore[arg-type]
+            slow=max(slow, default=0.0),
             wrong=settings.wrong,
         )
 
     @staticmethod
     def _report(monitor: Any) -> bool:
-        assert monitor.initialised, "IProgressMonitor.__init__ was not called"
-        monitor.phase_start("Building Engine", None, 4)
-        monitor.phase_start("Tactic Selection", "Building Engine", 2)
-        monitor.step_complete("Tactic Selection", 0)
-        monitor.phase_finish("Tactic Selection")
-        going = all(monitor.step_complete("Building Engine", step) for step in range(4))
-        monitor.phase_finish("Building Engine")
-        return going
+        """Report phases, one within another, as TensorRT does from a thread of its own; False where told to stop."""
+        going: list[bool] = []
+        problems: list[Exception] = []
+
+        def report() -> None:
+            try:
+                monitor.phase_start("Building Engine", None, 4)
+                monitor.phase_start("Tactic Selection", "Building Engine", 2)
+                going.extend(bool(monitor.step_complete("Tactic Selection", step)) for step in range(2))
+                monitor.phase_finish("Tactic Selection")
+                for step in range(4):
+                    if all(going):
+                        going.append(bool(monitor.step_complete("Building Engine", step)))
+                monitor.phase_finish("Building Engine")
+            except Exception as exc:
+                problems.append(exc)
+
+        thread = threading.Thread(target=report)
+        thread.start()
+        thread.join()
+        if problems:
+            raise problems[0]
+        return all(going)
 
 
-def add_builder(module: types.ModuleType, books: Books, version: tuple[int, int, int, int]) -> None:
-    """Put this side's names into the simulated module."""
-    for name, members in enums(version[0]).items():
-        setattr(module, name, members)
-    for kind in (INetworkDefinition, IHostMemory, ITimingCache, IProgressMonitor, IBuilderConfig, ParserError):
-        setattr(module, kind.__name__, kind)
-    for kind in (IOptimizationProfile, ITensor):
-        setattr(module, kind.__name__, kind)
-    module.Builder = type("Builder", (Builder,), {"books": books, "version": version})
-    module.OnnxParser = type("OnnxParser", (OnnxParser,), {"books": books})
+def _holds(network: INetworkDefinition, what: str) -> bool:
+    return what in network._traits or (what not in TRAITS and what.encode() in network._onnx)
+
+
+def _within(fixed: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return len(fixed) == len(shape) and all(a in (-1, b) for a, b in zip(fixed, shape, strict=True))
+
+
+def platform(**answers: bool) -> dict[str, Any]:
+    """Return properties that only one major has."""
+    return {f"platform_has_{name}": property(lambda _, value=value: value) for name, value in answers.items()}  # type: ignore[misc]

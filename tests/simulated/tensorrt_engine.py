@@ -1,273 +1,258 @@
-"""Simulated TensorRT, the side that runs plans: Runtime, ICudaEngine, IExecutionContext. It computes with ONNX Runtime.
-
-A simulated plan begins as a real one does; after the header it holds a description as JSON and the ONNX file.
-"""
+"""Simulated TensorRT, the side that loads plans: Runtime and ICudaEngine. It computes with ONNX Runtime."""
 
 from __future__ import annotations
 
-import enum
-import hashlib
-import struct
-import time
 import weakref
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from tests.simulated.books import Books
-from tests.simulated.cuda_runtime import SimulatedCuda, Stream
+from tests.simulated.device import Device
+from tests.simulated.plan_format import VERSIONS, Plan, Shape, Version, read_plan, write_plan
+from tests.simulated.tensorrt_context import IExecutionContext
+from tests.simulated.tensorrt_core import (
+    DataType,
+    Dims,
+    ILogger,
+    TensorFormat,
+    TensorIOMode,
+    TensorLocation,
+    Voice,
+    nptype,
+)
 
-VERSIONS = {10: (10, 16, 1, 11), 11: (11, 4, 0, 106)}
-_MAGIC = 0x74727466
+__all__ = ["VERSIONS", "Plan", "write_plan"]  # from plans, where tests expect them too
 
-
-class Plan(msgspec.Struct, kw_only=True):
-    """What a simulated plan says of itself."""
-
-    gpu: str
-    compute_capability: tuple[int, int]
-    compatible: str = "NONE"
-    profiles: list[tuple[int, int, int]] = []
-    slow: float = 0.0
-    wrong: float = 0.0
-
-
-class DataType(enum.Enum):
-    FLOAT = "float32"
-    HALF = "float16"
-    UINT8 = "uint8"
-    INT8 = "int8"
-
-
-class TensorIOMode(enum.IntEnum):
-    NONE = 0
-    INPUT = 1
-    OUTPUT = 2
+CONTEXT_BYTES = 1 << 20
+_TYPES = {
+    "tensor(uint8)": DataType.UINT8,
+    "tensor(int8)": DataType.INT8,
+    "tensor(float)": DataType.FLOAT,
+    "tensor(float16)": DataType.HALF,
+    "tensor(int32)": DataType.INT32,
+    "tensor(int64)": DataType.INT64,
+    "tensor(bool)": DataType.BOOL,
+}
 
 
-class Severity(enum.IntEnum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
-    INFO = 3
-    VERBOSE = 4
+class Site:
+    """What all objects of one simulated TensorRT share."""
+
+    def __init__(self, device: Device, version: Version) -> None:
+        self.device, self.books, self.version = device, device.books, version
+
+    def allocate(self, call: str, size: int, voice: Voice) -> bool:
+        """Take device memory for an engine or a context, as TensorRT does by cudaMalloc."""
+        if self.device.captures and self.device.forbidden(f"{call}, which allocates,"):
+            voice.error("Error Code 1: Cuda Runtime (operation not permitted when stream is capturing)")
+            return False
+        fault = self.books.fault(call)
+        if fault is not None or size > self.device.free_bytes():
+            voice.error("Error Code 1: Cuda Runtime (out of memory)")
+            voice.error(f"Error Code 2: OutOfMemory (Requested size was {size} bytes.)")
+            return False
+        self.books.weigh("internal", size)
+        return True
+
+    def release(self, what: str, size: int) -> None:
+        self.books.weigh("internal", -size)
+        if self.device.captures:
+            self.device.forbidden(f"the release of {what}, which frees memory,")
 
 
-class ILogger:
-    """Base of the loggers that callers write."""
-
-    Severity = Severity
-    INTERNAL_ERROR, ERROR, WARNING = Severity.INTERNAL_ERROR, Severity.ERROR, Severity.WARNING
-
-    def __init__(self) -> None:
-        self.initialised = True
-
-    def log(self, severity: Severity, msg: str) -> None:
-        raise NotImplementedError
-
-
-def tell(logger: ILogger, severity: Severity, text: str) -> None:
-    """Log as TensorRT does: only through a logger whose base was initialised."""
-    assert getattr(logger, "initialised", False), "ILogger.__init__ was not called"
-    logger.log(severity, f"[simulated] {text}")
-
-
-def write_plan(plan: Plan, onnx: bytes, version: tuple[int, int, int, int]) -> bytes:
-    text = msgspec.json.encode(plan)
-    body = struct.pack("<I", len(text)) + text + onnx
-    return struct.pack("<II16x", _MAGIC, 0) + bytes(version) + body + hashlib.sha256(body).digest()
-
-
-def read_plan(data: bytes, version: tuple[int, int, int, int]) -> tuple[Plan, bytes]:
-    """Raise ValueError, with what TensorRT would log, where it would refuse the bytes."""
-    if len(data) < 64 or struct.unpack_from("<II", data) != (_MAGIC, 0):
-        raise ValueError("Error Code 1: Serialization (magicTag mismatch)")
-    if tuple(data[24:28]) != version:
-        raise ValueError(f"Error Code 6: API Usage Error (plan of {tuple(data[24:28])}, library {version})")
-    body, digest = data[28:-32], data[-32:]
-    if hashlib.sha256(body).digest() != digest:
-        raise ValueError("Error Code 1: Serialization (engine data is corrupt)")
-    (size,) = struct.unpack_from("<I", body)
-    return msgspec.json.decode(body[4 : 4 + size], type=Plan), body[4 + size :]
-
-
-class Engines:
-    """Makes the classes of this side over one set of books."""
-
-    def __init__(self, books: Books, cuda: SimulatedCuda, version: tuple[int, int, int, int]) -> None:
-        self.books, self.cuda, self.version = books, cuda, version
+def hold(site: Site, thing: Any) -> Any:
+    """Refer to a parent: weakly where its user must keep it alive."""
+    return weakref.ref(thing) if site.books.config.strict_lifetimes else lambda: thing
 
 
 class Runtime:
-    site: Engines
+    """Turns plans into engines."""
+
+    site: Site
+    __slots__ = (
+        "DLA_core",
+        "__weakref__",
+        "_life",
+        "_voice",
+        "engine_host_code_allowed",
+        "error_recorder",
+        "gpu_allocator",
+        "max_threads",
+        "temporary_directory",
+    )
 
     def __init__(self, logger: ILogger) -> None:
-        self.logger = logger
+        self._voice = Voice(self.site.books, logger)
+        self._life = self.site.books.born(self, "runtimes", (self._voice.life,))
         self.engine_host_code_allowed = False
-        self.site.books.born(self, "runtimes")
+        self.error_recorder = self.gpu_allocator = self.temporary_directory = None
+        self.max_threads, self.DLA_core = 1, -1
+
+    @property
+    def logger(self) -> Any:
+        return self._voice.logger
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
-        books = self.site.books
+        site, voice, books = self.site, self._voice, self.site.books
+        data = bytes(memoryview(serialized_engine).cast("B"))
+        device = site.device.current("deserialize_cuda_engine")
         if self.engine_host_code_allowed:
             books.violation("engine_host_code_allowed was set: a plan may then run code on the host")
         try:
-            plan, onnx = read_plan(bytes(serialized_engine), self.site.version)
+            plan, onnx = read_plan(data, site.version, compatible=self.engine_host_code_allowed)
         except ValueError as exc:
-            tell(self.logger, Severity.ERROR, str(exc))
+            books.fault("deserialize_cuda_engine")
+            voice.error(str(exc))
             return None
-        fits = plan.compute_capability == books.config.compute_capability
-        if plan.compatible == "AMPERE_PLUS":
-            fits = books.config.compute_capability >= (8, 0)
-        if not fits:
-            tell(self.logger, Severity.ERROR, "Error Code 6: the engine plan was generated on an incompatible device")
+        if error := misfit(plan, books):
+            books.fault("deserialize_cuda_engine")
+            voice.error(error)
             return None
-        if books.fails("deserialize_cuda_engine"):
-            tell(self.logger, Severity.ERROR, "Error Code 2: OutOfMemory (requested size was too large)")
+        if not site.allocate("deserialize_cuda_engine", len(onnx), voice):
             return None
-        return ICudaEngine(self, plan, onnx)
+        if plan.gpu != books.config.gpu:
+            text = "Using an engine plan file across different models of devices is not recommended"
+            books.warnings.append(text)
+            voice.warn(f"{text} and is likely to affect performance or even cause errors.")
+        return ICudaEngine._make(self, plan, onnx, device)
+
+
+def misfit(plan: Plan, books: Books) -> str:
+    """Say why a plan does not run on this device; empty where it does."""
+    here = books.config.compute_capability
+    fits = plan.compute_capability == here or (plan.compatible == "AMPERE_PLUS" and here >= (8, 0))
+    if fits:
+        return ""
+    return (
+        "Error Code 6: API Usage Error (The engine plan file is generated on an incompatible device, expecting compute"
+        f" {here[0]}.{here[1]} got compute {plan.compute_capability[0]}.{plan.compute_capability[1]},"
+        " please rebuild.)"
+    )
 
 
 class ICudaEngine:
-    def __init__(self, runtime: Runtime, plan: Plan, onnx: bytes) -> None:
+    """A plan that is loaded. It may be shared by threads."""
+
+    __slots__ = (
+        "__weakref__",
+        "_inputs",
+        "_life",
+        "_outputs",
+        "_runtime",
+        "_tensors",
+        "_voice",
+        "device",
+        "error_recorder",
+        "plan",
+        "session",
+        "site",
+    )
+
+    def __init__(self) -> None:
+        raise TypeError("tensorrt.ICudaEngine: No constructor defined!")
+
+    @classmethod
+    def _make(cls, runtime: Runtime, plan: Plan, onnx: bytes, device: int) -> ICudaEngine:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        self.runtime, self.plan = runtime, plan
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 3
+        self = object.__new__(cls)
+        self.site, self.plan, self.device, self.error_recorder = runtime.site, plan, device, None
+        self._voice, self._runtime = runtime._voice, hold(runtime.site, runtime)
         self.session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-        self._tensors = {tensor.name: tensor for tensor in (*self.session.get_inputs(), *self.session.get_outputs())}
         self._inputs = [tensor.name for tensor in self.session.get_inputs()]
-        runtime.site.books.born(self, "engines")
+        self._outputs = [tensor.name for tensor in self.session.get_outputs()]
+        self._tensors = {tensor.name: tensor for tensor in (*self.session.get_inputs(), *self.session.get_outputs())}
+        site, size = self.site, len(onnx)
+        parents = (runtime._life, self._voice.life)
+        self._life = site.books.born(self, "engines", parents, lambda: site.release("an engine", size))
+        return self
 
-    @property
-    def num_io_tensors(self) -> int:
-        return len(self._tensors)
+    name = property(lambda self: self.plan.name)
+    num_io_tensors = property(lambda self: len(self._tensors))
+    num_layers = property(lambda self: 1)
+    num_optimization_profiles = property(lambda self: max(1, len(self.plan.profiles), len(self.plan.shapes)))
+    device_memory_size_v2 = property(lambda self: CONTEXT_BYTES)
+    refittable = property(lambda self: self.plan.stripped)
 
-    @property
-    def num_optimization_profiles(self) -> int:
-        return max(1, len(self.plan.profiles))
+    def _wrong(self, call: str, text: str) -> None:
+        self.site.books.violation(f"{call}: {text}")
+        self._voice.error(f"Error Code 3: API Usage Error ({call}: {text})")
 
-    def get_tensor_name(self, index: int) -> str:
-        return list(self._tensors)[index]
+    def _known(self, name: str, call: str) -> bool:
+        if name in self._tensors:
+            return True
+        self._wrong(call, f"{name!r} is no input or output tensor")
+        return False
 
-    def get_tensor_mode(self, name: str) -> TensorIOMode:
+    def get_tensor_name(self, index: int) -> str | None:
+        if 0 <= index < len(self._tensors):
+            return list(self._tensors)[index]
+        self._wrong("get_tensor_name", f"index {index} is out of range")
+        return None
+
+    def __getitem__(self, index: int) -> str | None:
+        return self.get_tensor_name(index)
+
+    def get_tensor_mode(self, name: str) -> Any:
+        if not self._known(name, "get_tensor_mode"):
+            return TensorIOMode.NONE
         return TensorIOMode.INPUT if name in self._inputs else TensorIOMode.OUTPUT
 
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+    def get_tensor_shape(self, name: str) -> Dims:
+        return Dims(self._shape(name) if self._known(name, "get_tensor_shape") else ())
+
+    def _shape(self, name: str) -> Shape:
         return tuple(size if isinstance(size, int) else -1 for size in self._tensors[name].shape)
 
-    def get_tensor_dtype(self, name: str) -> DataType:
-        kinds = {"tensor(uint8)": DataType.UINT8, "tensor(float)": DataType.FLOAT, "tensor(float16)": DataType.HALF}
-        return kinds[self._tensors[name].type]
+    def get_tensor_dtype(self, name: str) -> Any:
+        return _TYPES[self._tensors[name].type] if self._known(name, "get_tensor_dtype") else DataType.FLOAT
 
-    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        rest = self.get_tensor_shape(name)[1:]
-        return [(size, *rest) for size in self.plan.profiles[profile_index]]
+    def _numpy(self, name: str) -> np.dtype:
+        return np.dtype(nptype(_TYPES[self._tensors[name].type]))
 
-    def create_execution_context(self) -> IExecutionContext | None:
-        if self.runtime.site.books.fails("create_execution_context"):
-            tell(self.runtime.logger, Severity.ERROR, "Error Code 2: OutOfMemory (no memory for the context)")
+    def get_tensor_location(self, name: str) -> Any:
+        self._known(name, "get_tensor_location")
+        return TensorLocation.DEVICE
+
+    def get_tensor_format(self, name: str, profile_index: int = 0) -> Any:
+        self._known(name, "get_tensor_format")
+        return TensorFormat.LINEAR
+
+    def is_shape_inference_io(self, name: str) -> bool:
+        return not self._known(name, "is_shape_inference_io")
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Dims]:
+        if not self._known(name, "get_tensor_profile_shape"):
+            return []
+        if name not in self._inputs or not 0 <= profile_index < self.num_optimization_profiles:
+            self._wrong("get_tensor_profile_shape", f"profile {profile_index} has no shapes for {name!r}")
+            return []
+        return [Dims(shape) for shape in self._range(name, profile_index)]
+
+    def _range(self, name: str, profile: int) -> tuple[Shape, Shape, Shape]:
+        """Return the least, usual and largest shape of an input."""
+        shape = self._shape(name)
+        if profile < len(self.plan.shapes) and name in self.plan.shapes[profile]:
+            return self.plan.shapes[profile][name]
+        if profile < len(self.plan.profiles) and shape[0] == -1:
+            least, usual, most = ((batch, *shape[1:]) for batch in self.plan.profiles[profile])
+            return least, usual, most
+        return shape, shape, shape
+
+    def create_execution_context(self, strategy: Any = None) -> IExecutionContext | None:
+        site = self.site
+        if self._runtime() is None:
+            site.books.violation("create_execution_context of an engine whose runtime was released")
+        if site.device.current("create_execution_context") != self.device:
+            site.books.violation("create_execution_context on another device than the engine was loaded on")
             return None
-        return IExecutionContext(self)
-
-
-class IExecutionContext:
-    def __init__(self, engine: ICudaEngine) -> None:
-        self.engine = engine
-        self._books, self._cuda = engine.runtime.site.books, engine.runtime.site.cuda
-        self._addresses: dict[str, int] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._profile = 0
-        self._busy: list[bool] = [False]
-        self._books.born(self, "contexts")
-        weakref.finalize(self, _ended, self._books, self._busy)
-
-    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        self._profile = profile_index
-        known = self._cuda.stream_of(stream_handle, "set_optimization_profile_async") is not None
-        return known and 0 <= profile_index < self.engine.num_optimization_profiles
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        if self._busy[0]:
-            self._books.violation("set_input_shape while the context runs")
-        fixed = self.engine.get_tensor_shape(name)
-        fits = len(shape) == len(fixed) and all(f in (-1, s) for f, s in zip(fixed, shape, strict=True))
-        if fits and fixed[0] == -1:
-            least, _, most = self.engine.plan.profiles[self._profile]
-            fits = least <= shape[0] <= most
-        if not fits:
-            tell(
-                self.engine.runtime.logger, Severity.ERROR, f"Error Code 3: shape {shape} does not satisfy the profile"
-            )
-            return False
-        self._shapes[name] = tuple(shape)
-        return True
-
-    def infer_shapes(self) -> list[str]:
-        inputs = [name for name in self._names() if self.engine.get_tensor_mode(name) == TensorIOMode.INPUT]
-        return [name for name in inputs if -1 in self.engine.get_tensor_shape(name) and name not in self._shapes]
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        shape = self.engine.get_tensor_shape(name)
-        batch = next(iter(self._shapes.values()))[0] if self._shapes else -1
-        return self._shapes.get(name) or tuple(batch if size == -1 else size for size in shape)
-
-    def set_tensor_address(self, name: str, memory: int) -> bool:
-        if self._books.find(self._books.device, memory, 1) is None:
-            self._books.violation(f"set_tensor_address({name!r}) with what is no device memory")
-            return False
-        self._addresses[name] = memory
-        return True
-
-    def execute_async_v3(self, stream_handle: int) -> bool:
-        if self._books.fails("execute_async_v3"):
-            tell(self.engine.runtime.logger, Severity.ERROR, "Error Code 1: Cuda Runtime (an illegal memory access)")
-            return False
-        stream = self._cuda.stream_of(stream_handle, "execute_async_v3")
-        if stream is None or set(self._addresses) != set(self._names()) or self.infer_shapes():
-            self._books.violation("execute_async_v3 without a stream, an address or a shape")
-            return False
-        if self._busy[0]:
-            self._books.violation("two executions in one context at once")
-            return False
-        arrays, memory = {}, []
-        for name in self._names():
-            shape, dtype = self.get_tensor_shape(name), np.dtype(self.engine.get_tensor_dtype(name).value)
-            size = int(np.prod(shape)) * dtype.itemsize
-            allocation = self._books.find(self._books.device, self._addresses[name], size)
-            if allocation is None:
-                self._books.violation(f"execute_async_v3 with {name!r} freed, or smaller than {list(shape)}")
-                return False
-            arrays[name] = (
-                allocation.array[self._addresses[name] - allocation.address :][:size].view(dtype).reshape(shape)
-            )
-            memory.append(allocation)
-        self._enqueue(stream, arrays, memory)
-        return True
-
-    def _enqueue(self, stream: Stream, arrays: dict[str, Any], memory: list[Any]) -> None:
-        session, plan, busy = self.engine.session, self.engine.plan, self._busy
-        inputs = [tensor.name for tensor in session.get_inputs()]
-
-        def run() -> None:
-            time.sleep(plan.slow)
-            found = session.run(None, {name: arrays[name] for name in inputs})
-            for tensor, values in zip(session.get_outputs(), found, strict=True):
-                arrays[tensor.name][:] = values + np.float32(plan.wrong) if plan.wrong else values
-
-        def idle() -> None:
-            busy[0] = False
-
-        stream.add(run, memory)
-        if stream.capture is None:
-            busy[0] = True
-            stream.on_done.append(idle)
-
-    def _names(self) -> list[str]:
-        return [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-
-
-def _ended(books: Books, busy: list[bool]) -> None:
-    if busy[0]:
-        books.violation("a context was destroyed while it ran")
+        if self.plan.stripped:
+            site.books.fault("create_execution_context")
+            self._voice.error("Error Code 4: Internal Error (the engine is stripped of its weights; refit it first)")
+            return None
+        if not site.allocate("create_execution_context", CONTEXT_BYTES, self._voice):
+            return None
+        return IExecutionContext._make(self, hold(site, self), CONTEXT_BYTES)

@@ -1,7 +1,5 @@
 """Stands for tensorrt in child processes: the simulation."""
 
-import sys
+from tests.simulated.install import install_in_child
 
-from tests.simulated.install import modules_of_process
-
-sys.modules[__name__] = modules_of_process()["tensorrt"]
+install_in_child("tensorrt")

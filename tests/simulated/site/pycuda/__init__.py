@@ -1,0 +1,5 @@
+"""Stands for PyCUDA in child processes: the simulation."""
+
+from tests.simulated.install import install_in_child
+
+install_in_child("pycuda", "pycuda.driver")
