@@ -201,6 +201,42 @@ def test_the_faster_model_is_kept(slow: str, winner: str, qdq: Path, tmp_path: P
         assert classifier.manifest.precision == winner
 
 
+def test_no_artifact_is_replaced_by_another(qdq: Path, tmp_path: Path, device: Books) -> None:
+    fp32, other = copy("onnx", tmp_path / "fp32"), copy("onnx-batch4", tmp_path / "other")
+    with pytest.raises(DataError, match=r"models of several folders were given; .* --out"):
+        build_engine([qdq, fp32])
+    before = {path.name: path.read_bytes() for path in other.parent.iterdir()}
+    with pytest.raises(DataError, match=r"other/.* is another artifact's, which would be replaced"):
+        build_engine([fp32], out=other.parent)
+    assert {path.name: path.read_bytes() for path in other.parent.iterdir()} == before
+
+
+def test_a_cached_plan_that_does_not_hold_is_built_anew(model: Path, device: Books, cache: Path) -> None:
+    build_engine([model])
+    (kept,) = (cache / "plans").glob("*.plan")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1])
+    model.with_name("engine.plan").unlink()
+    said: list[str] = []
+    build_engine([model], progress=said.append)
+    assert any(line.startswith("it does not hold: ") for line in said)
+    assert kept.read_bytes() == whole
+
+
+def test_only_a_proven_plan_is_cached(model: Path, cache: Path) -> None:
+    with simulated_device(wrong=100.0), pytest.raises(BuildError, match="deviates"):
+        build_engine([model])
+    assert list((cache / "plans").glob("*.plan")) == []
+
+
+def test_an_old_signature_does_not_stay_beside_a_new_manifest(model: Path, device: Books) -> None:
+    build_engine([model])
+    signature = model.with_name("engine.json.sig")
+    signature.write_bytes(b"of the old one")
+    build_engine([model], rebuild=True)
+    assert not signature.exists()
+
+
 def test_precision_chooses_among_the_models(qdq: Path, tmp_path: Path, device: Books) -> None:
     fp32 = copy("onnx", tmp_path / "fp32")
     report = build_engine([qdq, fp32], out=tmp_path / "out", precision="int8")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -326,6 +327,31 @@ def test_a_bare_plan_is_opened_on_the_callers_word(plan: Path) -> None:
 def test_no_driver_or_no_gpu(plan: Path, error: int, pycuda: bool) -> None:
     with simulated_device(pycuda=pycuda, driver_error=error) as books:
         with pytest.raises(RuntimeUnavailableError, match=r"GPU 0 cannot be used: .*edgefg doctor"):
+            Classifier(plan)
+        books.assert_clean()
+
+
+def test_a_binding_that_is_too_new_leaves_the_other_one(plan: Path) -> None:
+    with simulated_device(pycuda=True) as books:
+        broken = types.ModuleType("cuda.bindings")
+        broken.__version__, broken.runtime = "99", mock.Mock()  # type: ignore[attr-defined]
+        broken.runtime.cudaGetDeviceCount.return_value = (35, None)
+        broken.runtime.cudaGetErrorName.return_value = (0, b"cudaErrorInsufficientDriver")
+        broken.runtime.cudaGetErrorString.return_value = (0, b"too old a driver")
+        outer = types.ModuleType("cuda")
+        outer.bindings = broken  # type: ignore[attr-defined]
+        with mock.patch.dict(sys.modules, {"cuda": outer, "cuda.bindings": broken}):
+            classifier = Classifier(plan)
+        with classifier:
+            assert classifier.predict(frames(1)[0]).label in classifier.labels
+        books.assert_clean()
+
+
+def test_tensorrt_that_does_not_start_is_a_typed_error(plan: Path) -> None:
+    with simulated_device() as books:
+        failing = mock.Mock(side_effect=TypeError("pybind11::init(): factory function returned nullptr"))
+        told = pytest.raises(RuntimeUnavailableError, match=r"TensorRT 10\.16\.1\.11 does not start")
+        with mock.patch.object(sys.modules["tensorrt"], "Runtime", failing), told:
             Classifier(plan)
         books.assert_clean()
 
