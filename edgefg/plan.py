@@ -6,6 +6,7 @@ GPU.
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,20 @@ class Device(NamedTuple):
     """``major.minor``, for instance ``8.7``."""
     memory: int
     """Bytes."""
+
+
+def gpu_number(device: str | None, path: Path) -> int:
+    """Return the number of the GPU that ``GPU``, ``GPU:1`` or ``cuda:1`` names; None is the first, 0.
+
+    Raises:
+        RuntimeUnavailableError: it names something else, on which a plan (``path``, for the message) cannot run.
+    """
+    found = re.fullmatch(r"(?:gpu|cuda)(?::(\d+))?", (device or "gpu").lower())
+    if found is None:
+        raise RuntimeUnavailableError(
+            f"device {device!r} was asked for; {path.name} is a TensorRT plan: needed GPU, or GPU:1 for the second one"
+        )
+    return int(found[1] or 0)
 
 
 def check_header(data: bytes, path: Path) -> str | None:

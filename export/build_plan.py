@@ -29,6 +29,18 @@ _MIB = 1 << 20
 _OUT_OF_MEMORY = re.compile(r"out of memory|could not be allocated|OutOfMemory|MemoryAllocation", re.IGNORECASE)
 
 
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a plan is built; the same settings on the same device give the cached plan."""
+
+    batches: Batches | None = None
+    """Smallest, usual and greatest batch, for a network whose batch is free; None: 1, or the network's own."""
+    hardware_compatible: HardwareCompatible = "none"
+    optimization_level: int = 3
+    """0 builds quickest, 5 searches longest; 3 is TensorRT's default."""
+    workspace: int | None = None
+    """Most memory that a layer may use while it runs, MiB; None begins at three quarters of what is free."""
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One build."""
 
@@ -36,13 +48,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     """Where the plan goes."""
     precision: str
+    settings: Settings
     workspace: int
-    """Most memory that a layer may use while it runs, MiB."""
-    batches: Batches | None = None
-    """Smallest, usual and greatest batch, of a network whose batch is free; None: 1, or the network's own."""
-    hardware_compatible: HardwareCompatible = "none"
-    optimization_level: int = 3
-    """0 builds quickest, 5 searches longest; 3 is TensorRT's default."""
+    """This try's, MiB; what the settings ask for, or less."""
     timing_cache: str | None = None
     """File that keeps how fast each kernel was here, read and written."""
 
@@ -102,6 +110,7 @@ def _failed(errors: list[str]) -> Outcome:
 
 
 def _build(trt: Any, job: Job, say: Callable[[Message], None], errors: list[str]) -> Outcome:
+    settings = job.settings
     logger = _logger(trt, errors)
     builder: trt.Builder = trt.Builder(logger)
     # Required on 10.x, ignored on 11, which knows no other kind.
@@ -112,22 +121,22 @@ def _build(trt: Any, job: Job, say: Callable[[Message], None], errors: list[str]
         return Outcome(False, f"TensorRT cannot read the network: {'; '.join(found) or 'it gave no reason'}")
     config: trt.IBuilderConfig = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace * _MIB)
-    config.builder_optimization_level = job.optimization_level
+    config.builder_optimization_level = settings.optimization_level
     monitor = _monitor(trt, say)  # held here, since the config does not promise to
     config.progress_monitor = monitor
     if job.precision == "fp32":
         # FP32 is FP32: TF32 keeps 10 bits of 23.
         config.clear_flag(trt.BuilderFlag.TF32)
-    if job.hardware_compatible != "none":
-        levels, ampere = trt.HardwareCompatibilityLevel, job.hardware_compatible == "ampere-plus"
+    if settings.hardware_compatible != "none":
+        levels, ampere = trt.HardwareCompatibilityLevel, settings.hardware_compatible == "ampere-plus"
         try:
             level = levels.AMPERE_PLUS if ampere else levels.SAME_COMPUTE_CAPABILITY
         except AttributeError:
             return Outcome(
-                False, f"TensorRT {trt.__version__} knows no hardware compatibility {job.hardware_compatible}"
+                False, f"TensorRT {trt.__version__} knows no hardware compatibility {settings.hardware_compatible}"
             )
         config.hardware_compatibility_level = level
-    refused = _add_profile(builder, network, config, job.batches)
+    refused = _add_profile(builder, network, config, settings.batches)
     if refused:
         return Outcome(False, refused)
     cache = _read_timings(config, job.timing_cache)

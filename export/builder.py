@@ -15,25 +15,13 @@ import msgspec
 
 from edgefg.cache import cache_directory
 from edgefg.errors import BuildError, DataError, RuntimeUnavailableError
-from edgefg.export.build_plan import Here, Job, Message, Outcome, Step
+from edgefg.export.build_plan import Here, Job, Message, Outcome, Settings, Step
 from edgefg.files import atomic_file
-from edgefg.manifest import Batches, HardwareCompatible, sha256
+from edgefg.manifest import FileInfo, HardwareCompatible
 
 _MIB = 1 << 20
 _LEAST_WORKSPACE = 32
 _MOST_CACHED = 8
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a plan is built; the same settings on the same device give the cached plan."""
-
-    batches: Batches | None = None
-    """Smallest, usual and greatest batch, for a network whose batch is free; None: 1, or the network's own."""
-    hardware_compatible: HardwareCompatible = "none"
-    optimization_level: int = 3
-    """0 builds quickest, 5 searches longest; 3 is TensorRT's default."""
-    workspace: int | None = None
-    """Most memory that a layer may use while it runs, MiB; None begins at three quarters of what is free."""
 
 
 def settings_of(
@@ -73,7 +61,7 @@ def describe() -> Here:
     )
 
 
-def cached_plan(onnx: Path, precision: str, settings: Settings, here: Here) -> Path | None:
+def cached_plan(onnx: FileInfo, precision: str, settings: Settings, here: Here) -> Path | None:
     """Return where the plan of this very build is kept, whether it is there or not; None without a cache."""
     cache = cache_directory()
     return cache / "plans" / f"{_key(onnx, precision, settings, here)}.plan" if cache else None
@@ -109,10 +97,8 @@ def build_plan(
         onnx=str(onnx),
         target=str(target),
         precision=precision,
+        settings=settings,
         workspace=settings.workspace or max(_LEAST_WORKSPACE, here.free * 3 // 4 // _MIB),
-        batches=settings.batches,
-        hardware_compatible=settings.hardware_compatible,
-        optimization_level=settings.optimization_level,
         timing_cache=str(timings) if timings else None,
     )
     _ladder(job, say)
@@ -179,9 +165,9 @@ def _run(arguments: list[str], hear: Callable[[Message], None]) -> int:
             raise
 
 
-def _key(onnx: Path, precision: str, settings: Settings, here: Here) -> str:
+def _key(onnx: FileInfo, precision: str, settings: Settings, here: Here) -> str:
     flags = msgspec.json.encode(settings).decode()
-    return _digest(sha256(onnx), precision, flags, here.tensorrt, here.gpu, here.compute_capability)
+    return _digest(onnx.sha256, precision, flags, here.tensorrt, here.gpu, here.compute_capability)
 
 
 def _digest(*parts: str) -> str:

@@ -36,6 +36,7 @@ from edgefg.manifest import (
     manifest_path,
 )
 from edgefg.preprocess import InputSpec, UInt8Array, prepare, resize
+from edgefg.signature import signature_path
 
 STEM = "model"
 """Every exported artifact's files are called ``model.…``."""
@@ -143,7 +144,7 @@ def move_in(model: Path, folder: Path) -> Path:
     manifest = manifest_path(model)
     with _told(folder):
         # A signature belongs to the manifest that it was made of.
-        (folder / f"{manifest.name}.sig").unlink(missing_ok=True)
+        signature_path(folder / model.name).unlink(missing_ok=True)
         for file in sorted(model.parent.iterdir(), key=lambda file: file == manifest):
             file.replace(folder / file.name)
         sync(folder)

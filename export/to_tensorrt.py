@@ -8,6 +8,7 @@ JetPack needs a new plan. Runs on devices: no torch.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import statistics
 import time
@@ -20,12 +21,15 @@ import msgspec
 from edgefg import golden
 from edgefg.classifier import Classifier
 from edgefg.errors import BuildError, DataError, EdgefgError, ManifestError, one_line
-from edgefg.export.build_plan import Here
-from edgefg.export.builder import Settings, build_plan, cached_plan, describe, keep_plan
+from edgefg.export.build_plan import Here, Settings
+from edgefg.export.builder import build_plan, cached_plan, describe, keep_plan
 from edgefg.export.package import PLAN, Draft, folder_beside, move_in, stage
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import sync
 from edgefg.manifest import FileInfo, Manifest, PlanInfo, check_files, file_info, manifest_path, read_manifest
+from edgefg.plan import gpu_number
+from edgefg.preprocess import UInt8Array
+from edgefg.signature import signature_path
 
 Precision = Literal["auto", "int8", "fp16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "int8", "fp16", "fp32")
@@ -74,6 +78,11 @@ class _Source(NamedTuple):
 
     model: Path
     manifest: Manifest
+
+    @property
+    def file(self) -> FileInfo:
+        """The ONNX file as its manifest has it, which was compared with it when it was read."""
+        return next(file for file in self.manifest.files if file.name == self.manifest.model)
 
 
 class _Site(NamedTuple):
@@ -142,7 +151,7 @@ def rebuild(plan: Path, *, device: str | None = None) -> None:
     source = plan.with_name(info.source.name)
     if not source.exists() or file_info(source) != info.source:
         raise BuildError(f"{source} is not the file that {plan.name} was built from; copy the artifact again")
-    if (device or "").partition(":")[2] not in ("", "0"):
+    if gpu_number(device, plan):
         raise BuildError(f"a plan is built on the first GPU, not on {device}; choose it by CUDA_VISIBLE_DEVICES")
     settings = Settings(batches=info.batches, hardware_compatible=info.hardware_compatible)
     build_engine([source], settings=settings)
@@ -177,7 +186,7 @@ def _still_good(plan: Path, sources: list[_Source], site: _Site) -> BuildReport 
         return None
     try:
         info = read_manifest(plan).plan
-        if info is None or info.source not in [file_info(source.model) for source in sources]:
+        if info is None or info.source not in [source.file for source in sources]:
             site.say(f"{plan} was built from another file")
         elif info != _info(info.source, site):
             site.say(f"{plan} was built for another device, by another TensorRT or with other settings")
@@ -223,10 +232,9 @@ def _build_one(source: _Source, folder: Path, site: _Site) -> Path:
         provenance=msgspec.structs.replace(manifest.provenance, recipe="; ".join(stages)),
         frames=proof.frames,
         parent_logits=proof.parent_logits,
-        plan=_info(file_info(model), site),
+        plan=_info(source.file, site),
     )
-
-    kept = cached_plan(model, manifest.precision, site.settings, here)
+    kept = cached_plan(source.file, manifest.precision, site.settings, here)
     if site.use_cache and kept is not None and kept.exists():
         try:
             site.say(f"taking the plan of an earlier build from {kept.parent}")
@@ -271,22 +279,19 @@ def _fastest(staged: dict[int, Path], candidates: list[Candidate], site: _Site) 
 def _measure(staged: dict[int, Path]) -> dict[int, float]:
     """Return the median time of a prediction, milliseconds, of every plan; their turns alternate."""
     times: dict[int, list[float]] = {number: [] for number in staged}
-    opened: dict[int, Classifier] = {}
-    try:
+    opened: dict[int, tuple[Classifier, UInt8Array]] = {}
+    with contextlib.ExitStack() as stack:
         for number, plan in staged.items():
-            opened[number] = Classifier(plan)
+            classifier = stack.enter_context(Classifier(plan))
+            assert classifier.manifest.golden is not None
+            opened[number] = classifier, golden.read(plan.with_name(classifier.manifest.golden.file)).inputs
         for turn in range(_ROUNDS + 1):
-            for number, classifier in opened.items():
-                assert classifier.manifest.golden is not None
-                frames = golden.read(classifier.path.with_name(classifier.manifest.golden.file)).inputs
+            for number, (classifier, frames) in opened.items():
                 for i in range(_PREDICTIONS):
                     start = time.perf_counter()
                     classifier.predict(frames[i % len(frames)], color="rgb")
                     if turn:  # the first turn warms up
                         times[number].append((time.perf_counter() - start) * 1e3)
-    finally:
-        for classifier in opened.values():
-            classifier.close()
     return {number: statistics.median(found) for number, found in times.items()}
 
 
@@ -306,10 +311,9 @@ def _folder_for(sources: list[_Source], out: Path | None) -> Path:
 
 def _names_of(source: _Source) -> list[str]:
     """List an artifact's files, its manifest last."""
-    own = manifest_path(source.model)
-    signature = own.with_name(f"{own.name}.sig")
+    signature = signature_path(source.model)
     files = [file.name for file in source.manifest.files]
-    return [*files, *([signature.name] if signature.exists() else []), own.name]
+    return [*files, *([signature.name] if signature.exists() else []), manifest_path(source.model).name]
 
 
 def _copy_source(source: _Source, folder: Path, staging: Path) -> None:

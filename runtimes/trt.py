@@ -10,7 +10,6 @@ import contextlib
 import functools
 import logging
 import math
-import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from edgefg.errors import InferenceError, RuntimeUnavailableError, one_line
 from edgefg.manifest import manifest_path, read_manifest
-from edgefg.plan import check_fits, check_header
+from edgefg.plan import check_fits, check_header, gpu_number
 from edgefg.runtime import TensorSpec
 from edgefg.runtimes.cuda import Bytes, Cuda, CudaError, open_cuda
 
@@ -63,7 +62,7 @@ class TensorRTRuntime:
         self._messages: collections.deque[str] = collections.deque(maxlen=4)
         # Engines write to it as long as they live.
         self._logger: trt.ILogger = _logger(trt, self._messages)
-        self._cuda = open_cuda(_index_of(device, path))
+        self._cuda = open_cuda(gpu_number(device, path))
         try:
             with self._cuda.current():
                 self._load(trt, _read(path, self._cuda, trt.__version__))
@@ -335,15 +334,6 @@ def _read(path: Path, cuda: Cuda, version: str) -> bytes:
     info = read_manifest(path).plan if manifest_path(path).exists() else None
     check_fits(path, info, written_by, cuda.device(), version)
     return data
-
-
-def _index_of(device: str | None, path: Path) -> int:
-    found = re.fullmatch(r"(?:gpu|cuda)(?::(\d+))?", (device or "gpu").lower())
-    if found is None:
-        raise RuntimeUnavailableError(
-            f"device {device!r} was asked for; {path.name} is a TensorRT plan: needed GPU, or GPU:1 for the second one"
-        )
-    return int(found[1] or 0)
 
 
 def _tensors(trt: Any, engine: trt.ICudaEngine, path: Path) -> _Tensors:
