@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edgefg import cli
 from edgefg.manifest import Manifest, decode_manifest, encode_manifest, file_info, manifest_path
 from edgefg.preprocess import UInt8Array
 from tests.synthetic import MARKS, draw
@@ -91,6 +92,24 @@ def grocery() -> Path:
     if not (_GROCERY / "train").is_dir():
         pytest.skip(f"no Grocery Store data at {_GROCERY}; set EDGEFG_GROCERY")
     return _GROCERY
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `edgefg ARGUMENTS` in this process; returns exit status, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["edgefg", *(str(argument) for argument in arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return call
 
 
 @pytest.fixture

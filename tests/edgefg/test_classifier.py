@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from edgefg.errors import InferenceError
 from edgefg.manifest import Manifest
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from tests.conftest import MODELS, TINY
+from tests.threads import run_together
 
 Tiny = Callable[[str], Path]
 Rewrite = Callable[..., Manifest]
@@ -110,26 +110,15 @@ def test_read_only_rgb_frame_of_network_size(name: str, birds: Birds) -> None:
 @pytest.mark.parametrize("name", REAL)
 def test_eight_threads_share_one_classifier(name: str, birds: Birds) -> None:
     frames = birds[1][:5]
-    failures: list[BaseException] = []
     with _open(name) as classifier:
         expected = [classifier.predict(frame).logits for frame in frames]
-        start = threading.Barrier(8)
 
         def work(first: int) -> None:
-            try:
-                start.wait()
-                for i in range(first, first + 50):
-                    found = classifier.predict(frames[i % 5]).logits
-                    np.testing.assert_array_equal(found, expected[i % 5])
-            except BaseException as exc:
-                failures.append(exc)
+            for i in range(first, first + 50):
+                found = classifier.predict(frames[i % 5]).logits
+                np.testing.assert_array_equal(found, expected[i % 5])
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not failures
+        run_together(work)
 
 
 def test_closed_classifier() -> None:

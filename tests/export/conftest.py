@@ -16,6 +16,7 @@ from torch import nn
 from edgefg import __version__
 from edgefg.export.calibration import Calibration, choose_balanced, read_calibration
 from edgefg.export.export import export_checkpoint
+from edgefg.export.quantize import quantize_tensorrt
 from edgefg.export.to_onnx import write_onnx
 from edgefg.preprocess import InputSpec, prepare
 from edgefg.sources import read_image
@@ -116,6 +117,14 @@ def lite0_onnx(lite0: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def calibration(data: FolderData) -> Calibration:
     return read_calibration(choose_balanced(data.splits["train"], 24), InputSpec(height=SIDE, width=SIDE))
+
+
+@pytest.fixture(scope="session")
+def trt(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its all-int8 QDQ graph for TensorRT; not to be spoilt."""
+    path = tmp_path_factory.mktemp("trt") / "model.onnx"
+    quantize_tensorrt(lite0_onnx, path, calibration.inputs)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -23,13 +23,6 @@ from edgefg.training.models.network import Network
 
 
 @pytest.fixture(scope="module")
-def trt(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("trt") / "model.onnx"
-    quantize_tensorrt(lite0_onnx, path, calibration.inputs)
-    return path
-
-
-@pytest.fixture(scope="module")
 def ort(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ort") / "model.onnx"
     quantize_onnxruntime(lite0_onnx, path, calibration.inputs)

@@ -12,8 +12,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgefg.cli import main
-from edgefg.export.calibration import Calibration
 from edgefg.export.check import check
 from edgefg.export.graph import Graph
 from edgefg.export.quantize import quantize_tensorrt
@@ -25,13 +23,7 @@ from edgefg.training.models.backbone import build_backbone
 from tests.conftest import TINY
 
 Edit = Callable[[onnx.ModelProto], None]
-
-
-@pytest.fixture(scope="module")
-def trt(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("trt") / "model.onnx"
-    quantize_tensorrt(lite0_onnx, path, calibration.inputs)
-    return path
+Run = Callable[..., tuple[int, str, str]]
 
 
 def _first(model: onnx.ModelProto, op_type: str) -> onnx.NodeProto:
@@ -234,26 +226,16 @@ def test_our_graphs_keep_every_rule(backbone: str, tmp_path: Path) -> None:
     assert report.rules == len(RULES)
 
 
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["edgefg", "check", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
-
-
-def test_the_verb(
-    trt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    status, out, _ = run(capsys, monkeypatch, trt, "--for", "tensorrt")
+def test_the_verb(trt: Path, tmp_path: Path, run: Run) -> None:
+    status, out, _ = run("check", trt, "--for", "tensorrt")
     assert (status, out.endswith(f"{len(RULES)} rules: all hold\n")) == (0, True)
     model = onnx.load(trt)
     _many_scales(model)
     onnx.save(model, tmp_path / "bad.onnx")
-    status, out, _ = run(capsys, monkeypatch, tmp_path / "bad.onnx")
+    status, out, _ = run("check", tmp_path / "bad.onnx")
     assert status == 1
     assert "per-tensor: 3 scales on an activation; needed one scale for an activation: quantise constants" in out
-    status, out, _ = run(capsys, monkeypatch, tmp_path / "bad.onnx", "--json")
+    status, out, _ = run("check", tmp_path / "bad.onnx", "--json")
     assert status == 1
     assert {violation["rule"] for violation in json.loads(out)["broken"]} == {"per-tensor"}
 
@@ -266,9 +248,7 @@ def test_the_verb(
         ([TINY / "onnx" / "model.onnx", "--for", "coreml"], "--for 'coreml': no such choice; needed tensorrt"),
     ],
 )
-def test_bad_usage(
-    words: list[object], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    status, _, err = run(capsys, monkeypatch, *words)
+def test_bad_usage(words: list[object], said: str, run: Run) -> None:
+    status, _, err = run("check", *words)
     assert (status, err.count("\n")) == (2, 1)
     assert said in err

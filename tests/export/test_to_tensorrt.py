@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -14,14 +14,15 @@ import onnx
 import pytest
 
 from edgefg import Classifier, IntegrityError, RuntimeUnavailableError
-from edgefg.cli import main
 from edgefg.errors import BuildError, DataError
-from edgefg.export.builder import Settings
+from edgefg.export.build_plan import Settings
 from edgefg.export.to_tensorrt import build_engine
 from edgefg.manifest import OutputSpec, encode_manifest, file_info, manifest_path, read_manifest
 from tests.conftest import TINY
 from tests.simulated.books import Books
 from tests.simulated.install import simulated_device
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 def copy(kind: str, folder: Path, **fields: object) -> Path:
@@ -275,30 +276,20 @@ def test_an_altered_onnx_is_not_built(model: Path, device: Books) -> None:
         build_engine([model])
 
 
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["edgefg", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
-
-
-def test_the_verb(
-    model: Path, device: Books, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    status, out, err = run(capsys, monkeypatch, "build", model, "--json")
+def test_the_verb(model: Path, device: Books, run: Run) -> None:
+    status, out, err = run("build", model, "--json")
     assert status == 0, err
     assert json.loads(out)["gpu"] == "Simulated Orin"
-    status, out, _ = run(capsys, monkeypatch, "build", model)
+    status, out, _ = run("build", model)
     assert (status, "was there already and fits this device" in out) == (0, True)
     photo = model.parent / "photo.png"
     cv2.imwrite(str(photo), np.full((70, 90, 3), 128, np.uint8))
     with simulated_device(major=11):
-        status, _, err = run(capsys, monkeypatch, "predict", model.with_name("engine.plan"), photo)
+        status, _, err = run("predict", model.with_name("engine.plan"), photo)
         assert status == 2
         assert err.count("\n") == 1
         assert "edgefg build" in err
-        status, out, _ = run(capsys, monkeypatch, "predict", model.with_name("engine.plan"), photo, "--rebuild")
+        status, out, _ = run("predict", model.with_name("engine.plan"), photo, "--rebuild")
         assert (status, str(photo) in out) == (0, True)
 
 
@@ -312,9 +303,7 @@ def test_the_verb(
         (["--optimization-level", "6"], "needed 0 to 5"),
     ],
 )
-def test_bad_usage_in_one_line(
-    words: list[str], said: str, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    status, _, err = run(capsys, monkeypatch, "build", model, *words)
+def test_bad_usage_in_one_line(words: list[str], said: str, model: Path, run: Run) -> None:
+    status, _, err = run("build", model, *words)
     assert (status, err.count("\n")) == (2, 1)
     assert said in err

@@ -7,7 +7,6 @@ import re
 import shutil
 import statistics
 import subprocess
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from edgefg.export.to_tensorrt import BuildReport, build_engine
 from edgefg.preprocess import UInt8Array
 from edgefg.runtime import describe_gpu
 from edgefg.runtimes.cuda import CudaPython
+from tests.threads import run_together
 
 pytestmark = pytest.mark.gpu
 Plans = dict[str, BuildReport]
@@ -81,24 +81,15 @@ def test_no_leak_over_50_classifiers(plans: Plans, frames: Frames, note: dict[st
 
 def test_threads(plans: Plans, frames: Frames) -> None:
     report = next(iter(plans.values()))
-    failures: list[BaseException] = []
     with Classifier(report.plan) as classifier:
         expected = [classifier.predict(frame).logits for frame in frames]
 
         def work(first: int) -> None:
-            try:
-                for i in range(first, first + 200):
-                    found = classifier.predict(frames[i % len(frames)]).logits
-                    np.testing.assert_array_equal(found, expected[i % len(frames)])
-            except BaseException as exc:
-                failures.append(exc)
+            for i in range(first, first + 200):
+                found = classifier.predict(frames[i % len(frames)]).logits
+                np.testing.assert_array_equal(found, expected[i % len(frames)])
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not failures
+        run_together(work)
 
 
 def test_graph_on_and_off(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from edgefg.runtime import RUNTIMES, Runtime, load
 from tests.conftest import MODELS, TINY
 from tests.simulated.install import simulated_device
 from tests.simulated.tensorrt_engine import VERSIONS, Plan, write_plan
+from tests.threads import run_together
 
 SPEC = InputSpec(height=64, width=64)
 PLANS = {"plan": "onnx", "plan-batch4": "onnx-batch4", "plan-dynamic": "onnx-dynamic"}
@@ -155,23 +155,12 @@ def test_two_runtimes_on_one_file(model: Path, batch: UInt8Array) -> None:
 def test_threads_share_a_runtime(runtime: Runtime, batch: UInt8Array) -> None:
     batches = [np.roll(batch, shift, axis=2) for shift in range(0, 40, 8)]
     expected = [runtime.infer(one) for one in batches]
-    start = threading.Barrier(8)
-    failures: list[BaseException] = []
 
     def work(first: int) -> None:
-        try:
-            start.wait()
-            for i in range(first, first + 30):
-                np.testing.assert_array_equal(runtime.infer(batches[i % 5]), expected[i % 5])
-        except BaseException as exc:
-            failures.append(exc)
+        for i in range(first, first + 30):
+            np.testing.assert_array_equal(runtime.infer(batches[i % 5]), expected[i % 5])
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    run_together(work)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

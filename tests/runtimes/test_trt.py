@@ -27,6 +27,7 @@ from tests.conftest import TINY
 from tests.simulated.books import Fault
 from tests.simulated.install import ROOT, SITE, simulated_device
 from tests.simulated.tensorrt_engine import VERSIONS, Plan, write_plan
+from tests.threads import run_together
 
 Rewrite = Callable[..., object]
 BINDINGS = pytest.mark.parametrize("pycuda", [False, True], ids=["cuda-python", "pycuda"])
@@ -73,22 +74,12 @@ def test_8_threads_of_1000_predictions(plan: Path, pycuda: bool) -> None:
     with simulated_device(pycuda=pycuda) as books:
         with Classifier(plan) as classifier:
             expected = [classifier.predict(frame).logits for frame in given]
-            start, failures = threading.Barrier(8), list[BaseException]()
 
             def work(first: int) -> None:
-                try:
-                    start.wait()
-                    for i in range(first, first + 1000):
-                        np.testing.assert_array_equal(classifier.predict(given[i % 10]).logits, expected[i % 10])
-                except BaseException as exc:
-                    failures.append(exc)
+                for i in range(first, first + 1000):
+                    np.testing.assert_array_equal(classifier.predict(given[i % 10]).logits, expected[i % 10])
 
-            threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        assert not failures
+            run_together(work)
         assert books.peak["contexts"] <= 8
         books.assert_clean()
 

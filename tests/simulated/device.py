@@ -215,15 +215,21 @@ class Device:
         if error := self.enter("cudaStreamSynchronize"):
             return self._after_wait(self.streams.get(handle), error)
         stream = self.stream_of(handle, "cudaStreamSynchronize")
+        if error := self._cannot_be_asked(stream, "cudaStreamSynchronize"):
+            return error
+        if self.captures and (error := self._mine_forbids("cudaStreamSynchronize")):
+            return error
+        return self._wait(stream)
+
+    def _cannot_be_asked(self, stream: Stream | None, call: str) -> int:
+        """Return why a stream's state cannot be asked for, 0 where it can; asking breaks a capture."""
         if stream is None:
             return codes.INVALID_HANDLE
         if stream.capture is not None:
             stream.capture.invalid = True
-            self.books.violation("cudaStreamSynchronize of a stream that captures a graph")
+            self.books.violation(f"{call} of a stream that captures a graph")
             return codes.CAPTURE_UNSUPPORTED
-        if self.captures and (error := self._mine_forbids("cudaStreamSynchronize")):
-            return error
-        return self._wait(stream)
+        return 0
 
     def _mine_forbids(self, call: str) -> int:
         me = threading.get_ident()
@@ -271,12 +277,8 @@ class Device:
         if error := self.enter("cudaStreamQuery"):
             return error
         stream = self.stream_of(handle, "cudaStreamQuery")
-        if stream is None:
-            return codes.INVALID_HANDLE
-        if stream.capture is not None:
-            stream.capture.invalid = True
-            self.books.violation("cudaStreamQuery of a stream that captures a graph")
-            return codes.CAPTURE_UNSUPPORTED
+        if error := self._cannot_be_asked(stream, "cudaStreamQuery"):
+            return error
         if not stream.items:
             stream.waits += 1
             return 0
