@@ -17,7 +17,7 @@ from torch import nn
 from edgefg import __version__
 from edgefg.classifier import Classifier
 from edgefg.errors import DataError, ExportError
-from edgefg.export.calibration import Calibration, choose_balanced, read_calibration, synthetic_frames
+from edgefg.export.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
 from edgefg.export.half import to_half
 from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
 from edgefg.export.quantize import Calibrator, quantize_onnxruntime, quantize_openvino, quantize_tensorrt
@@ -176,7 +176,7 @@ def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array
             return _write_openvino(job, source, folder / "model.xml")
         target = folder / "model.onnx"
         if job.precision == "fp16":
-            to_half(source, target)
+            to_half(source, target, batches(inputs, job.batch or 1))
             return target
         if job.calibration is None:
             target.write_bytes(source.read_bytes())
@@ -186,7 +186,8 @@ def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array
         if job.to == "onnx":
             quantize_onnxruntime(source, target, data, batch=batch, calibrator=calibrator, any_cpu=job.any_cpu)
         else:
-            quantize_tensorrt(source, target, data, batch=batch, calibrator=calibrator)
+            why_not = quantize_tensorrt(source, target, data, batch=batch, calibrator=calibrator)
+            job.say(f"what stays floating point is {f'FP32: {why_not}' if why_not else 'FP16'}")
         return target
 
 

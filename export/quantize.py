@@ -1,7 +1,8 @@
 """FP32 → INT8, one graph for each engine from the same calibration inputs.
 
 * OpenVINO: NNCF on the OpenVINO model, MIXED preset (symmetric weights, asymmetric activations), fast bias correction.
-* TensorRT: explicit QDQ ONNX, all int8 symmetric, float bias, Q/DQ where TensorRT fuses it (`edgefg.export.rules`).
+* TensorRT: explicit QDQ ONNX, all int8 symmetric, float bias, Q/DQ where TensorRT fuses it (`edgefg.export.rules`), the
+  rest in FP16.
 * ONNX Runtime: QDQ ONNX, uint8 activations, int8 weights for each channel, int32 bias.
 
 8-bit weights saturate in the 16-bit sums of x86 CPUs without VNNI. With ImageNet's EfficientNet-Lite0 (1,000 classes,
@@ -16,15 +17,18 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 from tqdm import tqdm
 
 from edgefg.errors import ExportError, one_line
 from edgefg.export.calibration import batches
+from edgefg.export.half import Batches, activation_overflow, rest_to_half
 from edgefg.export.quiet import quiet
 from edgefg.export.rules import INPUT, broken_rules, skip_tensors
 from edgefg.preprocess import UInt8Array
@@ -36,6 +40,11 @@ Calibrator = Literal["minmax", "percentile"]
 """
 
 _IMAGES_AT_ONCE = 4
+# How many calibration images tell whether a network bears FP16, and how far FP16 may move its logits away from the FP32
+# network's: as a multiple of the deviation that int8 makes alone, and as a share of the greatest logit.
+_COMPARED = 16
+_WORSE = 1.5
+_MARGIN = 0.01
 _TENSORRT_OPS = ["Conv", "Gemm"]
 # What ONNX Runtime's CPU kernels run in 8 bits; others stay in floating point between dequantised tensors.
 _ONNXRUNTIME_OPS = [
@@ -99,11 +108,12 @@ def _nncf_percentile(estimators: Any) -> Any:
 
 def quantize_tensorrt(
     source: Path, target: Path, inputs: UInt8Array, *, batch: int = 1, calibrator: Calibrator = "minmax"
-) -> None:
+) -> str:
     """Write the QDQ ONNX that TensorRT reads, from an FP32 ONNX file.
 
     Q/DQ stand on the inputs of Conv and Gemm only, so that a convolution fuses with the activation or the residual Add
-    behind it, and on the skip of every residual Add.
+    behind it, and on the skip of every residual Add. What stays floating point is FP16, in which a strongly typed
+    TensorRT network then computes it, unless the network does not bear that.
 
     Args:
         source: FP32 ONNX of ``uint8 [batch, height, width, 3]``.
@@ -111,6 +121,9 @@ def quantize_tensorrt(
         inputs: ``uint8 [K, height, width, 3]`` RGB.
         batch: the file's fixed batch size; 0 where it is free.
         calibrator: see `Calibrator`.
+
+    Returns:
+        Why what stays floating point is FP32, in one line; empty where it is FP16.
 
     Raises:
         ExportError: ONNX Runtime cannot quantise the graph.
@@ -123,8 +136,38 @@ def quantize_tensorrt(
         "OpTypesToExcludeOutputQuantization": _TENSORRT_OPS,
     }
     _quantize_onnx(source, target, batches(inputs, batch or 1), calibrator, _TENSORRT_OPS, "QInt8", options)
+    why_not = _rest_to_half(source, target, batches(inputs[:_COMPARED], batch or 1))
     if refused := [broken for broken in broken_rules(onnx.load(target)) if broken.refused]:
         raise ExportError(f"TensorRT would refuse the quantised graph: {refused[0].render()}")
+    return why_not
+
+
+def _rest_to_half(source: Path, target: Path, data: Sequence[UInt8Array]) -> str:
+    """Cast what stays floating point in ``target`` to FP16; return why not where the FP32 parent's logits are lost."""
+    try:
+        half = rest_to_half(onnx.load(target)).SerializeToString()
+        if overflow := activation_overflow(source, data):
+            return overflow
+        parent, full, cast = (_logits(model, data) for model in (source.read_bytes(), target.read_bytes(), half))
+    except ExportError as exc:
+        return str(exc)
+    before, after = (float(np.abs(logits - parent).mean()) for logits in (full, cast))
+    if not after <= _WORSE * before + _MARGIN * float(np.abs(parent).max()):
+        return f"with FP16 the logits are {after:.3g} away from the FP32 network's, with FP32 {before:.3g}"
+    target.write_bytes(half)
+    return ""
+
+
+def _logits(model: bytes, data: Sequence[UInt8Array]) -> npt.NDArray[np.float32]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return np.concatenate([session.run(None, {INPUT: batch})[0] for batch in data])
+    except Exception as exc:  # ONNX Runtime raises a family of its own, plain RuntimeError among them
+        raise ExportError(f"ONNX Runtime cannot run the graph: {one_line(exc)[:300]}") from exc
 
 
 def quantize_onnxruntime(
@@ -199,20 +242,8 @@ def _calibrate(
         tool = create_calibrator(source, op_types, str(Path(folder) / "augmented.onnx"), method, extra_options=options)
         reader = iter(tqdm(data, "calibrating", disable=None, leave=False))
         for _ in range(0, len(data), step):
-            tool.collect_data(_Reader(itertools.islice(reader, step)))
+            tool.collect_data(Batches(itertools.islice(reader, step)))
         return tool.compute_data()
-
-
-class _Reader:
-    """Hands batches to ONNX Runtime's calibrators by their protocol."""
-
-    def __init__(self, data: Iterable[UInt8Array]) -> None:
-        self._data = iter(data)
-
-    def get_next(self) -> dict[str, UInt8Array] | None:
-        """Return the next batch, or None after the last one."""
-        batch = next(self._data, None)
-        return None if batch is None else {INPUT: batch}
 
 
 def _convolutions_behind_pad(model: onnx.ModelProto) -> list[str]:

@@ -19,9 +19,13 @@ from edgefg.export.graph import Graph
 INPUT = "images"
 """Name of our graphs' uint8 input."""
 _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Softmax", "Tanh")
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_UNPAIRED = ("Relu", "Sigmoid", "Softmax", "Concat", "Reshape")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_WEIGHTED = (*_CONVOLUTIONS, "Gemm", "MatMul")
+_UNPAIRED = {"Relu", "Sigmoid", "Softmax", "Concat", "Reshape"}
+_NORMALISING = ("Cast", "Transpose", "Sub", "Div", "Mul", "Add")
 _OPSETS = range(13, 21)
+_HALF_OPSET = 19
+_LEAST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 
 
 class Rule(NamedTuple):
@@ -34,12 +38,15 @@ class Rule(NamedTuple):
 
 
 RULES = {
-    "opset": Rule("opset 13 to 20", "export again with edgefg, which writes opset 18", True),
+    "opset": Rule("opset 13 to 20, with FP16 scales 19 or 20", "export again with edgefg", True),
     "uint8-cast": Rule("a uint8 input to feed one Cast and nothing else", "cast first, then transpose", True),
     "symmetric-int8": Rule("int8 and zero points of zero", "quantise with QInt8 and ActivationSymmetric", True),
     "positive-scale": Rule("constant scales above zero", "calibrate again with other images", True),
     "per-tensor": Rule("one scale for an activation", "quantise constants alone per channel", True),
     "pair": Rule("Q to feed DQ alone, with the same scale", "put both halves on the tensor", True),
+    "weight-source": Rule(
+        "a constant, through Q and DQ or as int8 through DQ", "fold what lies between into the constant", True
+    ),
     "weight-axis": Rule(
         "axis 0, of ConvTranspose and untransposed matrices 1", "quantise along the output channels", True
     ),
@@ -48,11 +55,14 @@ RULES = {
     "weights-and-data": Rule("both quantised, or neither", "quantise both inputs of the layer", False),
     "conv-activation": Rule("none, so that the two fuse", "move the pair behind the activation", False),
     "gemm-output": Rule("none there", "exclude the output of Gemm from quantisation", False),
-    "normalisation": Rule("none before the first layer", "exclude the nodes of the normalisation", False),
+    "normalisation": Rule("none before the first layer's input", "exclude the nodes of the normalisation", False),
     "shared-pair": Rule("one pair for a tensor", "let all its readers take the same DQ", False),
     "own-pair": Rule("none for it", "quantise the inputs of Conv, Gemm and MatMul only", False),
     "residual-skip": Rule("a pair on the skip, so that Conv and Add fuse", "quantise the skip", False),
     "residual-branch": Rule("none on the branch that ends in a convolution", "leave that branch's pair out", False),
+    "half-precision": Rule(
+        "FP16 with FP16 scales for what stays floating point", "quantise with edgefg export, which casts it", False
+    ),
 }
 """Every rule, by name."""
 
@@ -100,16 +110,23 @@ def skip_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def broken_rules(model: onnx.ModelProto) -> list[Broken]:
-    """Return one entry for each place where a QDQ graph breaks a rule; none where TensorRT can take all of it."""
+    """Return one entry for each place where a QDQ graph breaks a rule; none where TensorRT can take all of it.
+
+    Of nodes that compute in FP32 the first one is named, with their number.
+    """
     graph = Graph(model)
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    found = [] if opset in _OPSETS else [Broken("opset", "graph", f"opset {opset}")]
-    found += _input_rule(graph, model)
+    layers = [node for node in graph.nodes if node.op_type in _WEIGHTED]
+    biases = {name for node in layers for name in node.input[2:]}
+    weights = {node.input[1] for node in layers if node.op_type != "MatMul"}
+    normalising = _normalising(graph)
+    found = [*_opset_rule(graph), *_input_rule(graph), *_half_rule(graph)]
     for node in graph.nodes:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            found += _pair_rules(graph, node)
-        if node.op_type == "QuantizeLinear" and node.input[0] not in graph.constants:
-            found += _activation_rules(graph, node)
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.output[0] not in biases:
+            found += _number_rules(graph, node, may_have_axis=node.output[0] in weights)
+        if node.op_type == "QuantizeLinear":
+            found += _pair_rule(graph, node)
+            if node.input[0] not in graph.constants:
+                found += _activation_rules(graph, node, normalising)
         elif node.op_type in _WEIGHTED:
             found += _weighted_rules(graph, node)
         elif node.op_type == "Add":
@@ -117,81 +134,151 @@ def broken_rules(model: onnx.ModelProto) -> list[Broken]:
     return found
 
 
-def _input_rule(graph: Graph, model: onnx.ModelProto) -> Iterator[Broken]:
-    for value in model.graph.input:
-        if value.name in graph.constants or value.type.tensor_type.elem_type != onnx.TensorProto.UINT8:
-            continue
-        readers = [node.op_type for node in graph.readers(value.name)]
-        if readers != ["Cast"]:
-            yield Broken("uint8-cast", value.name, f"it feeds {', '.join(readers) or 'nothing'}")
+def _opset_rule(graph: Graph) -> Iterator[Broken]:
+    if graph.opset not in _OPSETS:
+        yield Broken("opset", "graph", f"opset {graph.opset}")
+    elif graph.opset < _HALF_OPSET and any(_scale_kind(graph, node) == "FLOAT16" for node in graph.nodes):
+        yield Broken("opset", "graph", f"opset {graph.opset} and FP16 scales")
 
 
-def _pair_rules(graph: Graph, node: onnx.NodeProto) -> Iterator[Broken]:
-    """Symmetric int8, positive scales, and never one half of a pair alone."""
-    if len(node.input) < 3 or node.input[2] not in graph.constants:
-        yield Broken("symmetric-int8", node.name, "no constant zero point, so uint8")
-    else:
-        zero_point = graph.constants[node.input[2]]
-        kind = onnx.TensorProto.DataType.Name(zero_point.data_type)
-        if kind != "INT8" or graph.array(node.input[2]).any():
-            yield Broken("symmetric-int8", node.name, f"{kind} zero points, up to {graph.array(node.input[2]).max()}")
+def _input_rule(graph: Graph) -> Iterator[Broken]:
+    for name, value in graph.inputs.items():
+        readers = [node.op_type for node in graph.readers(name)]
+        if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8 and readers != ["Cast"]:
+            yield Broken("uint8-cast", name, f"it feeds {', '.join(readers) or 'nothing'}")
+
+
+def _scale_kind(graph: Graph, node: onnx.NodeProto) -> str:
+    """Return the element type of a Q's or DQ's constant scale, empty for other nodes."""
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or node.input[1] not in graph.constants:
+        return ""
+    return str(onnx.TensorProto.DataType.Name(graph.constants[node.input[1]].data_type))
+
+
+def _half_rule(graph: Graph) -> Iterator[Broken]:
+    """Type by type FP32 can only come from a constant, a Cast or a float input: those are looked for."""
+    if all(node.op_type != "QuantizeLinear" for node in graph.nodes):
+        return
+    found = [(node.name, what) for node in graph.nodes if (what := _in_full_precision(graph, node))]
+    if found:
+        others = f", and {len(found) - 1} nodes more in FP32" if len(found) > 1 else ""
+        yield Broken("half-precision", found[0][0], f"{found[0][1]}{others}")
+
+
+def _in_full_precision(graph: Graph, node: onnx.NodeProto) -> str:
+    """Say what makes a node compute in FP32, or in fewer digits than FP16 has; empty where it does neither."""
+    single = onnx.TensorProto.FLOAT
+    if node.op_type == "Cast":
+        to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+        is_output = node.output[0] in graph.outputs and not graph.readers(node.output[0])
+        return "a Cast to FP32" if to == single and not is_output else ""
+    kind = _scale_kind(graph, node)
+    if kind == "FLOAT":
+        return "an FP32 scale"
+    if kind == "FLOAT16" and 0 < graph.array(node.input[1]).min() < _LEAST_NORMAL:
+        return f"an FP16 scale of {graph.array(node.input[1]).min():g}, below 2^-14, where FP16 loses digits"
+    for name in node.input[:1] if node.op_type == "Resize" else node.input:  # its scales are FP32 by definition
+        if name in graph.constants and graph.constants[name].data_type == single:
+            return f"the FP32 constant {name}"
+        if name in graph.inputs and graph.inputs[name].type.tensor_type.elem_type == single:
+            return f"the FP32 input {name}"
+    return ""
+
+
+def _number_rules(graph: Graph, node: onnx.NodeProto, *, may_have_axis: bool) -> Iterator[Broken]:
+    """Symmetric int8 and positive scales, one for an activation."""
+    yield from _zero_point_rule(graph, node)
     if node.input[1] not in graph.constants:
         yield Broken("positive-scale", node.name, "a scale that is computed at run time")
         return
     scale = graph.array(node.input[1])
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         yield Broken("positive-scale", node.name, f"a scale of {scale.min():g}")
-    if scale.size > 1 and not _is_constant(graph, node):
+    if scale.size > 1 and not may_have_axis and graph.before_pair(node.output[0]) not in graph.constants:
         yield Broken("per-tensor", node.name, f"{scale.size} scales on an activation")
-    if node.op_type == "QuantizeLinear":
-        readers = graph.readers(node.output[0])
-        if {reader.op_type for reader in readers} != {"DequantizeLinear"}:
-            yield Broken("pair", node.name, f"it feeds {', '.join(graph.reader_ops(node)) or 'nothing'}")
-        elif any(reader.input[1] != node.input[1] and not _same(graph, reader, node) for reader in readers):
-            yield Broken("pair", node.name, "Q and DQ have different scales")
+
+
+def _zero_point_rule(graph: Graph, node: onnx.NodeProto) -> Iterator[Broken]:
+    if len(node.input) > 2 and node.input[2] not in graph.constants:
+        yield Broken("symmetric-int8", node.name, "zero points that are computed at run time")
+    elif len(node.input) > 2:
+        kind = onnx.TensorProto.DataType.Name(graph.constants[node.input[2]].data_type)
+        values = graph.array(node.input[2])
+        if kind != "INT8" or values.any():
+            yield Broken("symmetric-int8", node.name, f"{kind} zero points, up to {values.max()}")
+    elif node.op_type == "QuantizeLinear":
+        yield Broken("symmetric-int8", node.name, "no zero point, so uint8")
+    elif node.input[0] in graph.constants:
+        kind = onnx.TensorProto.DataType.Name(graph.constants[node.input[0]].data_type)
+        if kind != "INT8":
+            yield Broken("symmetric-int8", node.name, f"{kind} values")
+
+
+def _pair_rule(graph: Graph, node: onnx.NodeProto) -> Iterator[Broken]:
+    """Never one half of a pair alone."""
+    readers = graph.readers(node.output[0])
+    if {reader.op_type for reader in readers} != {"DequantizeLinear"}:
+        yield Broken("pair", node.name, f"it feeds {', '.join(graph.reader_ops(node)) or 'nothing'}")
+    elif any(reader.input[1] != node.input[1] and not _same(graph, reader, node) for reader in readers):
+        yield Broken("pair", node.name, "Q and DQ have different scales")
 
 
 def _same(graph: Graph, one: onnx.NodeProto, other: onnx.NodeProto) -> bool:
+    if not {one.input[1], other.input[1]} <= set(graph.constants):
+        return False
     return np.array_equal(graph.array(one.input[1]), graph.array(other.input[1]))
 
 
-def _is_constant(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Tell whether a Q or DQ node works on a constant, directly or through its other half."""
-    source = graph.writer(node.input[0])
-    return node.input[0] in graph.constants or (source is not None and source.input[0] in graph.constants)
+def _normalising(graph: Graph) -> set[str]:
+    """Name what the normalisation computes: the input and whatever follows from it and constants alone, bit by bit."""
+    names = set(graph.inputs)
+    for node in graph.nodes:
+        data = [name for name in node.input if name not in graph.constants]
+        if node.op_type in _NORMALISING and len(data) == 1 and data[0] in names:
+            names.update(node.output)
+    return names
 
 
-def _activation_rules(graph: Graph, node: onnx.NodeProto) -> Iterator[Broken]:
+def _activation_rules(graph: Graph, node: onnx.NodeProto, normalising: set[str]) -> Iterator[Broken]:
     """Where a pair on an activation may not stand."""
     source = graph.writer_op(node.input[0])
     behind = {op for reader in graph.readers(node.output[0]) for op in graph.reader_ops(reader)}
     if source in _WEIGHTED and behind & set(_ACTIVATIONS):
-        yield Broken("conv-activation", node.name, f"a pair between {source} and {', '.join(behind)}")
-    elif behind and behind <= set(_UNPAIRED):
-        yield Broken("own-pair", node.name, f"a pair for {', '.join(sorted(behind))} alone")
+        yield Broken("conv-activation", node.name, f"a pair between {source} and {', '.join(sorted(behind))}")
+    elif behind & _UNPAIRED and not behind & {*_WEIGHTED, "Add"}:
+        yield Broken("own-pair", node.name, f"a pair for {', '.join(sorted(behind & _UNPAIRED))} alone")
     if source == "Gemm":
         yield Broken("gemm-output", node.name, "a pair on the output of Gemm")
-    if source == "Pad" and behind & set(_WEIGHTED):
+    if source == "Pad" and behind & set(_CONVOLUTIONS):
         yield Broken("pad-conv", node.name, "a pair between Pad and a convolution")
-    if source in ("Cast", "Transpose", "") or behind & {"Sub", "Div", "Transpose", "Cast"}:
-        yield Broken("normalisation", node.name, f"a pair between {source or 'the input'} and {', '.join(behind)}")
+    if node.input[0] in normalising and behind and not behind & set(_WEIGHTED):
+        yield Broken(
+            "normalisation", node.name, f"a pair between {source or 'the input'} and {', '.join(sorted(behind))}"
+        )
     if len([reader for reader in graph.readers(node.input[0]) if reader.op_type == "QuantizeLinear"]) > 1:
         yield Broken("shared-pair", node.name, f"one of several pairs on {node.input[0]}")
 
 
 def _weighted_rules(graph: Graph, node: onnx.NodeProto) -> Iterator[Broken]:
-    """Weights and data both dequantised, or neither; weights by output channel; bias in floating point."""
+    """Weights and data both dequantised, or neither; constant weights by output channel; bias in floating point."""
     halves = [graph.writer_op(name) == "DequantizeLinear" for name in node.input[:2]]
     if halves[0] != halves[1]:
         yield Broken("weights-and-data", node.name, f"only the {'data' if halves[0] else 'weights'} are quantised")
     if len(node.input) > 2 and graph.writer_op(node.input[2]) == "DequantizeLinear":
         yield Broken("float-bias", node.name, "a quantised bias")
     weights = graph.writer(node.input[1])
-    if weights is None or weights.op_type != "DequantizeLinear" or weights.input[1] not in graph.constants:
+    if weights is None or not halves[1]:
+        return
+    source = graph.before_pair(node.input[1])
+    if node.op_type != "MatMul" and source not in graph.constants:
+        yield Broken("weight-source", node.name, f"weights out of {graph.writer_op(source) or 'a network input'}")
+    if weights.input[1] not in graph.constants or graph.array(weights.input[1]).size == 1:
         return
     axis = next((attribute.i for attribute in weights.attribute if attribute.name == "axis"), 1)
+    if axis < 0 and source in graph.constants:
+        axis += len(graph.constants[source].dims)
     first = node.op_type == "Conv" or (node.op_type == "Gemm" and _transposed(node))
-    if graph.array(weights.input[1]).size > 1 and axis != (0 if first else 1):
+    if axis != (0 if first else 1):
         yield Broken("weight-axis", node.name, f"weights quantised along axis {axis}")
 
 
@@ -201,11 +288,25 @@ def _transposed(gemm: onnx.NodeProto) -> bool:
 
 def _residual_rules(graph: Graph, node: onnx.NodeProto) -> Iterator[Broken]:
     """A residual Add takes one branch straight from a convolution and the other one through a pair."""
-    sources = [graph.writer_op(name) for name in node.input]
-    plain = sources.count("Conv")
-    if plain == 2:
+    if set(node.input) & set(graph.constants):
+        return
+    branches = [graph.before_pair(name) for name in node.input if _ends_a_branch(graph, name)]
+    straight = set(branches) & set(node.input)
+    paired = [name for name in node.input if graph.writer_op(name) == "DequantizeLinear"]
+    if len(straight) == 2:
         yield Broken("residual-skip", node.name, "both branches come straight from a convolution")
-    elif plain == 1 and "DequantizeLinear" not in sources and not set(node.input) & set(graph.constants):
+    elif straight and not paired:
         yield Broken("residual-skip", node.name, "no pair on the skip")
-    elif plain == 0 and sources.count("DequantizeLinear") == 2:
-        yield Broken("residual-branch", node.name, "pairs on both branches")
+    elif branches and not straight:
+        found = "pairs on both branches" if len(paired) == 2 else "a pair on the branch, none on the skip"
+        yield Broken("residual-branch", node.name, found)
+
+
+def _ends_a_branch(graph: Graph, name: str) -> bool:
+    """Tell whether a tensor comes, through a pair or not, from an 8-bit convolution that could fuse with its reader."""
+    source = graph.before_pair(name)
+    convolution = graph.writer(source)
+    if convolution is None or convolution.op_type != "Conv":
+        return False
+    alone = len(graph.readers(source)) == len(graph.readers(name)) == 1
+    return alone and graph.writer_op(convolution.input[0]) == "DequantizeLinear"

@@ -39,7 +39,7 @@ RUNTIME_VENDORS = {
     "trt": {"tensorrt", "cuda", "pycuda"},
     "cuda": {"cuda", "pycuda"},
 }
-TORCHLESS_EXPORT = ("to_tensorrt", "builder", "build_plan", "package", "verify", "rules", "graph", "check")
+TORCHLESS_EXPORT = ("to_tensorrt", "builder", "build_plan", "package", "verify", "rules", "graph", "half", "check")
 
 
 class Import(NamedTuple):

@@ -70,7 +70,8 @@ def test_tensorrt_graph_spelt_out(trt: Path) -> None:
             assert writer[node.input[0]].op_type == "Conv"
         if node.op_type == "Add":
             assert sorted(writer[name].op_type for name in node.input) == ["Conv", "DequantizeLinear"]
-    assert writer["logits"].op_type == "Gemm"
+    assert (writer["logits"].op_type, writer[writer["logits"].input[0]].op_type) == ("Cast", "Gemm")
+    assert {array.dtype for array in constants.values()} <= {np.dtype(kind) for kind in ("float16", "int8", "int64")}
     assert [node.op_type for node in model.graph.node if "images" in node.input] == ["Cast"]
     quantised = [node.input[0] for node in pairs if node.op_type == "QuantizeLinear"]
     assert len(quantised) == len(set(quantised)), "one shared pair a tensor"
@@ -98,7 +99,7 @@ def test_refused_graph_is_an_error(
     monkeypatch.setattr("edgefg.export.rules._OPSETS", range(13, 15))
     with pytest.raises(
         ExportError,
-        match=r"TensorRT would refuse the quantised graph: graph: opset \(refused\): opset 18; needed opset 13 to 20",
+        match=r"TensorRT would refuse the quantised graph: graph: opset \(refused\): opset 19; needed opset 13 to 20",
     ):
         quantize_tensorrt(lite0_onnx, tmp_path / "m.onnx", calibration.inputs[:2])
 
@@ -148,18 +149,27 @@ def test_int8_agrees_with_fp32_on_unseen_content(lite0_onnx: Path, trt: Path, or
 
 
 def test_the_plans_accuracy_is_estimated_on_two_cpu_runtimes(lite0_onnx: Path, trt: Path, unseen: UInt8Array) -> None:
-    """Without a GPU the all-int8 graph itself is the best estimate of a plan: two engines run it and agree."""
+    """Without a GPU the all-int8 graph itself is the best estimate of a plan's accuracy: two engines run it and agree.
+
+    Measured, in shares of the greatest logit: the engines differ by 0.03 on average and 0.11 at most, from FP32 by 0.05
+    and 0.18; 57 of 58 decided classes are the same in both, 56 to 57 the same as in FP32.
+    """
     expected, first = _logits(lite0_onnx, unseen), _logits(trt, unseen)
     compiled = openvino.Core().compile_model(trt, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     second = np.concatenate([compiled([row[None]])[0] for row in unseen])
     largest = np.abs(expected).max()
-    assert np.abs(first - second).mean() <= 0.06 * largest
     ordered = np.sort(expected, axis=1)
     decided = ordered[:, -1] - ordered[:, -2] > 0.1 * largest
-    assert decided.sum() > 10
-    for found in (first, second):
-        assert (found.argmax(1) == expected.argmax(1))[decided].mean() >= 0.9
-    assert (first.argmax(1) == second.argmax(1))[decided].mean() >= 0.95
+    assert decided.sum() > 50
+    for found, other, mean, most, agreement in (
+        (first, second, 0.05, 0.2, 0.93),
+        (first, expected, 0.08, 0.3, 0.9),
+        (second, expected, 0.08, 0.3, 0.9),
+    ):
+        deviation = np.abs(found - other) / largest
+        assert 0 < deviation.mean() <= mean
+        assert deviation.max() <= most
+        assert (found.argmax(1) == other.argmax(1))[decided].mean() >= agreement
 
 
 def test_calibrators_choose_other_ranges(resnet_trt: tuple[Path, Path], tmp_path: Path) -> None:
@@ -175,8 +185,8 @@ def test_calibrators_choose_other_ranges(resnet_trt: tuple[Path, Path], tmp_path
         names = sorted({node.input[1] for node in graph.nodes if node.op_type == "QuantizeLinear"})
         scales[calibrator] = np.array([float(graph.array(name)) for name in names if graph.array(name).ndim == 0])
     assert len(scales["minmax"]) > 10
-    # One bin of the histogram may lie beyond the extreme.
-    assert (scales["percentile"] <= scales["minmax"] * 1.002).all()
+    # One bin of the histogram may lie beyond the extreme, and FP16's rounding up adds a thousandth.
+    assert (scales["percentile"] <= scales["minmax"] * 1.003).all()
     assert (scales["percentile"] < scales["minmax"] * 0.99).any()
 
 
