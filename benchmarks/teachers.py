@@ -46,7 +46,7 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "triplet loss P×K": ("--triplet-weight", "1", "--sampler", "pk"),
     "balanced sampler": ("--sampler", "balanced"),
     "no label smoothing": ("--label-smoothing", "0"),
-    "head first, 2 epochs": ("--freeze-epochs", "2"),
+    "head alone for 2 epochs": ("--freeze-epochs", "2"),
     "layer-wise rate 0.85": ("--layer-decay", "0.85"),
     "EMA 0.995": ("--ema", "0.995"),
     "SGD 0.01": ("--optimizer", "sgd", "--lr", "0.01", "--weight-decay", "1e-4", "--head-lr-ratio", "10"),
