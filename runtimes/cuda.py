@@ -95,9 +95,12 @@ def open_cuda(index: int = 0) -> Cuda:
     problems: dict[str, Exception] = {}
     for name, binding in (("cuda-python", CudaPython), ("PyCUDA", PyCuda)):
         try:
-            return binding(index)
+            opened = binding(index)
         except Exception as exc:  # one that is there but newer than the driver leaves the other one to try
             problems[name] = exc
+        else:
+            problems.clear()  # its traceback would keep this frame and every caller's alive, and the runtime with them
+            return opened
     broken = {name: exc for name, exc in problems.items() if not isinstance(exc, ImportError)}
     if not broken:
         raise RuntimeUnavailableError(
@@ -331,8 +334,11 @@ class PyCuda:
         """There is none to destroy."""
 
     def close(self) -> None:
-        """Let go of the primary context. PyCUDA does so on the thread alone that opened it; elsewhere it stays."""
+        """Let go of the primary context, on whatever thread."""
         if self._context is not None:
+            # PyCUDA lets go of a context that is current; of another one only on the thread that opened it.
+            with contextlib.suppress(self._driver.Error):
+                self._context.push()
             self._context.detach()
             self._context = None
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +21,15 @@ from edgefg.errors import InferenceError, RuntimeUnavailableError, one_line
 from edgefg.manifest import manifest_path, read_manifest
 from edgefg.plan import check_fits, check_header, gpu_number
 from edgefg.runtime import TensorSpec
-from edgefg.runtimes.cuda import Bytes, Cuda, CudaError, open_cuda
+from edgefg.runtimes.cuda import Cuda, CudaError, open_cuda
+from edgefg.runtimes.trt_context import Profile, RefusedError, Tensors, Worker
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 _log = logging.getLogger("edgefg.tensorrt")
+# Each has the memory of a network of its own; that many in flight keep a GPU busy, more calls wait for their turn.
+_MOST_WORKERS = 4
 
 
 class TensorRTRuntime:
@@ -52,10 +54,12 @@ class TensorRTRuntime:
                 " install 'edgefg[tensorrt]'; `edgefg doctor` says more"
             ) from exc
         self._path = path
-        self._lock = threading.Lock()
+        # Guards all that follows; notified whenever a worker comes back or goes.
+        self._changed = threading.Condition()
         self._closed = False
         self._busy = 0
-        self._idle: list[_Worker] = []
+        self._idle: list[Worker] = []
+        self._workers = 0
         self._runtime: trt.Runtime | None = None
         self._engine: trt.ICudaEngine | None = None
         self.version = f"tensorrt {trt.__version__}"
@@ -85,11 +89,16 @@ class TensorRTRuntime:
 
     def close(self) -> None:
         """Free contexts, engine and memory; where calls are in flight, the last of them does. Idempotent."""
-        with self._lock:
+        with self._changed:
             last = not self._closed and not self._busy
             self._closed = True
         if last:
             self._free()
+
+    def __del__(self) -> None:
+        """Free the GPU's memory, which Python does not count, where nobody closed."""
+        if hasattr(self, "_cuda"):
+            self.close()
 
     def _load(self, trt: Any, data: bytes) -> None:
         # Without local names, which the traceback of a failure would keep alive.
@@ -111,20 +120,21 @@ class TensorRTRuntime:
         profile = next(profile for profile in self._profiles if profile.most >= count)
         if count < profile.least:
             batch = np.concatenate([batch, np.repeat(batch[-1:], profile.least - count, axis=0)])
-        with self._lock:
+        with self._changed:
             if self._closed:
                 raise RuntimeError("this runtime is closed")
             self._busy += 1
         worker = None
         try:
             with self._cuda.current():
-                worker = self._take(profile)
+                worker = self._take(profile, len(batch))
                 logits = worker.run(batch)
                 done, worker = worker, None
-                with self._lock:
+                with self._changed:
                     self._idle.append(done)
+                    self._changed.notify()
             return logits[:count]
-        except _RefusedError as exc:
+        except RefusedError as exc:
             raise InferenceError(f"{self._path.name}: TensorRT {exc}: {self._said()}") from exc
         except CudaError as exc:
             raise InferenceError(
@@ -133,22 +143,38 @@ class TensorRTRuntime:
         finally:
             self._leave(worker)
 
-    def _take(self, profile: _Profile) -> _Worker:
+    def _take(self, profile: Profile, count: int) -> Worker:
+        """Check a worker out: best one that ran this batch last, else one of the profile, else a new one."""
         # One at a time: engines are not promised to make contexts for several threads at once.
-        with self._lock:
-            for at, worker in enumerate(self._idle):
-                if worker.profile == profile:
-                    return self._idle.pop(at)
+        with self._changed:
+            while True:
+                fitting = [worker for worker in self._idle if worker.profile == profile]
+                if fitting:
+                    worker = max(fitting, key=lambda worker: worker.count == count)
+                    self._idle.remove(worker)
+                    return worker
+                if self._workers == _MOST_WORKERS and self._idle:
+                    self._drop(self._idle.pop(0))
+                if self._workers < _MOST_WORKERS:
+                    break
+                self._changed.wait()
             assert self._engine is not None
-            return _Worker(self._cuda, self._engine, self._tensors, profile)
+            worker = Worker(self._cuda, self._engine, self._tensors, profile)
+            self._workers += 1
+            return worker
 
-    def _leave(self, broken: _Worker | None) -> None:
+    def _drop(self, worker: Worker) -> None:
+        worker.free_context()
+        worker.free_memory()
+        self._workers -= 1
+
+    def _leave(self, broken: Worker | None) -> None:
         """End a call; a worker that failed in it is not used again."""
-        if broken is not None:
-            with self._anyhow():
-                broken.free_context()
-                broken.free_memory()
-        with self._lock:
+        with self._changed:
+            if broken is not None:
+                with self._anyhow():
+                    self._drop(broken)
+                self._changed.notify()
             self._busy -= 1
             last = self._closed and not self._busy
         if last:
@@ -175,153 +201,9 @@ class TensorRTRuntime:
             yield
 
     def _said(self) -> str:
-        return "; ".join(self._messages) or "it gave no reason"
-
-
-class _RefusedError(Exception):
-    """TensorRT returned False or None where it should not have."""
-
-
-class _Tensors(NamedTuple):
-    """The one input and the one output of an engine."""
-
-    input: str
-    shape: tuple[int | None, ...]
-    """``[N, H, W, 3]``; N is None where the engine takes several."""
-    pixels: int
-    """H × W × 3."""
-    output: str
-    classes: int
-    dtype: np.dtype[Any]
-    """Of the logits."""
-
-
-class _Profile(NamedTuple):
-    """An optimisation profile: the batches that it takes."""
-
-    number: int
-    least: int
-    most: int
-
-
-class _Worker:
-    """An execution context with its stream and buffers; runs one batch at a time."""
-
-    def __init__(self, cuda: Cuda, engine: trt.ICudaEngine, tensors: _Tensors, profile: _Profile) -> None:
-        self.profile = profile
-        self._cuda = cuda
-        self._tensors = tensors
-        self._context: trt.IExecutionContext | None = None
-        self._stream: Any = None
-        self._pinned: list[Bytes] = []
-        self._memory: list[Any] = []
-        self._graph: Any = None
-        self._with_graphs = cuda.graphs
-        self._count = 0
-        try:
-            self._open(engine)
-        except BaseException:
-            self.free_context()
-            self.free_memory()
-            raise
-
-    def _open(self, engine: trt.ICudaEngine) -> None:
-        cuda, tensors, most = self._cuda, self._tensors, self.profile.most
-        self._stream = cuda.stream()
-        context: trt.IExecutionContext | None = engine.create_execution_context()
-        if context is None:
-            raise _RefusedError("could not create an execution context")
-        self._context = context
-        handle = cuda.handle(self._stream)
-        _check(context.set_optimization_profile_async(self.profile.number, handle), "refused the batch's profile")
-        cuda.synchronize(self._stream)
-        sizes = (most * tensors.pixels, most * tensors.classes * tensors.dtype.itemsize)
-        for name, size in zip((tensors.input, tensors.output), sizes, strict=True):
-            self._pinned.append(cuda.pinned(size))
-            self._memory.append(cuda.allocate(size))
-            _check(context.set_tensor_address(name, int(self._memory[-1])), f"refused the address of {name}")
-
-    def run(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the logits, ``float32 [N, classes]``, of one batch, as an array of the caller's own."""
-        count, tensors = len(batch), self._tensors
-        repeated = count == self._count
-        if not repeated:
-            self._reshape(batch.shape)
-        source = self._pinned[0][: batch.size]
-        target = self._pinned[1][: count * tensors.classes * tensors.dtype.itemsize]
-        np.copyto(source.reshape(batch.shape), batch)
-        # TensorRT may still set itself up in the first run of a shape, which a graph must not record.
-        if repeated and self._graph is None and self._with_graphs:
-            self._capture(lambda: self._enqueue(source, target))
-        if self._graph is not None:
-            self._cuda.launch(self._graph, self._stream)
-        else:
-            self._enqueue(source, target)
-        self._cuda.synchronize(self._stream)
-        return target.view(tensors.dtype).reshape(count, tensors.classes).astype(np.float32)
-
-    def _enqueue(self, source: Bytes, target: Bytes) -> None:
-        context = self._context
-        assert context is not None
-        self._cuda.copy_in(self._memory[0], source, self._stream)
-        _check(context.execute_async_v3(self._cuda.handle(self._stream)), "failed to run the network")
-        self._cuda.copy_out(target, self._memory[1], self._stream)
-
-    def _reshape(self, shape: tuple[int, ...]) -> None:
-        """Set another batch size. A graph belongs to the shape that it was captured with."""
-        self._free_graph()
-        self._count = 0
-        context = self._context
-        assert context is not None
-        _check(context.set_input_shape(self._tensors.input, shape), f"refused the shape {list(shape)}")
-        if missing := context.infer_shapes():
-            raise _RefusedError(f"still needs {', '.join(missing)}")
-        found = tuple(context.get_tensor_shape(self._tensors.output))
-        if found != (shape[0], self._tensors.classes):
-            raise _RefusedError(f"gives logits {list(found)}; needed {[shape[0], self._tensors.classes]}")
-        self._count = shape[0]
-
-    def _capture(self, work: Callable[[], None]) -> None:
-        try:
-            self._graph = self._cuda.capture(self._stream, work)
-        except (CudaError, _RefusedError) as exc:
-            self._with_graphs = False
-            _log.warning("no CUDA graph (%s); the network runs without one, somewhat slower", one_line(exc))
-
-    def _free_graph(self) -> None:
-        if self._graph is not None:
-            graph, self._graph = self._graph, None
-            self._cuda.free_graph(graph)
-
-    def free_context(self) -> None:
-        """Wait for what a failed call left under way, then destroy the graph and the context."""
-        if self._stream is not None:
-            _try(functools.partial(self._cuda.synchronize, self._stream))
-        _try(self._free_graph)
-        self._context = None
-
-    def free_memory(self) -> None:
-        """Free the buffers, then the stream. After a failure of the GPU these fail too, which changes nothing."""
-        for memory in self._memory:
-            _try(functools.partial(self._cuda.free, memory))
-        for pinned in self._pinned:
-            _try(functools.partial(self._cuda.free_pinned, pinned))
-        self._memory, self._pinned = [], []
-        if self._stream is not None:
-            stream, self._stream = self._stream, None
-            _try(functools.partial(self._cuda.free_stream, stream))
-
-
-def _check(done: bool, what: str) -> None:
-    if not done:
-        raise _RefusedError(what)
-
-
-def _try(free: Callable[[], None]) -> None:
-    try:
-        free()
-    except CudaError as exc:
-        _log.debug("%s", exc)
+        """Return TensorRT's last errors, each once: tomorrow's failure has reasons of its own."""
+        said = [self._messages.popleft() for _ in range(len(self._messages))]
+        return "; ".join(said) or "it gave no reason"
 
 
 def _read(path: Path, cuda: Cuda, version: str) -> bytes:
@@ -336,7 +218,7 @@ def _read(path: Path, cuda: Cuda, version: str) -> bytes:
     return data
 
 
-def _tensors(trt: Any, engine: trt.ICudaEngine, path: Path) -> _Tensors:
+def _tensors(trt: Any, engine: trt.ICudaEngine, path: Path) -> Tensors:
     """Describe the engine's input and output. Raises `RuntimeUnavailableError` where it is no classifier's."""
     names: list[str] = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -360,18 +242,18 @@ def _tensors(trt: Any, engine: trt.ICudaEngine, path: Path) -> _Tensors:
             f"{path} has {found}; needed one input uint8 [N, H, W, 3] and one output, logits [N, classes]"
         )
     shape = tuple(None if size < 0 else size for size in shapes[0])
-    return _Tensors(inputs[0], shape, math.prod(shapes[0][1:]), outputs[0], shapes[1][1], dtypes[1])
+    return Tensors(inputs[0], shape, math.prod(shapes[0][1:]), outputs[0], shapes[1][1], dtypes[1])
 
 
-def _profiles(engine: trt.ICudaEngine, tensors: _Tensors) -> list[_Profile]:
+def _profiles(engine: trt.ICudaEngine, tensors: Tensors) -> list[Profile]:
     """List the profiles, that of the smallest batches first."""
     fixed = tensors.shape[0]
     if fixed is not None:
-        return [_Profile(0, fixed, fixed)]
+        return [Profile(0, fixed, fixed)]
     found = []
     for index in range(engine.num_optimization_profiles):
         least, _, most = engine.get_tensor_profile_shape(tensors.input, index)
-        found.append(_Profile(index, least[0], most[0]))
+        found.append(Profile(index, least[0], most[0]))
     return sorted(found, key=lambda profile: profile.most)
 
 

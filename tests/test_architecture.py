@@ -38,7 +38,9 @@ RUNTIME_VENDORS = {
     "ov": {"openvino"},
     "trt": {"tensorrt", "cuda", "pycuda"},
     "cuda": {"cuda", "pycuda"},
+    "trt_context": {"tensorrt"},
 }
+SHARED_BY_RUNTIMES = {"edgefg.runtimes.cuda", "edgefg.runtimes.trt_context"}
 TORCHLESS_EXPORT = ("to_tensorrt", "builder", "build_plan", "package", "verify", "rules", "graph", "half", "check")
 
 
@@ -202,7 +204,7 @@ def test_runtimes_import_one_vendor_inside_the_constructor(source: Source) -> No
         in_constructor = found.inside.endswith(".__init__") or found.inside == "TYPE_CHECKING"
         if found.top not in vendors or not in_constructor:
             wrong.append(found)
-    others = {f"edgefg.runtimes.{other}" for other in RUNTIME_VENDORS} - {source.module, "edgefg.runtimes.cuda"}
+    others = {f"edgefg.runtimes.{other}" for other in RUNTIME_VENDORS} - {source.module, *SHARED_BY_RUNTIMES}
     wrong += [found for found in _imports(source) if any(f"{found.module}.".startswith(f"{o}.") for o in others)]
     _complain(source, wrong)
 
