@@ -141,11 +141,11 @@ def _build(trt: Any, job: Job, say: Callable[[Message], None], errors: list[str]
         return Outcome(False, refused)
     cache = _read_timings(config, job.timing_cache)
     plan: trt.IHostMemory | None = builder.build_serialized_network(network, config)
+    _write_timings(cache, job.timing_cache)  # after a failure too: the next try is quicker
     if plan is None:
         return _failed(errors)
     with atomic_file(Path(job.target)) as temporary:
         temporary.write_bytes(plan)
-    _write_timings(cache, job.timing_cache)
     return Outcome(True)
 
 
@@ -156,7 +156,7 @@ def _add_profile(
     images: trt.ITensor = network.get_input(0)
     batch, *rest = tuple(images.shape)
     if batch >= 0:
-        fits = batches in (None, (batch,) * 3)
+        fits = batches is None or batches[1:] == (batch, batch)
         return "" if fits else f"the network's batch is {batch}, but batches of {batches} were asked for"
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
     profile.set_shape(images.name, *((size, *rest) for size in batches or (1, 1, 1)))

@@ -142,7 +142,7 @@ def move_in(model: Path, folder: Path) -> Path:
         ExportError: the disk is full or read-only.
     """
     manifest = manifest_path(model)
-    with _told(folder):
+    with _told(folder, f"{model.name} there may be of two builds, and is refused then: build again"):
         # A signature belongs to the manifest that it was made of.
         signature_path(folder / model.name).unlink(missing_ok=True)
         for file in sorted(model.parent.iterdir(), key=lambda file: file == manifest):
@@ -152,11 +152,11 @@ def move_in(model: Path, folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _told(out: Path) -> Iterator[None]:
+def _told(out: Path, after: str = "nothing was changed there") -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise ExportError(f"cannot write {out}: {exc.strerror or exc}; nothing was changed there") from exc
+        raise ExportError(f"cannot write {out}: {exc.strerror or exc}; {after}") from exc
     except ExportError:
         raise
     except EdgefgError as exc:
@@ -192,6 +192,12 @@ def folder_beside(out: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_stale(out: Path) -> None:
+    """Remove what `folder_beside` left where its process was killed. The caller knows that no other one is at work."""
+    for left in out.parent.glob(f".{out.name}.????????"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _swap(temporary: Path, out: Path) -> None:

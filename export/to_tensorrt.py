@@ -12,7 +12,7 @@ import contextlib
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,18 +23,20 @@ from edgefg.classifier import Classifier
 from edgefg.errors import BuildError, DataError, EdgefgError, ManifestError, one_line
 from edgefg.export.build_plan import Here, Settings
 from edgefg.export.builder import build_plan, cached_plan, describe, keep_plan
-from edgefg.export.package import PLAN, Draft, folder_beside, move_in, stage
+from edgefg.export.package import PLAN, Draft, folder_beside, move_in, remove_stale, stage
 from edgefg.export.verify import VerifyReport, verify
-from edgefg.files import sync
+from edgefg.files import locked, sync
 from edgefg.manifest import FileInfo, Manifest, PlanInfo, check_files, file_info, manifest_path, read_manifest
-from edgefg.plan import gpu_number
+from edgefg.plan import Device, gpu_number, mismatch
 from edgefg.preprocess import UInt8Array
-from edgefg.signature import signature_path
+from edgefg.signature import signature_path, verify_signature
 
 Precision = Literal["auto", "int8", "fp16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "int8", "fp16", "fp32")
 _ROUNDS = 7
 _PREDICTIONS = 30
+_TEGRA = Path("/etc/nv_tegra_release")
+"""Only a Jetson has it."""
 _Say = Callable[[str], None]
 
 
@@ -101,6 +103,7 @@ def build_engine(
     precision: Precision = "auto",
     settings: Settings | None = None,
     rebuild: bool = False,
+    trusted_key: Path | None = None,
     progress: _Say | None = None,
 ) -> BuildReport:
     """Build the plan of an ONNX artifact for this device and verify it.
@@ -113,28 +116,37 @@ def build_engine(
         precision: which of the models to build; ``auto`` builds all of them and keeps the one that runs fastest here.
         settings: see `Settings`.
         rebuild: build even where a plan is there that fits this device, and take none from the cache.
+        trusted_key: PEM file of an Ed25519 public key, by which the ONNX artifacts must be signed (`edgefg sign`).
         progress: called with one line before each step.
 
     Raises:
-        DataError: no model of that precision, or models of different networks.
+        DataError: no model of that precision, models of different networks, or settings that this device lacks.
         ManifestError, IntegrityError: an ONNX artifact cannot be trusted.
         RuntimeUnavailableError: TensorRT, CUDA's bindings or a GPU are missing.
         BuildError: TensorRT could not build any of them; what was there before stays.
     """
-    sources = _read_sources(models, precision)
+    settings, progress = settings or Settings(), progress or (lambda _: None)
+    if settings.hardware_compatible != "none" and _TEGRA.exists():
+        raise DataError(
+            f"--hardware-compatible {settings.hardware_compatible}: TensorRT has no such plans on a Jetson; build one"
+            " for each type"
+        )
+    sources = _read_sources(models, precision, trusted_key)
     folder = _folder_for(sources, out)
-    site = _Site(describe(), settings or Settings(), not rebuild, progress or (lambda _: None))
-    if not rebuild:
-        kept = _still_good(folder / PLAN, sources, site)
-        if kept is not None:
-            return kept
-    with folder_beside(folder / PLAN) as staging:
-        staged, candidates = _build_all(sources, staging, site)
-        winner, measured = _fastest(staged, candidates, site)
-        _copy_source(sources[winner], folder, staging / "source")
-        plan = move_in(staged[winner], folder)
-    site.say("verifying")
-    return _report(plan, False, measured, site)
+    site = _Site(describe(), settings, not rebuild, progress)
+    with _alone_in(folder, site.say):
+        _keep_strangers(sources, folder)
+        if not rebuild:
+            kept = _still_good(folder / PLAN, sources, site)
+            if kept is not None:
+                return kept
+        with folder_beside(folder / PLAN) as staging:
+            staged, candidates = _build_all(sources, staging, site)
+            winner, measured = _fastest(staged, candidates, site)
+            _copy_source(sources[winner], folder, staging / "source")
+            plan = move_in(staged[winner], folder)
+        site.say("verifying")
+        return _report(plan, False, measured, site)
 
 
 def rebuild(plan: Path, *, device: str | None = None) -> None:
@@ -153,15 +165,36 @@ def rebuild(plan: Path, *, device: str | None = None) -> None:
         raise BuildError(f"{source} is not the file that {plan.name} was built from; copy the artifact again")
     if gpu_number(device, plan):
         raise BuildError(f"a plan is built on the first GPU, not on {device}; choose it by CUDA_VISIBLE_DEVICES")
-    settings = Settings(batches=info.batches, hardware_compatible=info.hardware_compatible)
+    compatible = "none" if _TEGRA.exists() else info.hardware_compatible
+    settings = Settings(batches=info.batches, hardware_compatible=compatible)
     build_engine([source], settings=settings)
 
 
-def _read_sources(models: Sequence[Path], precision: Precision) -> list[_Source]:
+@contextlib.contextmanager
+def _alone_in(folder: Path, say: _Say) -> Iterator[None]:
+    """Make the folder and be the only build in it: a service and a person may well start one at the same time."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BuildError(f"cannot make the folder {folder}: {exc.strerror}") from exc
+    with locked(folder, lambda: say(f"waiting for another build in {folder}")):
+        remove_stale(folder / PLAN)
+        try:
+            yield
+        finally:
+            if made:
+                with contextlib.suppress(OSError):  # it is not empty, as a rule
+                    folder.rmdir()
+
+
+def _read_sources(models: Sequence[Path], precision: Precision, trusted_key: Path | None) -> list[_Source]:
     sources = []
     for model in models:
         if model.suffix.lower() != ".onnx":
             raise DataError(f"{model} is no ONNX file; needed the model.onnx of `edgefg export --to tensorrt-onnx`")
+        if trusted_key is not None:
+            verify_signature(model, trusted_key)
         manifest = read_manifest(model)
         check_files(manifest, model.parent)
         if manifest.golden is None:
@@ -188,13 +221,20 @@ def _still_good(plan: Path, sources: list[_Source], site: _Site) -> BuildReport 
         info = read_manifest(plan).plan
         if info is None or info.source not in [source.file for source in sources]:
             site.say(f"{plan} was built from another file")
-        elif info != _info(info.source, site):
+        elif not _same_build(info, site):
             site.say(f"{plan} was built for another device, by another TensorRT or with other settings")
         else:
             return _report(plan, True, (), site)
     except EdgefgError as exc:
         site.say(f"{plan} does not hold: {one_line(exc)}")
     return None
+
+
+def _same_build(info: PlanInfo, site: _Site) -> bool:
+    here, settings = site.here, site.settings
+    device = Device(here.gpu, here.compute_capability, here.memory)
+    asked = (settings.batches, settings.hardware_compatible)
+    return mismatch(info, None, device, here.tensorrt) is None and (info.batches, info.hardware_compatible) == asked
 
 
 def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict[int, Path], list[Candidate]]:
@@ -296,17 +336,20 @@ def _measure(staged: dict[int, Path]) -> dict[int, float]:
 
 
 def _folder_for(sources: list[_Source], out: Path | None) -> Path:
-    """Return where the plan goes; an ONNX artifact of the user's is never replaced by another one."""
-    folder = out or sources[0].model.parent
+    """Return where the plan goes."""
     if out is None and len({source.model.parent.resolve() for source in sources}) > 1:
         raise DataError("models of several folders were given; name the folder for the one that is taken by --out")
+    return out or sources[0].model.parent
+
+
+def _keep_strangers(sources: list[_Source], folder: Path) -> None:
+    """Raise `DataError` where an ONNX artifact of the user's would be replaced by another one."""
     for source in sources:
         if source.model.parent.resolve() == folder.resolve():
             continue
         for path in (folder / name for name in _names_of(source)):
             if path.exists() and path.read_bytes() != (source.model.parent / path.name).read_bytes():
                 raise DataError(f"{path} is another artifact's, which would be replaced; name a new folder by --out")
-    return folder
 
 
 def _names_of(source: _Source) -> list[str]:

@@ -20,6 +20,7 @@ def build(
     workspace: MaybeCount = None,
     optimization_level: int = 3,
     rebuild: bool = False,
+    trusted_key: Path | None = None,
     json: bool = False,
 ) -> None:
     """Build an engine for this very device from an ONNX artifact, and verify it. Writes engine.plan beside the model.
@@ -39,6 +40,7 @@ def build(
         workspace: most memory that a layer may use while it runs, MiB; three quarters of what is free where left out.
         optimization_level: 0 builds quickest, 5 searches longest.
         rebuild: build anew even where the plan fits, and take none from the cache.
+        trusted_key: PEM file of the public key that must have signed the ONNX artifacts (`edgefg sign`).
         json: print the report as one JSON object.
     """
     from edgefg.export.builder import settings_of
@@ -49,7 +51,9 @@ def build(
     if precision not in PRECISIONS:
         raise DataError(f"--precision {precision!r}: no such choice; needed one of {', '.join(PRECISIONS)}")
     settings = settings_of(batch, max_batch, hardware_compatible, workspace, optimization_level)
-    report = build_engine(models, out=out, precision=precision, settings=settings, rebuild=rebuild, progress=say)
+    report = build_engine(
+        models, out=out, precision=precision, settings=settings, rebuild=rebuild, trusted_key=trusted_key, progress=say
+    )
     if json:
         print_json(report)
     else:

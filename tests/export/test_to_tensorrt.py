@@ -15,12 +15,16 @@ import pytest
 
 from edgefg import Classifier, IntegrityError, RuntimeUnavailableError
 from edgefg.errors import BuildError, DataError
+from edgefg.export import to_tensorrt
 from edgefg.export.build_plan import Settings
+from edgefg.export.builder import settings_of
 from edgefg.export.to_tensorrt import build_engine
 from edgefg.manifest import OutputSpec, encode_manifest, file_info, manifest_path, read_manifest
+from edgefg.signature import new_key, sign
 from tests.conftest import TINY
 from tests.simulated.books import Books
 from tests.simulated.install import simulated_device
+from tests.threads import run_together
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -266,8 +270,67 @@ def test_batches(tmp_path: Path, qdq: Path, device: Books) -> None:
         assert len(classifier.predict_batch([np.zeros((64, 64, 3), np.uint8)] * 11)) == 11
     fixed = copy("onnx-batch4", tmp_path / "fixed")
     assert build_engine([fixed]).precision == "fp32"
+    assert build_engine([fixed], settings=settings_of(4, None, "none", None, 3)).precision == "fp32"
     with pytest.raises(BuildError, match=r"the network's batch is 4, but batches of \(1, 1, 2\)"):
         build_engine([fixed], settings=Settings(batches=(1, 1, 2)))
+
+
+def test_one_of_two_builds_waits_for_the_other(model: Path, cache: Path) -> None:
+    kept: list[bool] = []
+    said: list[str] = []
+    with simulated_device(build_seconds=0.5) as books:
+        run_together(lambda _: kept.append(build_engine([model], progress=said.append).kept), 2)
+        books.assert_clean()
+    assert sorted(kept) == [False, True]
+    assert said.count(f"waiting for another build in {model.parent}") == 1
+    assert sum(line.startswith("building ") for line in said) == 1
+
+
+def test_what_a_killed_build_left_goes(model: Path, device: Books) -> None:
+    left = model.parent / ".engine.plan.0123abcd"
+    (left / "0").mkdir(parents=True)
+    (left / "0" / "engine.plan").write_bytes(b"half")
+    build_engine([model])
+    assert not left.exists()
+
+
+def test_a_build_that_fails_leaves_no_new_folder(model: Path, tmp_path: Path, cache: Path) -> None:
+    with simulated_device(build_error="Error Code 10"), pytest.raises(BuildError):
+        build_engine([model], out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    with simulated_device(), pytest.raises(BuildError, match="cannot make the folder"):
+        build_engine([model], out=tmp_path / "file")
+
+
+def test_timings_outlive_a_failure(model: Path, cache: Path) -> None:
+    with simulated_device(build_error="Error Code 10"), pytest.raises(BuildError):
+        build_engine([model])
+    assert len(list((cache / "plans").glob("*.timing"))) == 1
+
+
+def test_only_what_a_key_signed_is_built(model: Path, tmp_path: Path, device: Books, run: Run) -> None:
+    public = new_key(tmp_path / "private.pem")
+    with pytest.raises(IntegrityError, match=r"model\.json\.sig: No such file.* that `edgefg sign` signed"):
+        build_engine([model], trusted_key=public)
+    sign(model, tmp_path / "private.pem")
+    assert run("build", model, "--trusted-key", public)[0] == 0
+    (tmp_path / "other").mkdir()
+    other = new_key(tmp_path / "other" / "private.pem")
+    assert run("build", model, "--trusted-key", other)[0] == 2
+
+
+def test_a_jetson_has_no_hardware_compatible_plans(
+    model: Path, tmp_path: Path, device: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Path(build_engine([model], settings=Settings(hardware_compatible="ampere-plus")).plan)
+    monkeypatch.setattr(to_tensorrt, "_TEGRA", tmp_path)
+    with pytest.raises(DataError, match=r"--hardware-compatible ampere-plus: .* build one for each type"):
+        build_engine([model], settings=Settings(hardware_compatible="ampere-plus"))
+    to_tensorrt.rebuild(plan)
+    info = read_manifest(plan).plan
+    assert info is not None
+    assert info.hardware_compatible == "none"
 
 
 def test_an_altered_onnx_is_not_built(model: Path, device: Books) -> None:
