@@ -114,11 +114,16 @@ def write_csv(
             writer.writerow(columns)
             for split, samples in splits.items():
                 for image, label in samples:
-                    place = image.parent.resolve() / image.name  # a linked image keeps its own name
-                    name = place.relative_to(folder) if place.is_relative_to(folder) else place
-                    writer.writerow([name.as_posix(), labels[label], split, groups.get(image, "")][: len(columns)])
+                    row = [name_from(folder, image), labels[label], split, groups.get(image, "")]
+                    writer.writerow(row[: len(columns)])
     except OSError as exc:
         raise DataError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def name_from(folder: Path, image: Path) -> str:
+    """Return an image's name in a list in ``folder``, an absolute path: relative where it lies below, else absolute."""
+    place = image.parent.resolve() / image.name  # a linked image keeps its own name
+    return (place.relative_to(folder) if place.is_relative_to(folder) else place).as_posix()
 
 
 def read_taxonomy(path: Path) -> tuple[tuple[str, ...], tuple[TaxonomyLevel, ...]]:

@@ -79,6 +79,23 @@ def folds(
     return tuple(dealt.values())
 
 
+def parted(
+    splits: Mapping[str, Sequence[Sample]], root: Path, spec: SplitSpec, groups: Mapping[Path, str] | None = None
+) -> dict[str, list[str]]:
+    """Return the groups whose images lie in several splits, each with these splits: data may come split like that.
+
+    Raises:
+        DataError: see `split_samples`.
+    """
+    if spec.group is None and not groups:
+        return {}
+    homes: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name, samples in splits.items():
+        for key in _grouped(samples, root, spec, groups):
+            homes[key].append(name)
+    return {key[-1]: names for key, names in homes.items() if len(names) > 1}
+
+
 def name_of(path: Path, root: Path) -> str:
     """Return an image's name in a data set: its path below ``root`` with slashes, or its whole path elsewhere."""
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()

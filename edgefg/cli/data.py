@@ -31,16 +31,14 @@ def data(
         json: print one JSON object.
     """
     try:
-        from edgefg.training.data import load_data
+        from edgefg.training.data import load_data, write_lists
         from edgefg.training.describe import describe, render
     except ImportError as exc:
         raise needs("train", exc) from exc
     loaded = load_data(data, SplitSpec(seed=split_seed, group=group), skip_corrupt=True)
     found = describe(str(data), loaded, duplicates=not quick)
     if csv is not None:
-        from edgefg.listing import write_csv
-
-        write_csv(csv, loaded.splits, loaded.labels, loaded.groups, loaded.taxonomy)
+        write_lists({csv: loaded.splits}, loaded, loaded.groups)
         print(f"written: {csv}", file=sys.stderr)
     if json:
         print_json(found)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from edgefg.cli.app import Count, command, needs
-from edgefg.listing import write_csv
 from edgefg.split import SplitSpec
 from edgefg.split import folds as deal
 
@@ -44,7 +43,7 @@ def folds(
     """
     try:
         from edgefg.training.appearance import appearance_groups
-        from edgefg.training.data import load_data
+        from edgefg.training.data import load_data, write_lists
     except ImportError as exc:
         raise needs("train", exc) from exc
     spec = SplitSpec(seed=seed, group=group)
@@ -54,8 +53,10 @@ def folds(
     if look_alikes:
         groups = appearance_groups(samples, look_alikes, backbone=backbone, weights=weights)
     parts = deal(samples, count, loaded.root, spec, groups)
+    lists = {}
     for held_out in range(count):
         rest = [sample for part, members in enumerate(parts) if part != held_out for sample in members]
-        path = out / f"fold-{held_out}.csv"
-        write_csv(path, {"train": sorted(rest), "val": parts[held_out]}, loaded.labels, groups, loaded.taxonomy)
-        print(f"{path}: {len(rest)} training images, {len(parts[held_out])} held out")
+        lists[out / f"fold-{held_out}.csv"] = {"train": sorted(rest), "val": parts[held_out]}
+    write_lists(lists, loaded, groups)
+    for path, splits in lists.items():
+        print(f"{path}: {len(splits['train'])} training images, {len(splits['val'])} held out")

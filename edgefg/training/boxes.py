@@ -1,12 +1,13 @@
 """Boxes of the parts in a data set's pictures: ``DATA/boxes.csv``, one row a box.
 
-Columns, with this header: ``path`` (relative to DATA, with slashes), ``part``, and ``x0,y0,x1,y1``, in pixels of the
-picture as decoded (EXIF orientation applied), the ends exclusive. A part that cannot be seen has no row.
+Columns, with this header: ``path`` (relative to DATA, with slashes, or absolute), ``part``, and ``x0,y0,x1,y1``, in
+pixels of the picture as decoded (EXIF orientation applied), the ends exclusive. A part that cannot be seen has no row.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg.errors import DataError
+from edgefg.files import atomic_file
+from edgefg.listing import name_from
 
 BOXES_FILE = "boxes.csv"
 OBJECT = "object"
@@ -74,6 +77,29 @@ def read_boxes(
         for image, own in found.items()
         if image in images
     }
+
+
+def write_boxes(folder: Path, names: tuple[str, ...], boxes: Mapping[Path, Array]) -> None:
+    """Write ``folder/boxes.csv``, from which `read_boxes` reads the same: for a CSV manifest in that folder.
+
+    Raises:
+        DataError: it cannot be written, or one with other boxes lies there.
+    """
+    path = folder / BOXES_FILE
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for image, found in boxes.items():
+        for part, box in zip(names, found, strict=True):
+            if not np.isnan(box).any():
+                writer.writerow([name_from(folder.resolve(), image), part, *(f"{edge:.9g}" for edge in box)])
+    try:
+        if path.exists() and path.read_bytes() != text.getvalue().encode():
+            raise DataError(f"{path} has other boxes, and would be replaced; name another folder")
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(text.getvalue().encode())
+    except OSError as exc:
+        raise DataError(f"cannot write {path}: {exc.strerror}") from exc
 
 
 def choose_parts(names: tuple[str, ...], boxes: Mapping[Path, Array], wanted: tuple[str, ...]) -> dict[Path, Array]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from edgefg.errors import DataError
 from edgefg.folders import class_folders, corrupt_message, public_root, read_listing
-from edgefg.listing import TAXONOMY_FILE, Listing, read_taxonomy
+from edgefg.listing import TAXONOMY_FILE, Listing, read_taxonomy, write_csv
 from edgefg.manifest import TaxonomyLevel
 from edgefg.sources import decode_image, image_files
-from edgefg.split import SPLITS, Sample, SplitSpec, complete, name_of
-from edgefg.training.boxes import BOXES_FILE, read_boxes
+from edgefg.split import SPLITS, Sample, SplitSpec, complete, name_of, parted
+from edgefg.training.boxes import BOXES_FILE, read_boxes, write_boxes
 from edgefg.training.cub_boxes import box_files, read_cub_boxes
 
 
@@ -109,11 +109,34 @@ def load_data(
             " restore it, or train again"
         )
     _warn_of_leaks(splits, digests, root)
+    _warn_of_parted(parted(splits, root, split, listing.groups))
     parts, boxes = _read_boxes(listing, digests, bad)
     return FolderData(
         root, names, listing.taxonomy, splits, fingerprint, tuple(bad.values()), parts, boxes or None,
         groups=listing.groups, format=listing.format, digests=digests,
     )  # fmt: skip
+
+
+def write_lists(
+    lists: Mapping[Path, Mapping[str, Sequence[Sample]]], data: FolderData, groups: Mapping[Path, str]
+) -> None:
+    """Write a data set as CSV manifests, each with splits of its own, in one folder, and its boxes of parts beside.
+
+    Args:
+        lists: CSV file → its samples by split; all have the same images.
+        data: the data set.
+        groups: the images' groups.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
+    for path, splits in lists.items():
+        write_csv(path, splits, data.labels, groups, data.taxonomy)
+    first = next(iter(lists))
+    images = {sample.path for samples in lists[first].values() for sample in samples}
+    boxes = {image: found for image, found in (data.boxes or {}).items() if image in images}
+    if boxes and not (first.parent.resolve() == data.root.resolve() and (data.root / BOXES_FILE).is_file()):
+        write_boxes(first.parent, data.parts, boxes)
 
 
 def _read_listing(root: Path) -> Listing:
@@ -270,3 +293,15 @@ def _warn_of_leaks(splits: dict[str, tuple[Sample, ...]], digests: dict[Path, st
             " `edgefg data` lists them",
             file=sys.stderr,
         )
+
+
+def _warn_of_parted(groups: dict[str, list[str]]) -> None:
+    """Say in one line on standard error where the data's own splits part a group."""
+    for group, names in groups.items():
+        print(
+            f"warning: {len(groups)} groups lie in several splits (first: {group!r} in {' and '.join(names)}), which"
+            " flatters figures: the data come split like that; give all images in one folder, or in a CSV without the"
+            " column split, to keep groups whole",
+            file=sys.stderr,
+        )
+        return

@@ -7,7 +7,7 @@ import pytest
 
 from edgefg.errors import DataError
 from edgefg.training.boxes import choose_parts, read_boxes
-from edgefg.training.data import load_data
+from edgefg.training.data import load_data, write_lists
 from tests.synthetic import write_dataset
 
 _HEADER = "path,part,x0,y0,x1,y1\n"
@@ -88,3 +88,20 @@ def test_load_data_carries_boxes_and_they_are_part_of_the_fingerprint(tmp_path: 
     (root / "boxes.csv").unlink()
     bare = load_data(root)
     assert (bare.parts, bare.boxes) == ((), None)
+
+
+def test_boxes_go_along_with_a_csv_of_the_data(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "birds", classes=2, per_class=5, size=48)
+    data = load_data(root)
+    for path in (tmp_path / "lists" / "a.csv", root / "b.csv"):
+        write_lists({path: data.splits}, data, {})
+        again = load_data(path)
+        assert again.parts == data.parts
+        assert data.boxes is not None
+        assert again.boxes is not None
+        same = {image.resolve(): box for image, box in again.boxes.items()}
+        assert same.keys() == {image.resolve() for image in data.boxes}
+        assert all(np.array_equal(same[image.resolve()], box, equal_nan=True) for image, box in data.boxes.items())
+    (tmp_path / "lists" / "boxes.csv").write_text("another data set's")
+    with pytest.raises(DataError, match=r"boxes\.csv has other boxes"):
+        write_lists({tmp_path / "lists" / "c.csv": data.splits}, data, {})

@@ -228,3 +228,12 @@ def test_a_file_in_two_splits_is_told(root: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.startswith(
         "warning: 1 images lie in a second split too (first: test/ant/7.jpg is train/ant/0.jpg), which flatters"
     )
+
+
+def test_groups_that_the_datas_own_splits_part_are_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load_data(root, SplitSpec(group=r"^(\w+)/"))
+    assert capsys.readouterr().err == ""
+    load_data(root, SplitSpec(group=r"(\d+)\.jpg"))
+    assert capsys.readouterr().err.startswith("warning: 2 groups lie in several splits (first: '0' in train and val")
+    with pytest.raises(DataError, match=r"matches nothing in 'train/ant/0\.jpg'"):
+        load_data(root, SplitSpec(group="camera-(.)"))
