@@ -7,7 +7,7 @@ CONSTRAINTS ?= .ci/constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 DEMO := runs/demo
 # Whose names our code uses is checked against these (tests/runtimes/test_vendor_names.py): lowest and last of each major.
-BINDINGS := trt10-lowest=tensorrt-cu12-bindings==10.12.0.36 trt10=tensorrt-cu12-bindings==10.16.1.11 \
+BINDINGS := trt10-lowest=tensorrt-cu12-bindings==10.3.0 trt10=tensorrt-cu12-bindings==10.16.1.11 \
   trt11=tensorrt-cu13-bindings==11.4.0.106 cuda12=cuda-bindings==12.9.10,cuda-pathfinder==1.9.0 \
   cuda13=cuda-bindings==13.4.4,cuda-pathfinder==1.9.0
 # NVIDIA has wheels of all of them for this platform; elsewhere that test is skipped.

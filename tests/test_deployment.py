@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from edgefg import Classifier, errors
 from edgefg.cli import app
-from edgefg.cli.doctor import _JETPACKS, _is_supported
+from edgefg.cli.doctor import _JETPACKS, _LOWEST_TENSORRT, _is_supported
 from edgefg.preprocess import UInt8Array
 from edgefg.signature import new_key, sign
 from tests.conftest import ROOT
@@ -242,9 +242,13 @@ def test_the_table_of_jetpacks_is_doctor_s() -> None:
     assert [(row[0], row[1], row[2], row[3]) for row in rows] == [
         (l4t, jetpack, cuda or "–", tensorrt or "–") for l4t, (jetpack, cuda, tensorrt) in _JETPACKS.items()
     ]
-    for row in rows:
-        if row[3] != "–":
-            assert (row[5] == "yes") == _is_supported(row[3])
+    for *_, tensorrt, _, plans in rows:
+        assert plans == ("see `edgefg doctor`" if tensorrt == "–" else "yes" if _is_supported(tensorrt) else "no")
+
+
+def test_the_lowest_tensorrt_is_doctor_s() -> None:
+    assert f"TensorRT {_LOWEST_TENSORRT} or later of 10, and with 11" in TEXT
+    assert re.findall(r"tensorrt(?:-cu\d+)?>=([\d.]+)", TEXT) == [_LOWEST_TENSORRT]
 
 
 def test_the_errors_exist_and_every_one_of_a_device_is_told() -> None:

@@ -25,7 +25,7 @@ _ALSO = {"tensorrt": ("tensorrt-cu13", "tensorrt-cu12"), "cuda-python": ("cuda-b
 # What each Jetson Linux (L4T) belongs to and brings: JetPack, CUDA, TensorRT. Only what NVIDIA's pages or the devices
 # of several users confirm (runtimes/DEPLOYMENT.md).
 _JETPACKS: dict[str, tuple[str, str | None, str | None]] = {
-    "36.3": ("6.0", None, None),
+    "36.3": ("6.0", "12.2", "8.6"),
     "36.4": ("6.1", "12.6", "10.3"),
     "36.4.3": ("6.2", "12.6", "10.3"),
     "36.4.4": ("6.2.1", "12.6", "10.3"),
@@ -38,12 +38,18 @@ _JETPACKS: dict[str, tuple[str, str | None, str | None]] = {
     "39.2": ("7.2", "13.2", "10.16"),
     "39.2.1": ("7.2.1", "13.2", "10.16"),
 }
-_LOWEST_TENSORRT = "10.12"
+_LOWEST_TENSORRT = "10.3"
 _HIGHEST_TENSORRT = 11
+# TensorRT 10 came to Jetson with this Jetson Linux, that of JetPack 6.1.
+_L4T_OF_TENSORRT_10 = "36.4"
 # TensorRT 11 came to Jetson with 11.4.1, for this JetPack and later ones.
 _JETPACK_OF_TENSORRT_11 = "7.2.2"
 _INSTALL_DRIVER = "install NVIDIA's driver (Ubuntu: sudo ubuntu-drivers install), restart, then: nvidia-smi"
 _INSTALL_JETPACK = "sudo apt-get update && sudo apt-get install nvidia-jetpack"
+_TAKE_JETPACKS = f"pip uninstall tensorrt tensorrt-cu13 tensorrt-cu12, and take JetPack's own: {_INSTALL_JETPACK}"
+_FLASH_JETPACK = (
+    "flash JetPack 6.1 or later (Orin), or run the ONNX artifact instead: pip install 'edgefg[onnxruntime]'"
+)
 
 
 class Jetson(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,7 +160,7 @@ def look(here: Here) -> Report:
         jetson=jetson,
         gpu=gpu,
         tensorrt=tensorrt,
-        advice=(*_about_nvidia(here, jetson, driver, gpu, tensorrt), *_too_old(here)),
+        advice=(*_about_nvidia(here, jetson, driver, gpu, tensorrt), *_too_old(here, packages)),
     )
 
 
@@ -222,7 +228,8 @@ def _jetson(root: Path) -> Jetson | None:
         return None
     l4t = f"{match[1]}.{match[2]}".removesuffix(".0")
     board = _text(root / "proc" / "device-tree" / "model").strip("\0\n ") or "NVIDIA Jetson"
-    jetpack, cuda, tensorrt = _JETPACKS.get(l4t, (None, None, None))
+    # All of Jetson Linux 36 is JetPack 6, with CUDA 12.
+    jetpack, cuda, tensorrt = _JETPACKS.get(l4t, ("6", "12", None) if match[1] == "36" else (None, None, None))
     return Jetson(board=board, l4t=l4t, jetpack=jetpack, cuda=cuda, tensorrt=tensorrt)
 
 
@@ -238,12 +245,13 @@ def _is_supported(tensorrt: str | None) -> bool | None:
     return _numbers(tensorrt) >= _numbers(_LOWEST_TENSORRT) and _numbers(tensorrt)[0] <= _HIGHEST_TENSORRT
 
 
-def _too_old(here: Here) -> list[Advice]:
+def _too_old(here: Here, packages: dict[str, dict[str, str | None]]) -> list[Advice]:
     """Compare what is installed with the lower bounds of edgefg's requirements; TensorRT's is told apart."""
+    installed = {package: version for extra in packages.values() for package, version in extra.items()}
     found: dict[str, Advice] = {}
     for requirement in here.requires():
         match = re.match(r"([\w.-]+)>=([\d.]+)", requirement)
-        version = _find(here, match[1]) if match and match[1] != "tensorrt" else None
+        version = installed.get(match[1]) if match and match[1] != "tensorrt" else None
         if match and version and _numbers(version) < _numbers(match[2]):
             finding = f"{match[1]} {version} is too old; needed {match[2]} or later"
             found[match[1]] = Advice(finding, f"pip install --upgrade '{match[1]}>={match[2]}'")
@@ -284,27 +292,22 @@ def _about_tensorrt(here: Here, jetson: Jetson | None, gpu: Gpu, tensorrt: Tenso
 
 def _about_jetson_tensorrt(here: Here, jetson: Jetson, version: str | None) -> list[Advice]:
     """Say how to get TensorRT on a Jetson, where only its JetPack's own runs."""
-    series = _series(jetson)
-    if series < 7:
-        if _is_supported(version):
-            return []
-        # NVIDIA built none for JetPack 6 after 10.7.
-        own, name = version or jetson.tensorrt, f"JetPack {jetson.jetpack or series or 'before 6'}"
-        finding = (
-            f"{_unsupported(own)}; {name} has no later one" if own else f"{name} has an older TensorRT; {_needed()}"
-        )
-        command = "flash JetPack 7.2 (Orin, Thor), or run the ONNX artifact instead: pip install 'edgefg[onnxruntime]'"
-        return [Advice(finding, command)]
+    too_early = jetson.jetpack is not None and _numbers(jetson.jetpack) < _numbers(_JETPACK_OF_TENSORRT_11)
+    too_new = version is not None and _numbers(version)[0] == _HIGHEST_TENSORRT and too_early
+    if _is_supported(version) and not too_new:
+        return []
+    if _numbers(jetson.l4t) < _numbers(_L4T_OF_TENSORRT_10):
+        finding = f"JetPack {jetson.jetpack or 'before 6.1'} has an older TensorRT; {_needed()}"
+        return [Advice(finding, _FLASH_JETPACK)]
     if version is None and any((here.root / "usr" / "lib").glob("python3*/dist-packages/tensorrt")):
         finding = "TensorRT is installed for the system's Python, which this environment does not see"
-        return [Advice(finding, "python3 -m venv --system-site-packages .venv, and install edgefg in it")]
+        return [Advice(finding, "/usr/bin/python3 -m venv --system-site-packages .venv, and install edgefg in it")]
     if version is None:
         return [Advice("TensorRT is missing; plans need it", _INSTALL_JETPACK)]
-    too_early = jetson.jetpack is not None and _numbers(jetson.jetpack) < _numbers(_JETPACK_OF_TENSORRT_11)
-    if _numbers(version)[0] == _HIGHEST_TENSORRT and too_early:
+    if too_new:
         finding = f"TensorRT {version} needs JetPack {_JETPACK_OF_TENSORRT_11}, here is {jetson.jetpack}"
-        return [Advice(finding, f"pip uninstall tensorrt, and take JetPack's own: {_INSTALL_JETPACK}")]
-    return [] if _is_supported(version) else [Advice(_unsupported(version), _INSTALL_JETPACK)]
+        return [Advice(finding, _TAKE_JETPACKS)]
+    return [Advice(_unsupported(version), _INSTALL_JETPACK)]
 
 
 def _needed() -> str:
@@ -313,12 +316,6 @@ def _needed() -> str:
 
 def _unsupported(version: str) -> str:
     return f"TensorRT {version} is not supported; {_needed()}"
-
-
-def _series(jetson: Jetson) -> int:
-    """Return JetPack's major version, 0 where it is older than 6; Jetson Linux 36 is JetPack 6, from 38 on it is 7."""
-    release = _numbers(jetson.l4t)[0]
-    return 7 if release > 36 else 6 if release == 36 else 0
 
 
 def _cuda_python(most: int | None) -> str:

@@ -18,9 +18,9 @@ from tests.conftest import ROOT
 
 REQUIRES = (
     *("numpy>=1.26", "typer>=0.15", 'onnxruntime>=1.20; extra == "onnxruntime"'),
-    *('tensorrt>=10.12; extra == "tensorrt"', 'cuda-python>=12.6; extra == "tensorrt"'),
+    *('tensorrt>=10.3; extra == "tensorrt"', 'cuda-python>=12.6; extra == "tensorrt"'),
     *('pycuda>=2024.1; extra == "pycuda"', 'edgefg[report]; extra == "train"', 'torch>=2.9; extra == "train"'),
-    *('edgefg[demo]; extra == "dev"', 'hypothesis>=6.100; extra == "dev"'),
+    *('edgefg[demo]; extra == "dev"', 'hypothesis>=6.100; extra == "dev"', 'setuptools>=77; extra == "dev"'),
 )
 CORE = {"numpy": "2.4.6", "typer": "0.29.2", "onnxruntime": "1.32.0", "torch": "2.14.1"}
 NO_GPU = Gpu(problem="neither cuda-python nor PyCUDA is installed")
@@ -88,7 +88,7 @@ def test_packages_by_extra(machine) -> None:
 
 
 def test_an_incomplete_extra_names_its_command_and_an_old_package_too(machine) -> None:
-    report = machine({"torch": "2.1.0+cpu", "numpy": None, "onnxruntime": None})
+    report = machine({"torch": "2.1.0+cpu", "numpy": None, "onnxruntime": None, "setuptools": "59.6.0"})
     assert report.install == {"core": "pip install edgefg", "onnxruntime": "pip install 'edgefg[onnxruntime]'"}
     assert todo(report) == [("torch 2.1.0+cpu is too old; needed 2.9 or later", "pip install --upgrade 'torch>=2.9'")]
     assert "missing onnxruntime: pip install 'edgefg[onnxruntime]'\n" in render(report)
@@ -98,7 +98,8 @@ def test_an_incomplete_extra_names_its_command_and_an_old_package_too(machine) -
 @pytest.mark.parametrize(
     ("l4t", "jetpack"),
     [("36.3.0", "6.0"), ("36.4.0", "6.1"), ("36.4.3", "6.2"), ("36.4.7", "6.2.1"), ("36.5.0", "6.2.2"),
-     ("38.2.0", "7.0"), ("38.4.0", "7.1"), ("39.2.0", "7.2"), ("39.2.1", "7.2.1"), ("39.9.0", None), ("35.4.1", None)],
+     ("36.9.0", "6"), ("38.2.0", "7.0"), ("38.4.0", "7.1"), ("39.2.0", "7.2"), ("39.2.1", "7.2.1"), ("39.9.0", None),
+     ("35.4.1", None)],
 )  # fmt: skip
 def test_jetson_linux_names_its_jetpack(machine, l4t: str, jetpack: str | None) -> None:
     report = machine({}, l4t=l4t)
@@ -109,22 +110,19 @@ def test_jetson_linux_names_its_jetpack(machine, l4t: str, jetpack: str | None) 
     assert line in render(report)
 
 
-def test_jetpack_6_has_no_tensorrt_that_is_supported(machine) -> None:
+def test_jetpack_6_complete(machine) -> None:
     report = machine({"tensorrt": "10.3.0", "cuda-bindings": "12.9.10"}, l4t="36.4.3", gpu=ORIN)
-    assert report.tensorrt == doctor.TensorRT(version="10.3.0", supported=False, binding="cuda-python 12.9.10")
-    ((finding, command),) = todo(report)
-    needed = "needed 10.12 or later of 10, or 11"
-    assert finding == f"TensorRT 10.3.0 is not supported; {needed}; JetPack 6.2 has no later one"
-    assert "flash JetPack 7.2" in command
-    assert "edgefg[onnxruntime]" in command
+    assert report.tensorrt == doctor.TensorRT(version="10.3.0", supported=True, binding="cuda-python 12.9.10")
+    assert not report.advice
     text = render(report)
     assert "JetPack 6.2 with CUDA 12.6, TensorRT 10.3" in text
     assert "Orin, compute capability 8.7, 32.0 GiB, up to CUDA 12.6" in text
 
 
 def test_jetpack_6_takes_the_cuda_python_of_its_cuda(machine) -> None:
-    report = machine({}, l4t="36.4.3")
-    assert ("cuda-python is missing; plans need it", "pip install 'cuda-python>=12.6,<13'") in todo(report)
+    for l4t in ("36.4.3", "36.9.0"):  # the second is not known
+        report = machine({}, l4t=l4t)
+        assert ("cuda-python is missing; plans need it", "pip install 'cuda-python>=12.6,<13'") in todo(report)
     report = machine({"cuda-bindings": "13.5.0"}, l4t="36.4.3", gpu=Gpu(problem="error 35"))
     assert (
         "cuda-python 13.5.0 is newer than the driver, which runs CUDA 12.6",
@@ -132,10 +130,23 @@ def test_jetpack_6_takes_the_cuda_python_of_its_cuda(machine) -> None:
     ) in (todo(report))
 
 
-def test_jetpack_before_6(machine) -> None:
-    finding, command = todo(machine({"cuda-python": "12.6"}, l4t="35.4.1", gpu=ORIN))[0]
-    assert finding == "JetPack before 6 has an older TensorRT; needed 10.12 or later of 10, or 11"
+@pytest.mark.parametrize(
+    ("l4t", "jetpack", "installed"),
+    [
+        *(("36.3.0", "6.0", {}), ("36.3.0", "6.0", {"tensorrt": "8.6.2"}), ("36.3.0", "6.0", {"tensorrt": "11.4.1"})),
+        *(("35.4.1", "before 6.1", {}), ("35.4.1", "before 6.1", {"tensorrt": "8.5.2.2"})),
+    ],
+)
+def test_jetpack_before_6_1(machine, l4t: str, jetpack: str, installed) -> None:
+    report = machine({"cuda-python": "12.6"} | installed, l4t=l4t, gpu=ORIN, system="python3.10")
+    ((finding, command),) = todo(report)
+    assert finding == f"JetPack {jetpack} has an older TensorRT; needed 10.3 or later of 10, or 11"
+    assert command.startswith("flash JetPack 6.1 or later")
     assert "edgefg[onnxruntime]" in command
+
+
+def test_a_container_s_own_tensorrt_runs_on_jetpack_6_0(machine) -> None:
+    assert not machine({"tensorrt": "10.3.0", "cuda-bindings": "12.6.2"}, l4t="36.3.0", gpu=ORIN).advice
 
 
 def test_jetpack_7_complete(machine) -> None:
@@ -145,18 +156,24 @@ def test_jetpack_7_complete(machine) -> None:
 
 
 @pytest.mark.parametrize(
+    ("l4t", "jetpack", "cuda"), [("36.4.3", "6.2", "12.9.10"), ("36.9.0", "6", "12.9.10"), ("38.4.0", "7.1", "13.0.3")]
+)
+@pytest.mark.parametrize(
     ("installed", "system", "finding", "command"),
     [
         ({}, "", "TensorRT is missing; plans need it", "sudo apt-get update && sudo apt-get install nvidia-jetpack"),
-        ({}, "python3.12", "for the system's Python", "python3 -m venv --system-site-packages"),
-        ({"tensorrt": "11.4.1"}, "", "TensorRT 11.4.1 needs JetPack 7.2.2, here is 7.1", "pip uninstall tensorrt"),
-        ({"tensorrt": "10.9.0"}, "", "TensorRT 10.9.0 is not supported; needed 10.12", "nvidia-jetpack"),
+        ({}, "python3.10", "for the system's Python", "/usr/bin/python3 -m venv --system-site-packages"),
+        ({"tensorrt": "11.4.1"}, "", "TensorRT 11.4.1 needs JetPack 7.2.2, here is JETPACK", "pip uninstall tensorrt "),
+        ({"tensorrt": "10.1.0"}, "", "TensorRT 10.1.0 is not supported; needed 10.3", "nvidia-jetpack"),
     ],
 )
-def test_jetpack_7_takes_its_own_tensorrt(machine, installed, system: str, finding: str, command: str) -> None:
-    report = machine({"cuda-bindings": "13.0.3"} | installed, l4t="38.4.0", gpu=THOR, system=system)
+def test_a_jetpack_takes_its_own_tensorrt(
+    machine, l4t: str, jetpack: str, cuda: str, installed, system: str, finding: str, command: str
+) -> None:
+    gpu = THOR if l4t == "38.4.0" else ORIN
+    report = machine({"cuda-bindings": cuda} | installed, l4t=l4t, gpu=gpu, system=system)
     ((found, advised),) = todo(report)
-    assert finding in found
+    assert finding.replace("JETPACK", jetpack) in found
     assert command in advised
 
 
@@ -169,7 +186,7 @@ RTX = Gpu(name="NVIDIA RTX A2000", compute_capability="8.6", memory=12 * 2**30, 
 
 
 def test_a_desktop_that_is_complete(machine) -> None:
-    for version in ("10.12.0.36", "10.16.1.11", "11.4.0.106"):
+    for version in ("10.3.0", "10.16.1.11", "11.4.0.106"):
         report = machine({"tensorrt": version, "cuda-python": "13.4.4"}, driver=X86, gpu=RTX)
         assert report.tensorrt.supported
         assert not report.advice
@@ -179,17 +196,17 @@ def test_a_desktop_that_is_complete(machine) -> None:
 
 def test_a_desktop_without_anything(machine) -> None:
     assert todo(machine({}, driver=X86)) == [
-        ("TensorRT is missing; plans need it", "pip install 'tensorrt>=10.12,<12'"),
+        ("TensorRT is missing; plans need it", "pip install 'tensorrt>=10.3,<12'"),
         ("cuda-python is missing; plans need it", "pip install 'cuda-python>=12.6'"),
     ]
 
 
 def test_a_desktop_whose_driver_is_of_cuda_12(machine) -> None:
     old = msgspec.structs.replace(RTX, cuda="12.8")
-    assert todo(machine({"tensorrt": "10.9.0", "cuda-bindings": "13.0.0"}, driver=X86, gpu=old)) == [
+    assert todo(machine({"tensorrt": "10.1.0", "cuda-bindings": "13.0.0"}, driver=X86, gpu=old)) == [
         (
-            "TensorRT 10.9.0 is not supported; needed 10.12 or later of 10, or 11",
-            "pip install 'tensorrt-cu12>=10.12,<12'",
+            "TensorRT 10.1.0 is not supported; needed 10.3 or later of 10, or 11",
+            "pip install 'tensorrt-cu12>=10.3,<12'",
         ),
         (
             "cuda-python 13.0.0 is newer than the driver, which runs CUDA 12.8",
