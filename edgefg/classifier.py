@@ -13,7 +13,7 @@ import numpy as np
 
 from edgefg import golden
 from edgefg.decide import Prediction, decide
-from edgefg.errors import DeviceMismatchError, InferenceError, ManifestError, one_line
+from edgefg.errors import DeviceMismatchError, InferenceError, IntegrityError, ManifestError, one_line
 from edgefg.manifest import Manifest, bare_manifest, check_files, read_manifest
 from edgefg.preprocess import Color, InputSpec, UInt8Array, check_frame, prepare
 from edgefg.runtime import load, runtime_for
@@ -78,10 +78,10 @@ class Classifier:
             verify_signature(self.path, Path(trusted_key))
         self._top_k = top_k
         self._closed = False
-        self.manifest: Manifest = _manifest_of(self.path, labels, input)
         try:
+            self.manifest: Manifest = _manifest_of(self.path, labels, input)
             self._runtime = load(self.path, threads=threads, device=device)
-        except DeviceMismatchError:
+        except (DeviceMismatchError, IntegrityError):  # built for another device, or a power cut between two files
             if not rebuild:
                 raise
             # By name, since building belongs to another room, which needs TensorRT.

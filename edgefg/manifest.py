@@ -95,6 +95,11 @@ class PlanInfo(_Part, frozen=True, kw_only=True):
     hardware_compatible: HardwareCompatible = "none"
     batches: Batches | None = None
     """Of the plan's profile; None where it has the network's own fixed batch, or 1."""
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] = 3
+    workspace: int | None = None
+    """What a layer was allowed to use at most, MiB, where that was asked for."""
+    among: tuple[str, ...] = ()
+    """SHA-256 of the ONNX files of whose plans this one was the fastest; empty where there was one."""
     source: FileInfo | None = None
     """The ONNX file, beside the plan, that it was built from; its own manifest holds what a rebuild needs."""
 

@@ -91,10 +91,15 @@ def check_fits(path: Path, info: PlanInfo | None, written_by: str | None, device
     """Raise `DeviceMismatchError`, which names the command that rebuilds, where a plan cannot run here."""
     reason = mismatch(info, written_by, device, tensorrt)
     if reason is not None:
-        source = path.with_name(info.source.name) if info and info.source else "MODEL.onnx"
         raise DeviceMismatchError(
-            f"{path} is not for this device: {reason}; build it here: edgefg build {source} --to tensorrt"
+            f"{path} is not for this device: {reason}; build it here: {build_command(path, info)}"
         )
+
+
+def build_command(path: Path, info: PlanInfo | None) -> str:
+    """Return the command that builds a plan anew."""
+    source = path.with_name(info.source.name) if info and info.source else "MODEL.onnx"
+    return f"edgefg build {source} --to tensorrt"
 
 
 def _same_version(built: str, here: str) -> bool:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,36 +17,22 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from edgefg import golden
-from edgefg.classifier import Classifier
 from edgefg.errors import BuildError, DataError, EdgefgError, ManifestError, one_line
 from edgefg.export.build_plan import Here, Settings
 from edgefg.export.builder import build_plan, cached_plan, describe, keep_plan
 from edgefg.export.package import PLAN, Draft, folder_beside, move_in, remove_stale, stage
+from edgefg.export.race import Candidate, measure
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import locked, sync
 from edgefg.manifest import FileInfo, Manifest, PlanInfo, check_files, file_info, manifest_path, read_manifest
 from edgefg.plan import Device, gpu_number, mismatch
-from edgefg.preprocess import UInt8Array
 from edgefg.signature import signature_path, verify_signature
 
 Precision = Literal["auto", "int8", "fp16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "int8", "fp16", "fp32")
-_ROUNDS = 7
-_PREDICTIONS = 30
 _TEGRA = Path("/etc/nv_tegra_release")
 """Only a Jetson has it."""
 _Say = Callable[[str], None]
-
-
-class Candidate(msgspec.Struct, frozen=True):
-    """One of the models that were built, and how fast its plan was."""
-
-    model: str
-    precision: str
-    p50_ms: float | None = None
-    """Median of `Classifier.predict` on the golden frames; None where there was nothing to compare it with."""
-    problem: str = ""
-    """Why it could not be taken."""
 
 
 class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +76,9 @@ class _Site(NamedTuple):
 
     here: Here
     settings: Settings
+    among: tuple[str, ...]
+    """SHA-256 of the models, where the fastest of several is looked for."""
+    trusted_key: Path | None
     use_cache: bool
     say: _Say
 
@@ -133,7 +120,8 @@ def build_engine(
         )
     sources = _read_sources(models, precision, trusted_key)
     folder = _folder_for(sources, out)
-    site = _Site(describe(), settings, not rebuild, progress)
+    among = tuple(sorted(source.file.sha256 for source in sources)) if len(sources) > 1 else ()
+    site = _Site(describe(), settings, among, trusted_key, not rebuild, progress)
     with _alone_in(folder, site.say):
         _keep_strangers(sources, folder)
         if not rebuild:
@@ -142,7 +130,7 @@ def build_engine(
                 return kept
         with folder_beside(folder / PLAN) as staging:
             staged, candidates = _build_all(sources, staging, site)
-            winner, measured = _fastest(staged, candidates, site)
+            winner, measured = _fastest(staged, candidates, site.say)
             _copy_source(sources[winner], folder, staging / "source")
             plan = move_in(staged[winner], folder)
         site.say("verifying")
@@ -166,26 +154,25 @@ def rebuild(plan: Path, *, device: str | None = None) -> None:
     if gpu_number(device, plan):
         raise BuildError(f"a plan is built on the first GPU, not on {device}; choose it by CUDA_VISIBLE_DEVICES")
     compatible = "none" if _TEGRA.exists() else info.hardware_compatible
-    settings = Settings(batches=info.batches, hardware_compatible=compatible)
+    settings = Settings(
+        batches=info.batches,
+        hardware_compatible=compatible,
+        optimization_level=info.optimization_level,
+        workspace=info.workspace,
+    )
     build_engine([source], settings=settings)
 
 
 @contextlib.contextmanager
 def _alone_in(folder: Path, say: _Say) -> Iterator[None]:
     """Make the folder and be the only build in it: a service and a person may well start one at the same time."""
-    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise BuildError(f"cannot make the folder {folder}: {exc.strerror}") from exc
     with locked(folder, lambda: say(f"waiting for another build in {folder}")):
         remove_stale(folder / PLAN)
-        try:
-            yield
-        finally:
-            if made:
-                with contextlib.suppress(OSError):  # it is not empty, as a rule
-                    folder.rmdir()
+        yield
 
 
 def _read_sources(models: Sequence[Path], precision: Precision, trusted_key: Path | None) -> list[_Source]:
@@ -218,11 +205,17 @@ def _still_good(plan: Path, sources: list[_Source], site: _Site) -> BuildReport 
     if not plan.exists():
         return None
     try:
+        if site.trusted_key is not None:
+            # Only the ONNX file was proven so far. One that this device built carries no signature: it is taken from
+            # the cache again.
+            verify_signature(plan, site.trusted_key)
         info = read_manifest(plan).plan
         if info is None or info.source not in [source.file for source in sources]:
             site.say(f"{plan} was built from another file")
         elif not _same_build(info, site):
             site.say(f"{plan} was built for another device, by another TensorRT or with other settings")
+        elif site.among and info.among != site.among:
+            site.say(f"{plan} was not compared with all of these models")
         else:
             return _report(plan, True, (), site)
     except EdgefgError as exc:
@@ -233,8 +226,10 @@ def _still_good(plan: Path, sources: list[_Source], site: _Site) -> BuildReport 
 def _same_build(info: PlanInfo, site: _Site) -> bool:
     here, settings = site.here, site.settings
     device = Device(here.gpu, here.compute_capability, here.memory)
-    asked = (settings.batches, settings.hardware_compatible)
-    return mismatch(info, None, device, here.tensorrt) is None and (info.batches, info.hardware_compatible) == asked
+    asked = info.batches, info.hardware_compatible, info.optimization_level, info.workspace
+    return mismatch(info, None, device, here.tensorrt) is None and asked == (
+        *(settings.batches, settings.hardware_compatible, settings.optimization_level, settings.workspace),
+    )
 
 
 def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict[int, Path], list[Candidate]]:
@@ -243,6 +238,8 @@ def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict
     candidates = []
     failure: EdgefgError | None = None
     for number, source in enumerate(sources):
+        if number:  # proving the one before took memory
+            site = site._replace(here=describe())
         folder = staging / str(number)
         folder.mkdir()
         problem = ""
@@ -301,38 +298,27 @@ def _info(source: FileInfo, site: _Site) -> PlanInfo:
         tensorrt=here.tensorrt,
         hardware_compatible=settings.hardware_compatible,
         batches=settings.batches,
+        optimization_level=settings.optimization_level,
+        workspace=settings.workspace,
+        among=site.among,
         source=source,
     )
 
 
-def _fastest(staged: dict[int, Path], candidates: list[Candidate], site: _Site) -> tuple[int, tuple[Candidate, ...]]:
-    """Measure the plans in turns, where there are several, and return the number of the one to take."""
+def _fastest(staged: dict[int, Path], candidates: list[Candidate], say: _Say) -> tuple[int, tuple[Candidate, ...]]:
+    """Measure the plans, where there are several, and return the number of the one to take."""
+    first = next(iter(staged))
     if len(staged) == 1:
-        return next(iter(staged)), tuple(candidates)
-    site.say("measuring")
-    times = _measure(staged)
+        return first, tuple(candidates)
+    say("measuring")
+    try:
+        times = measure(staged)
+    except EdgefgError as exc:  # all are proven: one without figures is better than none
+        say(f"they cannot be measured, the first one is taken: {one_line(exc)}")
+        return first, tuple(candidates)
     for number, p50 in times.items():
         candidates[number] = msgspec.structs.replace(candidates[number], p50_ms=p50)
     return min(times, key=lambda number: times[number]), tuple(candidates)
-
-
-def _measure(staged: dict[int, Path]) -> dict[int, float]:
-    """Return the median time of a prediction, milliseconds, of every plan; their turns alternate."""
-    times: dict[int, list[float]] = {number: [] for number in staged}
-    opened: dict[int, tuple[Classifier, UInt8Array]] = {}
-    with contextlib.ExitStack() as stack:
-        for number, plan in staged.items():
-            classifier = stack.enter_context(Classifier(plan))
-            assert classifier.manifest.golden is not None
-            opened[number] = classifier, golden.read(plan.with_name(classifier.manifest.golden.file)).inputs
-        for turn in range(_ROUNDS + 1):
-            for number, (classifier, frames) in opened.items():
-                for i in range(_PREDICTIONS):
-                    start = time.perf_counter()
-                    classifier.predict(frames[i % len(frames)], color="rgb")
-                    if turn:  # the first turn warms up
-                        times[number].append((time.perf_counter() - start) * 1e3)
-    return {number: statistics.median(found) for number, found in times.items()}
 
 
 def _folder_for(sources: list[_Source], out: Path | None) -> Path:
@@ -344,12 +330,15 @@ def _folder_for(sources: list[_Source], out: Path | None) -> Path:
 
 def _keep_strangers(sources: list[_Source], folder: Path) -> None:
     """Raise `DataError` where an ONNX artifact of the user's would be replaced by another one."""
-    for source in sources:
-        if source.model.parent.resolve() == folder.resolve():
+    outside = [source.model for source in sources if source.model.parent.resolve() != folder.resolve()]
+    for path in sorted({folder / name for source in sources for name in _names_of(source)}):
+        if not path.exists():
             continue
-        for path in (folder / name for name in _names_of(source)):
-            if path.exists() and path.read_bytes() != (source.model.parent / path.name).read_bytes():
-                raise DataError(f"{path} is another artifact's, which would be replaced; name a new folder by --out")
+        others = [model.with_name(path.name).read_bytes() for model in outside if model.with_name(path.name).exists()]
+        same = others.count(path.read_bytes())
+        # Where no model lies in the folder, what an earlier call took of these very models may go.
+        if same < len(others) if len(outside) < len(sources) else not same:
+            raise DataError(f"{path} is another artifact's, which would be replaced; name a new folder by --out")
 
 
 def _names_of(source: _Source) -> list[str]:

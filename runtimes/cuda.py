@@ -128,7 +128,10 @@ class CudaPython:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Make the device the calling thread's; the runtime API keeps it so."""
+        """Make the device the calling thread's, which stays so.
+
+        To set back what it was would make a context, hundreds of MiB, on a GPU that the thread may never have used.
+        """
         self._select()
         yield
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgefg.errors import InferenceError, RuntimeUnavailableError, one_line
+from edgefg.errors import DeviceMismatchError, EdgefgError, InferenceError, RuntimeUnavailableError, one_line
 from edgefg.manifest import manifest_path, read_manifest
-from edgefg.plan import check_fits, check_header, gpu_number
+from edgefg.plan import build_command, check_fits, check_header, gpu_number
 from edgefg.runtime import TensorSpec
 from edgefg.runtimes.cuda import Cuda, CudaError, open_cuda
 from edgefg.runtimes.trt_context import Profile, RefusedError, Tensors, Worker
@@ -54,7 +54,7 @@ class TensorRTRuntime:
                 " install 'edgefg[tensorrt]'; `edgefg doctor` says more"
             ) from exc
         self._path = path
-        # Guards all that follows; notified whenever a worker comes back or goes.
+        # Guards all that follows; notified at the end of every call.
         self._changed = threading.Condition()
         self._closed = False
         self._busy = 0
@@ -108,9 +108,7 @@ class TensorRTRuntime:
             raise RuntimeUnavailableError(f"TensorRT {trt.__version__} does not start: {self._said()}") from exc
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise RuntimeUnavailableError(
-                f"TensorRT {trt.__version__} refused {self._path}: {self._said()}; copy or build it again"
-            )
+            raise _refusal(self._path, f"TensorRT {trt.__version__} refused {self._path}: {self._said()}")
         self._tensors = _tensors(trt, self._engine, self._path)
         self._profiles = _profiles(self._engine, self._tensors)
 
@@ -132,7 +130,6 @@ class TensorRTRuntime:
                 done, worker = worker, None
                 with self._changed:
                     self._idle.append(done)
-                    self._changed.notify()
             return logits[:count]
         except RefusedError as exc:
             raise InferenceError(f"{self._path.name}: TensorRT {exc}: {self._said()}") from exc
@@ -174,8 +171,8 @@ class TensorRTRuntime:
             if broken is not None:
                 with self._anyhow():
                     self._drop(broken)
-                self._changed.notify()
             self._busy -= 1
+            self._changed.notify_all()  # not one alone, which may fail and leave the others asleep
             last = self._closed and not self._busy
         if last:
             self._free()
@@ -202,7 +199,10 @@ class TensorRTRuntime:
 
     def _said(self) -> str:
         """Return TensorRT's last errors, each once: tomorrow's failure has reasons of its own."""
-        said = [self._messages.popleft() for _ in range(len(self._messages))]
+        said = []
+        with contextlib.suppress(IndexError):  # a failing call on another thread takes its part
+            while True:
+                said.append(self._messages.popleft())
         return "; ".join(said) or "it gave no reason"
 
 
@@ -216,6 +216,14 @@ def _read(path: Path, cuda: Cuda, version: str) -> bytes:
     info = read_manifest(path).plan if manifest_path(path).exists() else None
     check_fits(path, info, written_by, cuda.device(), version)
     return data
+
+
+def _refusal(path: Path, said: str) -> EdgefgError:
+    """Tell how to mend it: what was built from a file at hand can be built again, by ``rebuild=True`` too."""
+    info = read_manifest(path).plan if manifest_path(path).exists() else None
+    if info is None or info.source is None:
+        return RuntimeUnavailableError(f"{said}; copy or build it again")
+    return DeviceMismatchError(f"{said}; build it here: {build_command(path, info)}")
 
 
 def _tensors(trt: Any, engine: trt.ICudaEngine, path: Path) -> Tensors:

@@ -41,7 +41,18 @@ RUNTIME_VENDORS = {
     "trt_context": {"tensorrt"},
 }
 SHARED_BY_RUNTIMES = {"edgefg.runtimes.cuda", "edgefg.runtimes.trt_context"}
-TORCHLESS_EXPORT = ("to_tensorrt", "builder", "build_plan", "package", "verify", "rules", "graph", "half", "check")
+TORCHLESS_EXPORT = (
+    "to_tensorrt",
+    "race",
+    "builder",
+    "build_plan",
+    "package",
+    "verify",
+    "rules",
+    "graph",
+    "half",
+    "check",
+)
 
 
 class Import(NamedTuple):

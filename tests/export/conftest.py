@@ -26,6 +26,8 @@ from edgefg.training.data import FolderData, load_data
 from edgefg.training.models.backbone import build_backbone, head_of
 from edgefg.training.models.network import Network
 from edgefg.training.weights import load_backbone
+from tests.simulated.plans import cache as cache
+from tests.simulated.plans import device as device
 from tests.simulated.plans import qdq as qdq
 from tests.synthetic import write_dataset
 

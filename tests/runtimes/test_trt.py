@@ -220,6 +220,24 @@ def test_an_error_that_sticks_ends_in_the_same_error_and_frees_all(call: str, pl
         assert {kind: count for kind, count in books.left().items() if kind != "streams"} == {}
 
 
+def test_calls_that_wait_for_a_context_do_not_wait_for_ever_after_a_failure(plan: Path) -> None:
+    with simulated_device(jitter=0.002) as books:
+        books.faults.append(Fault("cudaStreamSynchronize", at=9, error=700, sticky=True))
+        classifier = Classifier(plan)
+
+        def predict_100_times() -> None:
+            for _ in range(100):
+                classifier.predict(frames(1)[0])
+
+        def work(_: int) -> None:
+            with pytest.raises(InferenceError):
+                predict_100_times()
+
+        run_together(work, 12)
+        classifier.close()
+        assert {kind: count for kind, count in books.left().items() if kind != "streams"} == {}
+
+
 def test_a_predict_after_close_is_told(plan: Path) -> None:
     with simulated_device() as books:
         runtime = load(plan)

@@ -78,8 +78,19 @@ def test_truncated_at_every_4_kib(plan: Path, rewrite: Rewrite) -> None:
             with pytest.raises(RuntimeUnavailableError, match=r"bare\.plan"):
                 load(bare)
         rewrite(plan)  # a manifest that vouches for the truncated plan: TensorRT itself refuses
-        with pytest.raises(RuntimeUnavailableError, match=r"TensorRT .* refused .*engine\.plan: .*corrupt"):
+        with pytest.raises(DeviceMismatchError, match=r"TensorRT .* refused .*engine\.plan: .*corrupt.*: edgefg build"):
             Classifier(plan)
+        Classifier(plan, rebuild=True).close()
+        books.assert_clean()
+
+
+def test_a_power_cut_between_two_files_is_healed(plan: Path) -> None:
+    with simulated_device() as books:
+        plan.write_bytes(plan.read_bytes() + b"of another build")
+        with pytest.raises(IntegrityError):
+            Classifier(plan)
+        with Classifier(plan, rebuild=True, verify=True) as classifier:
+            assert classifier.predict(frames(1)[0]).label in classifier.labels
         books.assert_clean()
 
 

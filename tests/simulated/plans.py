@@ -1,8 +1,9 @@
-"""Fixtures: plans of the simulated device, and the INT8 graph that they are built of."""
+"""Fixtures: plans of the simulated device, the INT8 graph that they are built of, and the device itself."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from edgefg.export.to_tensorrt import build_engine
 from edgefg.manifest import encode_manifest, file_info, manifest_path, read_manifest
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from tests.conftest import TINY
+from tests.simulated.books import Books
 from tests.simulated.install import simulated_device
 
 
@@ -51,3 +53,16 @@ def plan(built: Path, tmp_path: Path) -> Path:
     """A copy of that plan's folder, which the test may spoil."""
     shutil.copytree(built.parent, tmp_path / "plan")
     return tmp_path / "plan" / built.name
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEFG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def device(cache: Path) -> Iterator[Books]:
+    with simulated_device() as books:
+        yield books
+        books.assert_clean()
