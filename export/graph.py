@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
+
+
+def name_of(node: onnx.NodeProto) -> str:
+    """Return a node's name or, since ONNX lets it have none, its operator and its first output."""
+    return node.name or f"{node.op_type} → {node.output[0]}"
 
 
 class Graph:
@@ -63,3 +69,30 @@ class Graph:
     def array(self, tensor: str) -> npt.NDArray[Any]:
         """Return a constant's values."""
         return numpy_helper.to_array(self.constants[tensor])
+
+
+def bound_types(graph: Graph) -> Iterator[tuple[onnx.NodeProto, dict[str, set[int]]]]:
+    """Yield each node with the element types that its inputs give the type variables of its operator; ONNX allows one.
+
+    Types come from constants, network inputs and casts, and pass from node to node by the operators' schemas. A tensor
+    whose type does not follow that way is left out, and so are operators that ONNX does not define.
+    """
+    types = {name: tensor.data_type for name, tensor in graph.constants.items()}
+    types |= {name: value.type.tensor_type.elem_type for name, value in graph.inputs.items()}
+    for node in graph.nodes:
+        bound: dict[str, set[int]] = defaultdict(set)
+        try:
+            schema = onnx.defs.get_schema(node.op_type, graph.opset, node.domain)
+        except onnx.defs.SchemaError:
+            continue
+        for i, name in enumerate(node.input):
+            formal = schema.inputs[min(i, len(schema.inputs) - 1)]  # the last one may be variadic
+            if types.get(name) and formal.is_homogeneous:
+                bound[formal.type_str].add(types[name])
+        yield node, bound
+        for i, name in enumerate(node.output):
+            found = bound.get(schema.outputs[min(i, len(schema.outputs) - 1)].type_str, set())
+            if len(found) == 1:
+                (types[name],) = found
+        if node.op_type == "Cast":
+            types[node.output[0]] = next(attribute.i for attribute in node.attribute if attribute.name == "to")

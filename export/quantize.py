@@ -30,7 +30,7 @@ from edgefg.errors import ExportError, one_line
 from edgefg.export.calibration import batches
 from edgefg.export.half import Batches, activation_overflow, rest_to_half
 from edgefg.export.quiet import quiet
-from edgefg.export.rules import INPUT, broken_rules, skip_tensors
+from edgefg.export.rules import FULL_PRECISION, INPUT, broken_rules, skip_tensors
 from edgefg.preprocess import UInt8Array
 
 Calibrator = Literal["minmax", "percentile"]
@@ -123,7 +123,7 @@ def quantize_tensorrt(
         calibrator: see `Calibrator`.
 
     Returns:
-        Why what stays floating point is FP32, in one line; empty where it is FP16.
+        Why what stays floating point is FP32, in one line, which the file's metadata say too; empty where it is FP16.
 
     Raises:
         ExportError: ONNX Runtime cannot quantise the graph.
@@ -137,7 +137,11 @@ def quantize_tensorrt(
     }
     _quantize_onnx(source, target, batches(inputs, batch or 1), calibrator, _TENSORRT_OPS, "QInt8", options)
     why_not = _rest_to_half(source, target, batches(inputs[:_COMPARED], batch or 1))
-    if refused := [broken for broken in broken_rules(onnx.load(target)) if broken.refused]:
+    model = onnx.load(target)
+    if why_not:
+        model.metadata_props.add(key=FULL_PRECISION, value=why_not)
+        target.write_bytes(model.SerializeToString())
+    if refused := [broken for broken in broken_rules(model) if broken.refused]:
         raise ExportError(f"TensorRT would refuse the quantised graph: {refused[0].render()}")
     return why_not
 

@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnxruntime.quantization import quantize_dynamic
 
 from edgefg.export.quantize import quantize_tensorrt
-from edgefg.export.rules import RULES
+from edgefg.export.quiet import quiet
+from edgefg.export.rules import FULL_PRECISION, RULES
 from tests.conftest import TINY
 
 
@@ -62,6 +64,26 @@ def test_json(run, quantized: Path, spoilt: Path) -> None:
     assert (status, answer["rules"]) == (1, len(RULES))
     assert {violation["rule"] for violation in answer["broken"]} == {"per-tensor"}
     assert all(violation["refused"] and violation["node"] for violation in answer["broken"])
+
+
+def test_a_reason_for_fp32_is_told(run, quantized: Path, tmp_path: Path) -> None:
+    model = onnx.load(quantized)
+    model.metadata_props.add(key=FULL_PRECISION, value="activations reach 70000")
+    onnx.save(model, tmp_path / "m.onnx")
+    status, out, _ = run("check", tmp_path / "m.onnx")
+    assert (status, out.count("\n")) == (0, 1)
+    assert out.endswith("rules: all hold; FP32 where it is not int8: activations reach 70000\n")
+    status, out, _ = run("check", tmp_path / "m.onnx", "--json")
+    assert (status, json.loads(out)["float32"]) == (0, "activations reach 70000")
+
+
+def test_a_dynamically_quantised_graph_is_refused(run, tmp_path: Path) -> None:
+    with quiet():
+        quantize_dynamic(TINY / "onnx" / "model.onnx", tmp_path / "m.onnx")
+    status, out, _ = run("check", tmp_path / "m.onnx")
+    assert (status, out.count("\n")) == (1, 2)
+    assert "for 1 of which TensorRT refuses the graph" in out
+    assert "explicit-qdq: 10 nodes that compute in integers: ConvInteger, DynamicQuantizeLinear, MatMulInteger" in out
 
 
 @pytest.mark.parametrize(

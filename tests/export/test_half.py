@@ -69,7 +69,10 @@ def test_types(full: Path, half: Path) -> None:
 
 
 def test_half_precision_is_the_only_rule_that_the_full_graph_breaks(full: Path, half: Path) -> None:
-    assert [broken.rule for broken in broken_rules(onnx.load(full))] == ["half-precision"]
+    model = onnx.load(full)
+    assert broken_rules(model) == [], "it states why"
+    del model.metadata_props[:]
+    assert [broken.rule for broken in broken_rules(model)] == ["half-precision"]
     assert broken_rules(onnx.load(half)) == []
 
 

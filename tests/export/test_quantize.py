@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgefg.errors import ExportError
 from edgefg.export.calibration import Calibration
+from edgefg.export.check import check
 from edgefg.export.graph import Graph
 from edgefg.export.quantize import Calibrator, quantize_onnxruntime, quantize_openvino, quantize_tensorrt
 from edgefg.export.rules import broken_rules, skip_tensors
@@ -91,6 +92,19 @@ def test_skip_convolution_takes_the_pair(resnet_trt: tuple[Path, Path]) -> None:
         assert kernels == [(1, 1), (3, 3)]
     for add in (node for node in after.nodes if node.op_type == "Add"):
         assert sorted(after.writer_op(name) for name in add.input) == ["Conv", "DequantizeLinear"]
+
+
+def test_a_graph_that_stays_fp32_states_why_and_keeps_every_rule(
+    resnet_trt: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgefg.export.half._GREATEST", 1.0)
+    inputs = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    why = quantize_tensorrt(resnet_trt[0], tmp_path / "m.onnx", inputs, batch=2)
+    assert why.endswith("keep FP32")
+    report = check(tmp_path / "m.onnx")
+    assert (report.broken, report.float32) == ((), why)
+    assert report.render().endswith(f": all hold; FP32 where it is not int8: {why}")
+    assert check(resnet_trt[1]).float32 == ""
 
 
 def test_refused_graph_is_an_error(
