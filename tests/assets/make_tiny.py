@@ -4,7 +4,7 @@
 
 A CNN of 6,000 parameters is trained on the synthetic birds, for a few minutes, and written to ``tests/assets/tiny/``:
 ``ir``, ``onnx`` and ``null`` at batch 1, ``onnx-batch4`` and ``onnx-dynamic``. Each has a manifest, and
-all but the last a golden set.
+all but the last a golden set. Then ``onnx-int8`` and ``onnx-fp16``, by `tests.assets.make_tiny_tensorrt`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from edgefg.manifest import (
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.runtime import load
 from edgefg.sources import read_image
+from tests.assets import make_tiny_tensorrt
 from tests.synthetic import write_dataset
 
 TINY = Path(__file__).parent / "tiny"
@@ -197,6 +198,7 @@ def main() -> None:
         package(path, frames, own_parent, None if of_null else accuracy, parent_sha, extra)
         with Classifier(path, threads=1, verify=name != "onnx-dynamic") as classifier:
             print(path, classifier.predict(frames[0]).label)
+    make_tiny_tensorrt.main()
 
 
 if __name__ == "__main__":

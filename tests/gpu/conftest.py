@@ -1,7 +1,8 @@
 """Tests that need an NVIDIA GPU, and the report that they write: `make test-gpu`, on the device.
 
 Without a GPU every one is skipped, with the reason. They ask for numpy, pytest and edgefg[tensorrt] alone; where ONNX
-Runtime is installed too, they compare with it. EDGEFG_GPU_MODELS names ONNX artifacts of your own, separated by colons.
+Runtime is installed too, they compare with it. The tiny network is built in FP32, FP16, INT8 and with a free batch;
+EDGEFG_GPU_MODELS names ONNX artifacts of your own in its place, separated by colons.
 """
 
 from __future__ import annotations
@@ -13,23 +14,33 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 
 import edgefg
 from edgefg.errors import RuntimeUnavailableError
-from edgefg.export.build_plan import Here
+from edgefg.export.build_plan import Here, Settings
 from edgefg.export.builder import describe
 from edgefg.export.to_tensorrt import BuildReport, build_engine
-from edgefg.manifest import read_manifest
+from edgefg.manifest import encode_manifest, file_info, manifest_path, read_manifest
 from edgefg.preprocess import UInt8Array
 from tests.conftest import TINY
 
+FREE_BATCH = "fp32, free batch"
+_TINY = ("onnx", "onnx-fp16", "onnx-int8")
 _REPORT = Path("gpu-report.json")
 _figures: dict[str, Any] = {}
 _outcomes: dict[str, str] = {}
+
+
+class Model(NamedTuple):
+    """An ONNX artifact, and how it is built."""
+
+    path: Path
+    settings: Settings = Settings()
 
 
 @pytest.fixture(scope="session")
@@ -44,26 +55,48 @@ def here() -> Here:
 
 
 @pytest.fixture(scope="session")
-def models(here: Here, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(here: Here, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     """Copies of the ONNX artifacts to build from, by precision."""
     given = os.environ.get("EDGEFG_GPU_MODELS")
-    paths = [Path(name) for name in given.split(":")] if given else [TINY / "onnx" / "model.onnx"]
-    copies = {}
+    paths = [Path(name) for name in given.split(":")] if given else [TINY / name / "model.onnx" for name in _TINY]
+    copies: dict[str, Model] = {}
     for path in paths:
         folder = tmp_path_factory.mktemp("artifact")
         shutil.copytree(path.parent, folder, dirs_exist_ok=True)
-        copies[read_manifest(path).precision] = folder / path.name
+        precision = read_manifest(path).precision
+        copies[f"{precision} of {path}" if precision in copies else precision] = Model(folder / path.name)
+    if not given:
+        copies[FREE_BATCH] = Model(_free_batch(tmp_path_factory.mktemp("artifact")), Settings(batches=(1, 4, 16)))
     return copies
 
 
+def _free_batch(folder: Path) -> Path:
+    """Copy the tiny network of free batch, with the golden set of its like: the repository has it once."""
+    free, fixed = (read_manifest(TINY / name / "model.onnx") for name in ("onnx-dynamic", "onnx"))
+    assert fixed.golden is not None
+    shutil.copytree(TINY / "onnx-dynamic", folder, dirs_exist_ok=True)
+    proof = Path(shutil.copy(TINY / "onnx" / fixed.golden.file, folder))
+    manifest = msgspec.structs.replace(free, golden=fixed.golden, files=(*free.files, file_info(proof)))
+    manifest_path(folder / free.model).write_bytes(encode_manifest(manifest))
+    return folder / free.model
+
+
 @pytest.fixture(scope="session")
-def plans(models: dict[str, Path]) -> dict[str, BuildReport]:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the plans out of the user's cache: they are built before what a single test sets holds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEFG_CACHE", str(tmp_path_factory.getbasetemp() / "edgefg-cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def plans(models: dict[str, Model], own_cache: None) -> dict[str, BuildReport]:
     """A plan of every model, built here and now."""
     built = {}
-    for precision, model in models.items():
+    for name, model in models.items():
         start = time.perf_counter()
-        built[precision] = build_engine([model], rebuild=True)
-        _figures[f"build of {precision}, s"] = round(time.perf_counter() - start, 1)
+        built[name] = build_engine([model.path], settings=model.settings, rebuild=True)
+        _figures[f"build of {name}, s"] = round(time.perf_counter() - start, 1)
     return built
 
 

@@ -1,82 +1,118 @@
-"""What can only be known on an NVIDIA GPU: build, parity, leaks, threads, graphs, speed. See conftest.py."""
+"""What can only be known on an NVIDIA GPU: build, parity, batches, leaks, threads, graphs, speed. See conftest.py."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgefg import Classifier, IntegrityError
-from edgefg.export.build_plan import Here
+from edgefg.errors import DeviceMismatchError
 from edgefg.export.to_tensorrt import BuildReport, build_engine
+from edgefg.manifest import read_manifest
 from edgefg.preprocess import UInt8Array
-from edgefg.runtime import describe_gpu
 from edgefg.runtimes.cuda import CudaPython
+from tests.gpu.conftest import FREE_BATCH, Model
+from tests.gpu.trend import leaks, levels
 from tests.threads import run_together
 
 pytestmark = pytest.mark.gpu
+Models = dict[str, Model]
 Plans = dict[str, BuildReport]
 Frames = list[UInt8Array]
 # Of the greatest logit, against ONNX Runtime on the same graph; an 8-bit value may land one step away.
 _TOLERANCE = {"fp32": 1e-3, "fp16": 0.02, "int8": 0.1}
 
 
-def test_build(plans: Plans, note: dict[str, Any]) -> None:
-    for precision, report in plans.items():
+def test_build(plans: Plans, models: Models, note: dict[str, Any]) -> None:
+    for name, report in plans.items():
         assert not report.kept
-        assert report.precision == precision
-        note[precision] = {"parent, greatest difference": report.verified.golden.parent_logits}
+        assert report.precision == read_manifest(models[name].path).precision
+        note[name] = {"parent, greatest difference": report.verified.golden.parent_logits}
 
 
-def test_building_again_does_nothing(plans: Plans, models: dict[str, Path]) -> None:
-    for precision, model in models.items():
-        before = Path(plans[precision].plan).stat().st_mtime_ns
-        assert build_engine([model]).kept
-        assert Path(plans[precision].plan).stat().st_mtime_ns == before
+def test_building_again_does_nothing(plans: Plans, models: Models) -> None:
+    for name, model in models.items():
+        before = Path(plans[name].plan).stat().st_mtime_ns
+        assert build_engine([model.path], settings=model.settings).kept
+        assert Path(plans[name].plan).stat().st_mtime_ns == before
 
 
-def test_parity_with_the_onnx(plans: Plans, models: dict[str, Path], frames: Frames, note: dict[str, Any]) -> None:
+def test_parity_with_the_onnx(plans: Plans, models: Models, frames: Frames, note: dict[str, Any]) -> None:
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install 'edgefg[onnxruntime]'")
-    for precision, report in plans.items():
-        with Classifier(report.plan) as plan, Classifier(models[precision]) as parent:
+    for name, report in plans.items():
+        with Classifier(report.plan) as plan, Classifier(models[name].path) as parent:
             found = np.stack([plan.predict(frame).logits for frame in frames])
             expected = np.stack([parent.predict(frame).logits for frame in frames])
         deviation = float(np.abs(found - expected).max() / np.abs(expected).max())
         agreement = float((found.argmax(1) == expected.argmax(1)).mean())
-        note[precision] = {"deviation": deviation, "agreement": agreement}
-        assert deviation <= _TOLERANCE[precision], precision
+        note[name] = {"deviation": deviation, "agreement": agreement}
+        assert deviation <= _TOLERANCE[report.precision], name
+
+
+def test_every_batch_that_a_profile_allows(plans: Plans, frames: Frames) -> None:
+    if FREE_BATCH not in plans:
+        pytest.skip("needs the tiny network of free batch, in whose place EDGEFG_GPU_MODELS names others")
+    with Classifier(plans[FREE_BATCH].plan) as classifier:
+        assert classifier.manifest.plan is not None
+        assert classifier.manifest.plan.batches == (1, 4, 16)
+        expected = np.stack([classifier.predict(frame).logits for frame in frames])
+        for count in (1, 3, 4, 16, 17, 64):
+            found = np.stack([prediction.logits for prediction in classifier.predict_batch(frames[:count])])
+            assert np.abs(found - expected[:count]).max() <= _TOLERANCE["fp32"] * np.abs(expected).max(), count
+
+
+def test_a_plan_of_another_device_is_rebuilt(
+    plans: Plans, frames: Frames, rewrite: Callable[..., object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGEFG_CACHE", str(tmp_path / "cache"))  # else there is nothing left to build
+    report = plans.get("int8") or next(iter(plans.values()))
+    plan = Path(shutil.copytree(Path(report.plan).parent, tmp_path / "copy")) / Path(report.plan).name
+    info = read_manifest(plan).plan
+    assert info is not None
+    rewrite(plan, plan=msgspec.structs.replace(info, gpu="another GPU"))
+    with pytest.raises(DeviceMismatchError, match="another GPU"):
+        Classifier(plan)
+    with Classifier(plan, rebuild=True) as again, Classifier(report.plan) as before:
+        found, expected = (np.stack([c.predict(frame).logits for frame in frames]) for c in (again, before))
+    assert read_manifest(plan).plan == info
+    assert np.abs(found - expected).max() <= _TOLERANCE[report.precision] * np.abs(expected).max()
 
 
 def test_no_leak_over_10000_runs(plans: Plans, frames: Frames, note: dict[str, Any]) -> None:
     report = next(iter(plans.values()))
     with Classifier(report.plan) as classifier:
-        for frame in frames:
-            classifier.predict(frame)
-        free, resident = describe_gpu()[1], _resident()
-        for i in range(10_000):
-            classifier.predict(frames[i % len(frames)])
-        note["GPU bytes"], note["resident bytes"] = free - describe_gpu()[1], _resident() - resident
-    assert note["GPU bytes"] < 4 << 20
-    assert note["resident bytes"] < 16 << 20
+
+        def work(runs: int = 2_000) -> None:
+            for i in range(runs):
+                classifier.predict(frames[i % len(frames)])
+
+        work(len(frames))
+        note["GPU bytes"], note["resident bytes"] = levels(work)
+    assert not leaks(note["GPU bytes"], 4 << 20)
+    assert not leaks(note["resident bytes"], 16 << 20)
 
 
 def test_no_leak_over_50_classifiers(plans: Plans, frames: Frames, note: dict[str, Any]) -> None:
     report = next(iter(plans.values()))
-    free = []
-    for _ in range(50):
-        with Classifier(report.plan) as classifier:
-            classifier.predict(frames[0])
-        free.append(describe_gpu()[1])
-    note["GPU bytes"] = free[4] - free[-1]
-    assert note["GPU bytes"] < 16 << 20
+
+    def work() -> None:
+        for _ in range(10):
+            with Classifier(report.plan) as classifier:
+                classifier.predict(frames[0])
+
+    work()
+    note["GPU bytes"], note["resident bytes"] = levels(work)
+    assert not leaks(note["GPU bytes"], 16 << 20)
 
 
 def test_threads(plans: Plans, frames: Frames) -> None:
@@ -99,7 +135,7 @@ def test_graph_on_and_off(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for precision, report in plans.items():
+    for name, report in plans.items():
         monkeypatch.setattr(CudaPython, "graphs", True)
         with Classifier(report.plan) as classifier:
             with_graph = _times(classifier, frames)
@@ -108,15 +144,16 @@ def test_graph_on_and_off(
         with Classifier(report.plan) as classifier:
             without = _times(classifier, frames)
             np.testing.assert_array_equal(classifier.predict(frames[0]).logits, logits)
-        note[precision] = {"p50 ms with": with_graph, "p50 ms without": without}
+        note[name] = {"p50 ms with": with_graph, "p50 ms without": without}
     assert "no CUDA graph" not in caplog.text
 
 
-def test_int8_against_fp16(models: dict[str, Path], here: Here, note: dict[str, Any], tmp_path: Path) -> None:
+def test_int8_against_fp16(models: Models, note: dict[str, Any], tmp_path: Path) -> None:
     if not {"int8", "fp16"} <= models.keys():
         pytest.skip("needs an INT8 and an FP16 model; name both in EDGEFG_GPU_MODELS")
-    report = build_engine([models["int8"], models["fp16"]], out=tmp_path / "auto")
+    report = build_engine([models["int8"].path, models["fp16"].path], out=tmp_path / "auto")
     note["p50 ms"] = {candidate.precision: candidate.p50_ms for candidate in report.candidates}
+    assert [candidate.problem for candidate in report.candidates] == ["", ""]
     fastest = min(report.candidates, key=lambda candidate: candidate.p50_ms or 0.0)
     assert report.precision == fastest.precision
 
@@ -135,15 +172,15 @@ def test_against_trtexec(plans: Plans, frames: Frames, note: dict[str, Any], tmp
     tool = shutil.which("trtexec") or shutil.which("/usr/src/tensorrt/bin/trtexec")
     if tool is None:
         pytest.skip("trtexec is not installed (on a Jetson: apt-get install libnvinfer-bin)")
-    for precision, report in plans.items():
-        times = tmp_path / f"{precision}.json"
+    for name, report in plans.items():
+        times = tmp_path / f"{len(note)}.json"
         command = [tool, f"--loadEngine={report.plan}", "--useCudaGraph", "--noDataTransfers", f"--exportTimes={times}"]
         subprocess.run(command, check=True, capture_output=True)
         bare = statistics.median(entry["computeMs"] for entry in json.loads(times.read_text()))
         with Classifier(report.plan) as classifier:
             size = classifier.manifest.input
             ours = _times(classifier, _network_frames(frames, size.height, size.width))
-        note[precision] = {"trtexec compute p50 ms": bare, "Classifier.predict p50 ms": ours, "ratio": ours / bare}
+        note[name] = {"trtexec compute p50 ms": bare, "Classifier.predict p50 ms": ours, "ratio": ours / bare}
         assert bare > 0
 
 
@@ -161,10 +198,3 @@ def _times(classifier: Classifier, frames: Frames) -> float:
 
 def _network_frames(frames: Frames, height: int, width: int) -> Frames:
     return [np.ascontiguousarray(np.resize(frame, (height, width, 3))) for frame in frames]
-
-
-def _resident() -> int:
-    """Return this process's resident memory in bytes."""
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024

@@ -8,6 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from edgefg import Classifier
+from edgefg.export.check import check
+from tests.conftest import TINY
+from tests.gpu.trend import leaks
 from tests.simulated.books import VARIABLE, describe_config
 from tests.simulated.install import ROOT, SITE
 
@@ -25,11 +31,36 @@ def test_the_device_tests_pass_and_write_their_report(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "gpu-report.json").read_text())
     assert report["figures"]["device"]["gpu"] == "Simulated Orin"
     assert report["outcomes"]["test_build"] == "passed"
-    assert {name for name, outcome in report["outcomes"].items() if not outcome.startswith("passed")} <= {
-        "test_against_trtexec",  # not installed here
-        "test_int8_against_fp16",  # while the tiny models are FP32
-    }
-    assert report["figures"]["test_no_leak_over_10000_runs"]["GPU bytes"] == 0
+    failed = {name for name, outcome in report["outcomes"].items() if not outcome.startswith("passed")}
+    assert failed <= {"test_against_trtexec"}, "it is not installed here"
+    figures = report["figures"]
+    assert set(figures["test_parity_with_the_onnx"]) == {"fp32", "fp16", "int8", "fp32, free batch"}
+    assert set(figures["test_int8_against_fp16"]["p50 ms"]) == {"fp16", "int8"}
+    assert len(set(figures["test_no_leak_over_10000_runs"]["GPU bytes"])) == 1
+    assert not (tmp_path / "cache").exists(), "the user's cache stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([0, 30, 10, 60, 20, 90], False),  # a Jetson's other programs
+        ([0, 90, 90, 90, 90, 90], False),
+        ([0, 1, 2, 3, 4, 5], False),  # too little to matter
+        ([0, 8, 16, 24, 32, 40], True),
+    ],
+)
+def test_a_leak_is_a_trend(found: list[int], said: bool) -> None:
+    assert leaks(found, 20) == said
+
+
+def test_the_tiny_models_are_what_users_export() -> None:
+    for name in ("onnx-int8", "onnx-fp16"):
+        model = TINY / name / "model.onnx"
+        assert check(model).broken == ()
+        assert sum(file.stat().st_size for file in model.parent.iterdir()) < 150_000
+        with Classifier(model, threads=1, verify=True) as classifier:
+            assert f"onnx-{classifier.manifest.precision}" == name
+    assert check(TINY / "onnx-int8" / "model.onnx").quantised == 10
 
 
 def test_without_a_gpu_they_are_skipped_with_the_reason(tmp_path: Path) -> None:
