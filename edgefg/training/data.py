@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -93,7 +93,7 @@ def load_data(
     if like is not None and like.labels != names:
         raise DataError(_label_difference(root, like.labels, names))
     root = listing.root
-    bad, digests = _check_images(root, [sample for members in listing.found.values() for sample in members])
+    bad, digests = check_images(root, [sample.path for members in listing.found.values() for sample in members])
     if bad and not skip_corrupt:
         raise DataError(corrupt_message(list(bad.values()), len(digests) + len(bad)))
     for problem in bad.values():
@@ -218,8 +218,11 @@ def _label_difference(root: Path, expected: Sequence[str], found: Sequence[str])
     return f"{root} has {len(found)} classes, the checkpoint {len(expected)}: {detail}; use the data it was trained on"
 
 
-def _check_images(root: Path, samples: Iterable[Sample]) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Read and decode every image; return what is wrong by path, and the SHA-256 of the good ones by path."""
+def check_images(root: Path, paths: Sequence[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Read and decode every image; return what is wrong by path, and the SHA-256 of the good ones by path.
+
+    ``root`` is the folder that messages name them from.
+    """
 
     def check(path: Path) -> tuple[str | None, str]:
         try:
@@ -231,7 +234,6 @@ def _check_images(root: Path, samples: Iterable[Sample]) -> tuple[dict[Path, str
             return str(exc), ""
         return None, hashlib.sha256(data).hexdigest()
 
-    paths = [sample.path for sample in samples]
     bad, digests = {}, {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(check, paths)

@@ -35,6 +35,9 @@ from edgefg.training.objective import Objective
 from edgefg.training.optimize import freeze, optimizer_of, rate_at, set_rate
 from edgefg.training.resume import Progress, Run, load_state, save_state
 
+# What an objective may call of the wrapped network besides itself.
+_FORWARD_METHODS = ("loss", "logits_and_maps")
+
 
 def fit(
     network: nn.Module,
@@ -58,7 +61,7 @@ def fit(
         splits: ``train`` and ``val`` are used; ``test`` is never touched.
         spec: the evaluation preprocessing.
         recipe: the settings.
-        objective: gives the loss of a batch.
+        objective: gives the loss of a batch. Where it is an ``nn.Module``, its own parameters learn along.
         out: folder for ``<stage>.resume.safetensors``, ``<stage>.csv`` and TensorBoard's files.
         stage: name of the run's files, for instance ``teacher``.
         fingerprint: the data set's; a run resumes only on the same data.
@@ -75,11 +78,11 @@ def fit(
     fabric = _launch(hardware)
     # First of all, since a resumed optimiser's state goes where the parameters are.
     network.to(fabric.device)
-    optimizer = optimizer_of(network, fresh, recipe)
-    run = Run(out / f"{stage}.resume.safetensors", recipe, fingerprint, stage)
     modules = {"network": network}
     if isinstance(objective, nn.Module):
         modules["objective"] = objective.to(fabric.device)
+    optimizer = optimizer_of(network, fresh, recipe, modules.get("objective"))
+    run = Run(out / f"{stage}.resume.safetensors", recipe, fingerprint, stage)
     if recipe.ema:
         average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
         modules["ema"] = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
@@ -87,7 +90,9 @@ def fit(
         modules["best"] = copy.deepcopy(network)
     progress = load_state(run, modules, optimizer)
     wrapped, optimizer = fabric.setup(network, optimizer)
-    wrapped.mark_forward_method("loss")
+    for method in _FORWARD_METHODS:
+        if hasattr(network, method):
+            wrapped.mark_forward_method(method)
     for aide in aides:
         aide.to(fabric.device).eval()
     loop = _Loop(fabric, wrapped, network, optimizer, objective, recipe, fresh, modules)
@@ -177,6 +182,12 @@ class _Loop(NamedTuple):
             return Progress(epochs_done=done, best_epoch=done, best_top1=scores.top1)
         return replace(progress, epochs_done=done)
 
+    def share_gradients(self) -> None:
+        """Average over the processes the gradients of what the objective itself learns: only the network is wrapped."""
+        if self.fabric.world_size > 1 and "objective" in self.modules:
+            for parameter in self.modules["objective"].parameters():
+                self.fabric.all_reduce(parameter.grad)
+
     def epoch(self, training: TrainingImages, progress: Progress, workers: int, state: Path) -> float:
         """Train one epoch and return its mean loss."""
         epoch, recipe, fabric = progress.epochs_done, self.recipe, self.fabric
@@ -199,6 +210,7 @@ class _Loop(NamedTuple):
                 raise TrainingError(_not_finite(value, epoch, step, batch, training, state))
             self.optimizer.zero_grad(set_to_none=True)
             fabric.backward(loss)
+            self.share_gradients()
             fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=recipe.clip_norm)
             self.optimizer.step()
             if "ema" in self.modules:

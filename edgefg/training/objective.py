@@ -14,7 +14,8 @@ from edgefg.training.losses import CenterLoss, TripletLoss, cross_entropy
 from edgefg.training.mix import evaluating, mixer_of
 from edgefg.training.models.network import Batch, Network, Step
 
-# (network, batch) → (loss, logits). Where it is an nn.Module, its buffers are part of the run's state.
+# (network, batch) → (loss, logits). Where it is an nn.Module, its parameters learn along; they and its buffers are part
+# of the run's state, never of the checkpoint.
 Objective = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
 
 

@@ -12,9 +12,14 @@ from torch import nn
 from edgefg.recipe import Recipe
 
 
-def optimizer_of(network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe) -> torch.optim.Optimizer:
-    """Build the recipe's optimiser; parameters of ``fresh`` learn ``recipe.head_lr_ratio`` times as fast."""
-    groups = _groups(network, fresh, recipe)
+def optimizer_of(
+    network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe, objective: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """Build the recipe's optimiser; parameters of ``fresh`` learn ``recipe.head_lr_ratio`` times as fast.
+
+    So do those of the ``objective``, where it has any.
+    """
+    groups = _groups(network, fresh, recipe, [] if objective is None else list(objective.parameters()))
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
@@ -48,7 +53,9 @@ def freeze(network: nn.Module, fresh: Sequence[nn.Module], frozen: bool) -> None
                 module.eval()
 
 
-def _groups(network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe) -> list[dict[str, Any]]:
+def _groups(
+    network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe, beside: Sequence[nn.Parameter]
+) -> list[dict[str, Any]]:
     """Group the parameters by learning rate; norms and biases do not decay."""
     new = {id(parameter) for root in fresh for parameter in root.parameters()}
     depth = depths(network)
@@ -58,6 +65,8 @@ def _groups(network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe) -> l
         if parameter.requires_grad:
             ratio = recipe.head_lr_ratio * rate if id(parameter) in new else recipe.layer_decay ** depth[name]
             groups.setdefault((ratio, parameter.ndim > 1), []).append(parameter)
+    for parameter in beside:
+        groups.setdefault((recipe.head_lr_ratio, parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": members,

@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -219,6 +220,41 @@ def test_several_devices_do_not_wait_for_frozen_parameters(frozen: list[str], fe
     )
     assert done.returncode == 0, done.stderr
     assert len(rows(tmp_path)) == 2
+
+
+class Learning(nn.Module):
+    """An objective with parameters of its own, one of which no image reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.idle = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(3))
+
+    def forward(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = network(batch.images)
+        return torch.nn.functional.cross_entropy(logits + self.shift, batch.labels) + 0 * self.idle.sum(), logits
+
+
+def test_what_an_objective_learns_is_no_part_of_the_network(
+    data: FolderData, tmp_path: Path, recipe: Recipe, hardware: Hardware
+) -> None:
+    objective = Learning()
+    network, _ = trained(data, tmp_path, replace(recipe, weight_decay=0.0), hardware, objective)
+    assert objective.shift.abs().min() > 0
+    assert torch.equal(objective.idle, torch.ones(3))
+    assert network.state_dict().keys() == Small().state_dict().keys()
+
+
+def test_processes_share_the_gradients_of_what_an_objective_learns() -> None:
+    shared: list[torch.Tensor] = []
+    objective = Learning()
+    for parameter in objective.parameters():
+        parameter.grad = torch.ones(3)
+    two, one = (SimpleNamespace(world_size=size, all_reduce=shared.append) for size in (2, 1))
+    rest = dict.fromkeys(loop._Loop._fields) | {"modules": {"objective": objective}}
+    loop._Loop(**rest | {"fabric": one}).share_gradients()
+    assert not shared
+    loop._Loop(**rest | {"fabric": two}).share_gradients()
+    assert [id(gradient) for gradient in shared] == [id(parameter.grad) for parameter in objective.parameters()]
 
 
 def test_without_val_patience_never_stops(data: FolderData, tmp_path: Path, recipe: Recipe, hardware: Hardware) -> None:

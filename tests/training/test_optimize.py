@@ -87,6 +87,16 @@ def test_every_parameter_has_its_rate_and_decay(kind: str) -> None:
     assert found["backbone.conv1.weight"] == pytest.approx((0.1 * 0.5**9, 0.02))
 
 
+def test_what_an_objective_learns_has_the_rate_of_what_is_fresh() -> None:
+    layer, objective = nn.Linear(2, 2), nn.Conv2d(2, 3, 1)
+    optimizer = optimizer_of(layer, [], recipe(head_lr_ratio=4.0, weight_decay=0.02), objective)
+    set_rate(optimizer, 0.1)
+    found = rates(nn.ModuleDict({"layer": layer, "objective": objective}), optimizer)
+    assert found["layer.weight"] == pytest.approx((0.1, 0.02))
+    assert found["objective.weight"] == pytest.approx((0.4, 0.02))
+    assert found["objective.bias"] == pytest.approx((0.4, 0.0))
+
+
 def test_sgd_is_nesterov_s_by_hand() -> None:
     layer = nn.Linear(1, 1, bias=False)
     nn.init.constant_(layer.weight, 1.0)

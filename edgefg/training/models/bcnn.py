@@ -142,6 +142,11 @@ class BCNN(Network):
         """Return the logits of a batch."""
         return cast(torch.Tensor, self.head(self.features(images)))
 
+    def logits_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits and the last maps of the first stream."""
+        x, y = self._maps(images)
+        return self.head(self._embed(x, y)), x
+
     def loss(self, batch: Batch, criterion: Criterion) -> Step:
         """Return the classification loss of a batch."""
         embedded = self.features(batch.images)

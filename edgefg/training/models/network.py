@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     images: torch.Tensor
     """``uint8 [N, H, W, 3]`` RGB; after mixing, float levels of 0 to 255."""
     labels: torch.Tensor
-    """``int64 [N]``."""
+    """``int64 [N]``; `edgefg.split.UNLABELLED` where there is none."""
     targets: torch.Tensor | None = None
     """``float32 [N, classes]``, weights of the classes, where images were mixed; rows sum to 1, but for SnapMix's."""
     boxes: torch.Tensor | None = None
@@ -129,6 +129,15 @@ class Network(nn.Module):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the embedding, ``float32 [N, D]``, of images."""
         return parts.logits_and_embedding(self.backbone, self.normalised(images))[1]
+
+    def logits_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits as ``forward`` does, and the backbone's last maps of whole images, ``float [N, C, h, w]``.
+
+        Raises:
+            WeightsError: the backbone has no such maps.
+        """
+        found = parts.maps(self.backbone, self.normalised(images))
+        return parts.classify(self.backbone, parts.embedding(self.backbone, found)), found
 
     def attention(self, images: torch.Tensor) -> Attention:
         """Return where the network looks: here the class activation map of the class it names."""

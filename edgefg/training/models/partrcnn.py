@@ -104,6 +104,12 @@ class PartRCNN(Network):
         """Return the logits: find the parts, then classify them."""
         return layers.classify(self.backbone, self.features(images))
 
+    def logits_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits, and the last maps of whole images, which the parts are cut out of."""
+        planes = self.normalised(images)
+        maps, boxes, _ = self._detect(planes, None)
+        return layers.classify(self.backbone, self._describe(planes, maps, boxes)), maps
+
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features of object and parts side by side, ``float32 [N, parts × D]``."""
         planes = self.normalised(images)

@@ -212,6 +212,11 @@ class RACNN(Network):
         """Return the logits, ``float32 [N, classes]``, fused over the three scales."""
         return self._fuse(self._look_closer(images, _SCALES))
 
+    def logits_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits, fused over the three scales, and the last maps of the first one."""
+        looks = self._look_closer(images, _SCALES)
+        return self._fuse(looks), looks[0].maps
+
     def loss(self, batch: Batch, criterion: Criterion) -> Step:
         """Return the loss of the epoch's phase: cross entropies, the peak's boxes, or the rank loss."""
         # The peak of the second scale needs no third one.

@@ -145,6 +145,7 @@ class Centres(nn.Module):
 class _Look(NamedTuple):
     """What one pass sees."""
 
+    maps: torch.Tensor
     attention: torch.Tensor
     """``float [N, M, h, w]``, not negative."""
     embedding: torch.Tensor
@@ -188,11 +189,16 @@ class WSDAN(Network):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits, ``float32 [N, classes]``, whose softmax is the mean over the passes."""
+        return self.logits_and_maps(images)[0]
+
+    def logits_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits as ``forward`` does, and the last maps of the first pass."""
         planes = self.normalised(images)
         whole = self._look(planes)
         if self._settings.passes == 1:
-            return whole.logits
-        return mean_logits([whole.logits, self._look(crop(planes, self._attended(whole.attention, planes))).logits])
+            return whole.logits, whole.maps
+        closer = self._look(crop(planes, self._attended(whole.attention, planes)))
+        return mean_logits([whole.logits, closer.logits]), whole.maps
 
     def loss(self, batch: Batch, criterion: Criterion) -> Step:
         """Return the mean classification loss of the images, their crops and their drops, with the centres' term.
@@ -230,7 +236,7 @@ class WSDAN(Network):
         attention = self.attend(found)
         pooled = attention_pooling(attention, found).flatten(1).float()
         embedded = F.normalize(signed_root(pooled), dim=1) * _SCALE
-        return _Look(attention, embedded, self.head(embedded))
+        return _Look(found, attention, embedded, self.head(embedded))
 
     def _attended(self, attention: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
         """Return the box that the prediction's second pass looks at."""
