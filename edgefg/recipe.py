@@ -126,6 +126,37 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return max(_LEAST_SIZE, round((self.start_size + (full - self.start_size) * share) / 16) * 16)
 
 
+class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What a student learns of its teachers."""
+
+    loss: Annotated[
+        Literal["kl", "dkd", "dist"],
+        Meta(
+            description="of the predictions: their divergence (Hinton et al. 2015), the target class's and the others'"
+            " apart (Zhao et al. 2022), or relations between and within classes (Huang et al. 2022)"
+        ),
+    ] = "kl"
+    temperature: Annotated[float, Meta(gt=0, description="softens both predictions")] = 1.0
+    dkd_beta: Annotated[
+        float, Meta(ge=0, description="dkd: weight of the classes other than the image's own, relative to that one's")
+    ] = 8.0
+    hard_weight: Annotated[
+        float, Meta(ge=0, le=1, description="share of the loss that is cross entropy to the labels")
+    ] = 0.0
+    feature_weight: Annotated[
+        float, Meta(ge=0, description="weight of matching the last feature maps (Romero et al. 2015); 0: none")
+    ] = 0.0
+    attention_weight: Annotated[
+        float,
+        Meta(ge=0, description="weight of matching where these are strong (Zagoruyko & Komodakis 2017); 0: none"),
+    ] = 0.0
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether feature maps are matched."""
+        return self.feature_weight > 0 or self.attention_weight > 0
+
+
 class Hardware(msgspec.Struct, frozen=True, kw_only=True):
     """Where a stage runs. Rounding depends on it, and the order of random numbers on ``workers`` and ``devices``."""
 

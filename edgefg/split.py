@@ -14,6 +14,8 @@ import msgspec
 from edgefg.errors import DataError
 
 SPLITS = ("train", "val", "test")
+UNLABELLED = -1
+"""The label of an image of unknown class, which a student learns from its teacher alone."""
 
 
 class SplitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -20,7 +20,7 @@ from torch import nn
 
 from edgefg import __version__
 from edgefg.errors import CheckpointError, DataError, ExportError, one_line
-from edgefg.export.distill import distillation
+from edgefg.export.distill_objective import Distillation, read_teachers
 from edgefg.export.quiet import quiet
 from edgefg.manifest import sha256
 from edgefg.recipe import Hardware, Recipe
@@ -28,7 +28,6 @@ from edgefg.training.augment import TrainingImages
 from edgefg.training.checkpoint import Header, channel_plan, load, rebuild
 from edgefg.training.data import load_data
 from edgefg.training.loading import training_loader
-from edgefg.training.mix import mixer_of
 from edgefg.training.models.backbone import build_backbone, head_of
 from edgefg.training.models.network import Batch, Network, NoOptions
 from edgefg.training.objective import Objective, TeacherObjective
@@ -91,18 +90,11 @@ def prune(
     objective: Objective = TeacherObjective(recipe, network, len(header.labels))
     aides: list[nn.Module] = []
     if teacher_path is not None:
-        teacher, teacher_header = load(teacher_path)
-        if teacher_header.labels != header.labels:
+        (teacher,) = read_teachers([teacher_path])
+        if teacher.header.labels != header.labels:
             raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
-        aides = [teacher]
-        objective = distillation(
-            teacher,
-            teacher_header,
-            temperature=1.0,
-            hard_weight=0.0,
-            smoothing=recipe.label_smoothing,
-            mix=mixer_of(recipe, network, len(header.labels)),
-        )
+        aides = [teacher.network]
+        objective = Distillation([teacher], network, recipe)
     torch.manual_seed(recipe.seed)
     images = TrainingImages(data.splits["train"], header.input)
     reached = remove_channels(network, images, objective, recipe, macs=macs, round_to=round_to, max_ratio=max_ratio)

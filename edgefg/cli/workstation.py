@@ -12,7 +12,7 @@ import typer
 
 from edgefg.cli.app import Count, Only, checked, command, needs, print_json, say
 from edgefg.errors import DataError
-from edgefg.recipe import Hardware, Recipe
+from edgefg.recipe import Hardware, Recipe, Transfer
 from edgefg.split import SplitSpec
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ Out = Annotated[Path, typer.Option()]
 Options = Annotated[list[str], typer.Option("--option", "-o")]
 _DEFAULTS = Recipe(epochs=10, image_size=224)
 _PRUNE_DEFAULTS = Recipe(epochs=5, image_size=224, lr=5e-4)
+_TRANSFER = Transfer()
 _HERE = Hardware()
 # What a stage that learns from a teacher takes of the recipe.
 _PRUNE = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "ema", "mix", "mix_share", "val_every", "seed")
@@ -128,14 +129,15 @@ def distill(
     student: str = "tf_efficientnet_lite0",
     weights: str = "hub",
     image_size: int | None = None,
-    temperature: float = 1.0,
-    hard_weight: float = 0.0,
+    also: Annotated[list[Path], typer.Option()] = [],  # noqa: B006 (as above)
+    extra: Path | None = None,
+    transfer: Transfer = _TRANSFER,
     recipe: Annotated[Recipe, Only(*_DISTILL)] = _DEFAULTS,
     hardware: Hardware = _HERE,
     skip_corrupt: bool = False,
     restart: bool = False,
 ) -> None:
-    """Distil a teacher into a smaller student. Writes OUT/student.safetensors.
+    """Distil a teacher, or several, into a smaller student. Writes OUT/student.safetensors.
 
     Args:
         teacher: the teacher's checkpoint.
@@ -144,8 +146,9 @@ def distill(
         student: backbone, any timm or torchvision name.
         weights: hub, none, the path of a state dict, or an installed weight package.
         image_size: network input of the student in pixels; the teacher's where left out.
-        temperature: softens both predictions.
-        hard_weight: share of the loss that is cross entropy to the labels.
+        also: a further teacher's checkpoint, of the same data; may be repeated. The mean of all is learned.
+        extra: folder of images without labels, at any depth, that join the training images.
+        transfer: what the student learns, an option each.
         recipe: the training settings, an option each.
         hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
@@ -163,8 +166,9 @@ def distill(
         checked(recipe, image_size=image_size or read_header(teacher).input.height),
         student=student,
         weights=weights,
-        temperature=temperature,
-        hard_weight=hard_weight,
+        transfer=transfer,
+        also=also,
+        extra=extra,
         hardware=hardware,
         skip_corrupt=skip_corrupt,
         restart=restart,

@@ -1,24 +1,25 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from edgefg.errors import DataError, ExportError
-from edgefg.export.distill import distill, distillation, kl_divergence
+from edgefg.export.distill import distill
+from edgefg.export.distill_objective import Distillation
 from edgefg.export.export import export_checkpoint
 from edgefg.export.prune import prune
 from edgefg.manifest import sha256
-from edgefg.recipe import Hardware, Recipe
+from edgefg.recipe import Hardware, Recipe, Transfer
+from edgefg.sources import image_files
+from edgefg.split import UNLABELLED
 from edgefg.training.checkpoint import Header, load, read_header
 from edgefg.training.data import FolderData
 from edgefg.training.methods import METHODS
-from edgefg.training.mix import mixer_of
-from edgefg.training.models.network import Batch
 from edgefg.training.teacher import train_teacher
 from tests.synthetic import write_dataset
 
@@ -37,76 +38,6 @@ def teacher(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_teacher(birds, out, RECIPE, backbone="test_resnet", weights="none", hardware=HERE)
 
 
-def test_kl_by_hand() -> None:
-    teacher = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
-    student = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    temperature = 2.0
-    p, q = (np.exp(x / temperature) / np.exp(x / temperature).sum(1, keepdims=True) for x in (teacher, student))
-    expected = temperature**2 * (p * np.log(p / q)).sum(1).mean()
-    found = kl_divergence(torch.from_numpy(student), torch.from_numpy(teacher), temperature)
-    assert found.item() == pytest.approx(expected)
-    assert kl_divergence(torch.from_numpy(teacher), torch.from_numpy(teacher), 1.0).item() == pytest.approx(
-        0, abs=1e-12
-    )
-
-
-class Recorder(nn.Module):
-    """Gives fixed logits and keeps what it saw."""
-
-    def __init__(self, logits: list[float]) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.tensor([logits]))
-        self.seen: list[torch.Tensor] = []
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.seen.append(images)
-        return self.logits.expand(len(images), -1)
-
-
-def test_teacher_and_student_see_identical_crops(teacher: Path) -> None:
-    header = read_header(teacher)
-    big, small = Recorder([2.0, 0.0]), Recorder([0.0, 0.0])
-    objective = distillation(big, header, temperature=1.0, hard_weight=0.25, smoothing=0.0)
-    images = torch.randint(0, 255, (3, 32, 32, 3), dtype=torch.uint8)
-    loss, _ = objective(small, Batch(images, torch.tensor([0, 1, 1])))
-    assert torch.equal(big.seen[0], small.seen[0])
-    p = torch.softmax(torch.tensor([2.0, 0.0]), 0)
-    expected = 0.75 * (p * (p / 0.5).log()).sum() + 0.25 * np.log(2)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    loss.backward()
-    assert big.logits.grad is None
-    assert small.logits.grad is not None
-
-
-def test_a_teacher_of_another_size_sees_the_same_crop_resized(teacher: Path) -> None:
-    header = read_header(teacher)
-    header = msgspec.structs.replace(header, input=msgspec.structs.replace(header.input, height=64, width=48))
-    big, small = Recorder([1.0, 0.0]), Recorder([0.0, 0.0])
-    images = torch.full((2, 32, 32, 3), 77, dtype=torch.uint8)
-    distillation(big, header, temperature=1.0, hard_weight=0.0, smoothing=0.0)(
-        small, Batch(images, torch.tensor([0, 1]))
-    )
-    assert big.seen[0].shape == (2, 64, 48, 3)
-    assert torch.allclose(big.seen[0], torch.tensor(77.0))
-
-
-def test_teacher_and_student_see_identically_mixed_crops(teacher: Path) -> None:
-    header = read_header(teacher)
-    big, small = Recorder([2.0, 0.0]), Recorder([1.0, 0.0])
-    mix = mixer_of(msgspec.structs.replace(RECIPE, mix="mixup"), small, 2)
-    objective = distillation(big, header, temperature=1.0, hard_weight=1.0, smoothing=0.0, mix=mix)
-    images = torch.tensor([0, 200], dtype=torch.uint8)[:, None, None, None].expand(-1, 32, 32, 3)
-    torch.manual_seed(0)
-    loss, _ = objective(small, Batch(images, torch.tensor([0, 1])))
-    assert torch.equal(big.seen[0], small.seen[0])
-    share = 1 - big.seen[0][0].mean().item() / 200
-    assert 0 < share < 1
-    assert torch.allclose(big.seen[0][1], torch.tensor(200 * share), atol=1e-2)
-    # Hard labels are the mixed ones: one image of each class, with shares that change places.
-    log = torch.log_softmax(torch.tensor([1.0, 0.0]), 0)
-    assert loss.item() == pytest.approx(-log.mean().item(), rel=1e-5)
-
-
 @pytest.mark.parametrize("mix", ["cutmix", "snapmix"])
 def test_distil_with_mixing(mix: str, teacher: Path, birds: Path, tmp_path: Path) -> None:
     mixed = msgspec.structs.replace(RECIPE, mix=mix)
@@ -116,6 +47,103 @@ def test_distil_with_mixing(mix: str, teacher: Path, birds: Path, tmp_path: Path
     plain, _ = load(distill(teacher, birds, tmp_path / "plain", RECIPE, **options))
     weights = zip(network.parameters(), plain.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in weights)
+
+
+TRANSFERS = [
+    Transfer(loss="dkd", dkd_beta=2.0, hard_weight=0.5),
+    Transfer(loss="dist"),
+    Transfer(feature_weight=1.0, attention_weight=1.0),
+]
+
+
+@pytest.mark.parametrize("transfer", TRANSFERS, ids=["dkd", "dist", "maps"])
+def test_distil_with_every_loss(transfer: Transfer, teacher: Path, birds: Path, tmp_path: Path) -> None:
+    options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
+    recipe = msgspec.structs.replace(RECIPE, mix="mixup", mix_share=0.5)
+    network, header = load(distill(teacher, birds, tmp_path / "it", recipe, transfer=transfer, **options))
+    plain, _ = load(distill(teacher, birds, tmp_path / "plain", recipe, **options))
+    # A checkpoint of the student and nothing else: `load` is strict, and this is the plain one's set of tensors.
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    weights = zip(network.parameters(), plain.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in weights)
+    said = {"dkd": "loss=dkd β=2", "dist": "loss=dist", "kl": "features=1, attention=1"}[transfer.loss]
+    assert f"T=1, hard={transfer.hard_weight:g}, {said} {{" in header.recipe
+
+
+def test_the_regressors_learn_and_a_cut_off_run_goes_on_with_them(teacher: Path, birds: Path, tmp_path: Path) -> None:
+    made: list[Distillation] = []
+
+    class Spied(Distillation):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)
+            self.before = copy.deepcopy(self.state_dict())
+            made.append(self)
+            self.left = stops.pop(0)
+
+        def forward(self, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().forward(*args)
+
+    recipe = msgspec.structs.replace(RECIPE, epochs=2)
+    options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
+    options["transfer"] = Transfer(feature_weight=1.0)
+    steps = 3  # 36 images in batches of 16
+    stops = [2 * steps, steps, steps]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgefg.export.distill.Distillation", Spied)
+        whole = distill(teacher, birds, tmp_path / "whole", recipe, **options)
+        with pytest.raises(KeyboardInterrupt):
+            distill(teacher, birds, tmp_path / "cut", recipe, **options)
+        resumed = distill(teacher, birds, tmp_path / "cut", recipe, **options)
+    assert all(not torch.equal(value, made[0].before[name]) for name, value in made[0].state_dict().items())
+    for name, value in made[0].state_dict().items():
+        assert torch.equal(value, made[2].state_dict()[name])
+    pairs = zip(load(whole)[0].state_dict().values(), load(resumed)[0].state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_several_teachers_and_images_without_labels(teacher: Path, birds: Path, tmp_path: Path) -> None:
+    second = train_teacher(
+        birds, tmp_path / "second", msgspec.structs.replace(RECIPE, image_size=48), backbone="test_resnet",
+        method="wsdan", options={"maps": 4}, weights="none", hardware=HERE,
+    )  # fmt: skip
+    wild = write_dataset(tmp_path / "wild", classes=3, per_class=5, size=40, seed=9)
+    recipe = msgspec.structs.replace(RECIPE, mix="cutmix")
+    options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE, "also": [second], "extra": wild}
+    runs = [distill(teacher, birds, tmp_path / name, recipe, **options) for name in "ab"]
+    (network, header), (again, _) = map(load, runs)
+    assert header.teacher == sha256(teacher)
+    assert f"also teacher {sha256(second)}, extra 15 images " in header.recipe
+    # What later stages compare the data with is the labelled data alone.
+    assert header.dataset == read_header(teacher).dataset
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+def test_extra_images_join_the_training_split_alone(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[FolderData] = []
+
+    def spied(network: nn.Module, header: Header, data: FolderData, *args: object, **others: object) -> Path:
+        trained.append(data)
+        return tmp_path
+
+    monkeypatch.setattr("edgefg.export.distill.train_and_save", spied)
+    wild = write_dataset(tmp_path / "wild", classes=2, per_class=5, size=40, seed=9)
+    options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
+    distill(teacher, birds, tmp_path, RECIPE, **options)
+    distill(teacher, birds, tmp_path, RECIPE, extra=wild, **options)
+    without, joined = trained
+    extra = joined.splits["train"][len(without.splits["train"]) :]
+    assert [sample.path for sample in extra] == image_files(wild)
+    assert {sample.label for sample in extra} == {UNLABELLED}
+    assert (joined.splits["val"], joined.splits["test"]) == (without.splits["val"], without.splits["test"])
+    with pytest.raises(DataError, match="the sampler balanced goes by class, and extra images have none"):
+        distill(
+            teacher, birds, tmp_path, msgspec.structs.replace(RECIPE, sampler="balanced"), extra=wild, **options
+        )  # fmt: skip
 
 
 def test_distil_then_prune(teacher: Path, birds: Path, tmp_path: Path) -> None:

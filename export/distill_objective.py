@@ -1,0 +1,192 @@
+"""The loss of a student: what it matches of one or several teachers, on the very same crops, mixed alike.
+
+"Patient and consistent" (Beyer et al. 2022): teachers see what the student sees, so nothing of theirs is computed once
+and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from edgefg.errors import DataError, WeightsError
+from edgefg.export import distill_losses as losses
+from edgefg.manifest import sha256
+from edgefg.recipe import Recipe, Transfer
+from edgefg.split import UNLABELLED
+from edgefg.training.checkpoint import Header, load
+from edgefg.training.losses import cross_entropy
+from edgefg.training.mix import evaluating, mixer_of
+from edgefg.training.models import backbone as parts
+from edgefg.training.models.network import Batch, Network, mean_logits
+
+
+class Teacher(NamedTuple):
+    """A frozen network to learn from."""
+
+    network: nn.Module
+    header: Header
+    sha256: str
+    """Of its checkpoint."""
+
+    def view(self, images: torch.Tensor) -> torch.Tensor:
+        """Resize a crop, ``[N, H, W, 3]`` of ``uint8`` or float levels, to its own size, as float levels."""
+        size = (self.header.input.height, self.header.input.width)
+        if tuple(images.shape[1:3]) == size:
+            return images
+        planes = images.permute(0, 3, 1, 2).float()
+        return F.interpolate(planes, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+
+
+def read_teachers(paths: Sequence[Path]) -> list[Teacher]:
+    """Load teachers that may be asked together.
+
+    Raises:
+        CheckpointError: one cannot be read.
+        DataError: they differ in their classes or their data, or one is given twice.
+    """
+    teachers: list[Teacher] = []
+    for path in paths:
+        network, header = load(path)
+        network.requires_grad_(False)
+        teachers.append(Teacher(network, header, sha256(path)))
+    first = teachers[0]
+    for path, other in zip(paths[1:], teachers[1:], strict=True):
+        if other.header.labels != first.header.labels:
+            raise DataError(
+                f"{path} and {paths[0]} have different classes ({len(other.header.labels)} and"
+                f" {len(first.header.labels)}, or in another order); needed teachers of the same ones"
+            )
+        if other.header.dataset != first.header.dataset:
+            raise DataError(
+                f"{path} and {paths[0]} were trained on different data or splits (fingerprints"
+                f" {other.header.dataset[:12]} and {first.header.dataset[:12]}): one may know what the other's test"
+                " holds; needed teachers of one training split"
+            )
+    if len({teacher.sha256 for teacher in teachers}) < len(teachers):
+        raise DataError(f"one teacher is given twice among {', '.join(map(str, paths))}; give each once")
+    return teachers
+
+
+class Distillation(nn.Module):
+    """``(1 − hard)·loss(student, teachers) + hard·CE(labels) + w_f·features + w_a·attention``.
+
+    The target of ``loss`` is the mean of the teachers' softmaxes at its temperature; that of the maps each teacher's
+    own. A teacher of several passes gives what its inference gives. DKD needs one class an image: it is the label where
+    there is one, else the teachers' top class. That includes mixed images, whose labels are areas: what there is to be
+    seen in them the teachers know better, and two targets at once are none of the paper's.
+
+    An image without label (`UNLABELLED`) has no cross entropy; nor has one that was mixed with such an image.
+
+    The regressors that bring the student's features to the teachers' channels are this module's parameters: they learn
+    along and are part of the run's state, never of the student.
+
+    Args:
+        teachers: whom to learn from.
+        student: the network that will be trained.
+        recipe: its label smoothing, mixing and sizes are used.
+        transfer: what to learn.
+
+    Raises:
+        TrainingError: see `mixer_of`.
+        WeightsError: maps are to be matched, and a backbone has none.
+    """
+
+    def __init__(
+        self, teachers: Sequence[Teacher], student: nn.Module, recipe: Recipe, transfer: Transfer | None = None
+    ) -> None:
+        super().__init__()
+        # In a tuple, which torch does not register: they are no part of the run's state.
+        self._teachers = tuple(teachers)
+        self._transfer = transfer or Transfer()
+        self._criterion = cross_entropy(recipe.label_smoothing)
+        self._mix = mixer_of(recipe, student, len(teachers[0].header.labels))
+        self._adapters = nn.ModuleList()
+        if self._transfer.needs_maps:
+            # Counted for attention too, which needs no regressor: a backbone without maps stops here.
+            width, *wide = (_channels(network) for network in (student, *(teacher.network for teacher in teachers)))
+            if self._transfer.feature_weight:
+                self._adapters.extend(nn.Conv2d(width, channels, 1) for channels in wide)
+
+    def forward(self, student: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss and the student's logits of a batch."""
+        known = batch.labels != UNLABELLED
+        # The mixer's targets need a class, whichever: those of unlabelled images are not read.
+        batch = batch._replace(labels=batch.labels.clamp_min(0))
+        if self._mix is not None:
+            batch = self._mix(student, batch)
+        mixed = batch.targets is not None
+        if mixed:
+            known = known & known.roll(1)  # each image is mixed with the one before
+        logits, maps = self._ask(student, batch.images)
+        with torch.no_grad():
+            answers = [self._ask(teacher.network, teacher.view(batch.images)) for teacher in self._teachers]
+            wanted = _mean_of([answer for answer, _ in answers], self._transfer.temperature)
+        target = wanted.argmax(dim=1) if mixed else torch.where(known, batch.labels, wanted.argmax(dim=1))
+        # In float32: the logarithm of a softmax in half precision loses the small probabilities that matter here.
+        loss = (1 - self._transfer.hard_weight) * self._of_predictions(logits.float(), wanted, target)
+        if self._transfer.hard_weight:
+            loss = loss + self._transfer.hard_weight * self._of_labels(logits, batch, known)
+        if maps is not None:
+            loss = loss + self._of_maps(maps.float(), [cast(torch.Tensor, found).float() for _, found in answers])
+        return loss, logits
+
+    def _ask(self, network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return logits and, where they are matched, last maps."""
+        if self._transfer.needs_maps:
+            # Typed as Any: under Fabric the network is wrapped.
+            both: tuple[torch.Tensor, torch.Tensor] = cast(Any, network).logits_and_maps(images)
+            return both
+        return network(images), None
+
+    def _of_predictions(self, logits: torch.Tensor, wanted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        temperature = self._transfer.temperature
+        if self._transfer.loss == "dkd":
+            return losses.dkd(logits, wanted, target, temperature, beta=self._transfer.dkd_beta)
+        return (losses.dist if self._transfer.loss == "dist" else losses.kl_divergence)(logits, wanted, temperature)
+
+    def _of_labels(self, logits: torch.Tensor, batch: Batch, known: torch.Tensor) -> torch.Tensor:
+        """Return the cross entropy of images with labels, of which each weighs alike in every batch."""
+        if known.all():
+            return self._criterion(logits, batch)
+        if not known.any():
+            return logits.new_zeros(())
+        targets = None if batch.targets is None else batch.targets[known]
+        labelled = batch._replace(labels=batch.labels[known], targets=targets)
+        return self._criterion(logits[known], labelled) * known.float().mean()
+
+    def _of_maps(self, ours: torch.Tensor, theirs: Sequence[torch.Tensor]) -> torch.Tensor:
+        total = ours.new_zeros(())
+        if self._transfer.feature_weight:
+            apart = [
+                losses.feature_distance(adapter(ours), found)
+                for adapter, found in zip(self._adapters, theirs, strict=True)
+            ]
+            total = total + self._transfer.feature_weight * torch.stack(apart).mean()
+        if self._transfer.attention_weight:
+            apart = [losses.attention_distance(ours, found) for found in theirs]
+            total = total + self._transfer.attention_weight * torch.stack(apart).mean()
+        return total
+
+
+def _mean_of(answers: Sequence[torch.Tensor], temperature: float) -> torch.Tensor:
+    """Return ``float32`` logits whose softmax at a temperature is the mean of those of ``answers``."""
+    if len(answers) == 1:
+        return answers[0].float()
+    return mean_logits([logits.float() / temperature for logits in answers]) * temperature
+
+
+@torch.no_grad()
+def _channels(network: nn.Module) -> int:
+    """Return the number of channels of a network's last maps."""
+    backbone = cast(Network, network).backbone
+    try:
+        with evaluating(backbone):  # the norms' statistics must not learn from an empty image
+            return parts.maps(backbone, parts.example_planes(backbone)).shape[1]
+    except WeightsError as exc:
+        raise WeightsError(f"--feature-weight and --attention-weight match feature maps, and {exc}") from exc
