@@ -67,7 +67,8 @@ def dist(
     Inter is 1 − Pearson's correlation of student's and teacher's probabilities of an image, mean over the images; intra
     that of their probabilities of a class over the batch, mean over the classes. The student need not be as sure as its
     teacher, only agree on what is likelier than what. A class or an image whose probabilities are constant correlates
-    with nothing and adds 1, without a slope.
+    with nothing and adds 1. Of two classes an image's correlation is 1 or −1 however sure the student is, so that intra
+    alone teaches. β and γ are the paper's; its authors' class has 1 for both.
 
     Args:
         student: logits, ``float32 [N, C]``.
