@@ -175,9 +175,10 @@ class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
         """Return how many channels a layer may still lose."""
         multiple = math.lcm(self._settings.round_to, groups)
         least = math.ceil(self.layer_init_out_ch[layer] * (1 - self.max_pruning_ratio))
-        least = least // self._settings.round_to * self._settings.round_to
-        # The cap gives way to the rounding that was asked for, not to a convolution's many groups. A layer that is
-        # narrower than one multiple stays as it is.
+        # To the nearest multiple: always up, a narrow layer could lose nothing; always down, 40 channels with a cap of
+        # 25 % would become 16. The cap does not give way to a convolution's many groups. A layer that is narrower than
+        # one multiple stays as it is.
+        least = math.ceil(least / self._settings.round_to - 0.5) * self._settings.round_to
         return max(self.DG.get_out_channels(layer) - -(-least // multiple) * multiple, 0) if least else 0
 
 
