@@ -36,7 +36,7 @@ class Clock:
 
 
 class Fake:
-    """A runtime whose predictions take as long as it says; every third one is disturbed."""
+    """A runtime whose predictions take as long as it says; of each three, two are disturbed."""
 
     version = "fake"
     input = TensorSpec((1, 8, 8, 3), "uint8")
@@ -47,8 +47,8 @@ class Fake:
     def infer(self, batch: np.ndarray) -> np.ndarray:
         assert batch.shape == (1, 8, 8, 3)
         self.calls += 1
-        self.clock.now += self.seconds * self.clock.slowdown * (9 if self.calls % 3 == 0 else 1)
-        self.clock.slowdown *= 1.01
+        self.clock.now += self.seconds * self.clock.slowdown * (9 if self.calls % 3 else 1)
+        self.clock.slowdown *= 1.005
         return np.zeros((1, 3), np.float32)
 
     def close(self) -> None:
@@ -56,11 +56,11 @@ class Fake:
 
 
 def test_neither_a_drift_nor_disturbances_move_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine gets 20 times slower meanwhile, and a third of the predictions take nine times as long."""
+    """The machine gets several times slower meanwhile, and most predictions take nine times as long."""
     clock = Clock()
     monkeypatch.setattr(shares.time, "perf_counter", clock.perf_counter)
-    assert relative_time(Fake(clock, 0.004), Fake(clock, 0.005)) == pytest.approx(0.8, rel=0.15)
-    assert clock.slowdown > 9
+    assert relative_time(Fake(clock, 0.004), Fake(clock, 0.005)) == pytest.approx(0.8, rel=0.05)
+    assert clock.slowdown > 5
 
 
 def test_the_original_is_all_of_itself() -> None:
