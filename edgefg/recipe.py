@@ -11,7 +11,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from edgefg.errors import DataError
+
 _LEAST_SIZE = 16
+Measure = Literal["macs", "params", "latency"]
+"""What a pruned network is smaller in: multiply-accumulates, parameters, or measured time."""
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -155,6 +159,79 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def needs_maps(self) -> bool:
         """Whether feature maps are matched."""
         return self.feature_weight > 0 or self.attention_weight > 0
+
+
+class Pruning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Which channels are removed, and how many."""
+
+    macs: Annotated[
+        float | None,
+        Meta(description="share of the multiply-accumulates to keep, 0 to 1; 0.7 where no other target is given"),
+    ] = None
+    params: Annotated[float | None, Meta(description="share of the parameters to keep, instead")] = None
+    latency: Annotated[
+        float | None,
+        Meta(
+            description="share of the latency to keep, instead; measured on this machine, with the ONNX export in ONNX"
+            " Runtime, beside the unpruned network",
+        ),
+    ] = None
+    latency_precision: Annotated[Literal["fp32", "int8"], Meta(description="the export whose latency is measured")] = (
+        "fp32"
+    )
+    importance: Annotated[
+        Literal["taylor", "magnitude", "fpgm", "bn-scale"],
+        Meta(
+            description="what a channel is worth: the change of the loss (Molchanov et al. 2019), the norm of its"
+            " weights (Li et al. 2017), its distance from the layer's other filters (He et al. 2019), or the scale of"
+            " its batch norm (Liu et al. 2017)"
+        ),
+    ] = "taylor"
+    isomorphic: Annotated[
+        bool,
+        Meta(description="rank channels among layers of like structure (Fang et al. 2024), not among all"),
+    ] = False
+    uniform: Annotated[
+        bool, Meta(description="take the same share of every layer, its least important channels; a baseline")
+    ] = False
+    round_to: Annotated[
+        int,
+        Meta(ge=1, description="channel counts become multiples of this; 16 suits INT8 kernels, 8 floating point"),
+    ] = 16
+    max_ratio: Annotated[
+        float,
+        Meta(
+            gt=0,
+            lt=1,
+            description="greatest share of its channels that a layer may lose; what must be left is rounded to the"
+            " nearest multiple of --round-to",
+        ),
+    ] = 0.25
+    rounds: Annotated[
+        int,
+        Meta(ge=1, description="cut the way to the target into this many parts, with fine-tuning after each"),
+    ] = 1
+    round_epochs: Annotated[
+        int, Meta(ge=1, description="epochs of fine-tuning after each round but the last, which has --epochs")
+    ] = 1
+
+    def target(self) -> tuple[Measure, float]:
+        """Return what is to shrink, and to which share of the unpruned network's.
+
+        Raises:
+            DataError: several targets, one that is out of range, or two ways to rank were given.
+        """
+        measures: tuple[Measure, ...] = ("macs", "params", "latency")
+        given = [(measure, share) for measure in measures if (share := getattr(self, measure)) is not None]
+        if len(given) > 1:
+            named = " and ".join(f"--{measure} {share:g}" for measure, share in given)
+            raise DataError(f"{named} were given; needed one target: leave out all but one")
+        if self.isomorphic and self.uniform:
+            raise DataError("--isomorphic and --uniform were given; each is a way to rank: leave out one")
+        for measure, share in given:
+            if not 0 < share < 1:
+                raise DataError(f"--{measure} {share:g} is out of range: needed a share between 0 and 1")
+        return given[0] if given else ("macs", 0.7)
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True):

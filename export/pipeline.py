@@ -16,13 +16,13 @@ from edgefg.cub import is_cub
 from edgefg.errors import DataError, EdgefgError
 from edgefg.export.distill import distill
 from edgefg.export.export import export_checkpoint
-from edgefg.export.prune import prune
+from edgefg.export.prune import ROUNDS, prune
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import atomic_file
 from edgefg.folders import public_root
 from edgefg.listing import write_csv
 from edgefg.manifest import check_files, read_manifest, sha256
-from edgefg.recipe import Hardware, Recipe
+from edgefg.recipe import Hardware, Pruning, Recipe
 from edgefg.split import SPLITS, SplitSpec
 from edgefg.training.data import FolderData, load_data
 from edgefg.training.teacher import train_teacher
@@ -130,7 +130,7 @@ def run(
     if not pruned.exists():
         say(f"pruned student: {plan.macs:.0%} of the multiply-accumulates, {plan.prune_recipe.epochs} epochs")
         prune(
-            student, data, out, plan.prune_recipe, macs=plan.macs, teacher_path=teacher,
+            student, data, out, plan.prune_recipe, Pruning(macs=plan.macs), teacher_path=teacher,
             hardware=hardware, skip_corrupt=skip_corrupt,
         )  # fmt: skip
     checked = load_data(data, plan.split, skip_corrupt=skip_corrupt)
@@ -203,8 +203,9 @@ def _claim(plan: Plan, out: Path, restart: bool) -> None:
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     try:
-        if (out / _LINKS).is_dir():
-            shutil.rmtree(out / _LINKS)
+        for folder in (out / _LINKS, out / ROUNDS):
+            if folder.is_dir():
+                shutil.rmtree(folder)
         with atomic_file(path) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2))
     except OSError as exc:

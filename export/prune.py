@@ -1,42 +1,67 @@
-"""Prune: remove whole channels from a student, then fine-tune what is left.
+"""Prune: remove whole channels from a student, then fine-tune what is left; in rounds, where that is asked for.
 
     edgefg prune runs/x/student.safetensors DATA --teacher runs/x/teacher.safetensors --macs 0.7 --out runs/x
 
-Dependency graph and group Taylor importance are torch-pruning's (Fang et al. 2023, "DepGraph"; Molchanov et al. 2019).
+What was removed is written down before any fine-tuning, so that a run that was killed goes on with the same channels.
 The result is stored as a channel plan and a state dict, never as a pickled module.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import torch
-import torch_pruning
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from msgspec.structs import replace
 from torch import nn
 
 from edgefg import __version__
-from edgefg.errors import CheckpointError, DataError, ExportError, one_line
+from edgefg.errors import CheckpointError, DataError, ExportError, TrainingError, one_line
+from edgefg.export.calibration import choose_balanced, read_calibration
+from edgefg.export.channels import remove_channels
 from edgefg.export.distill_objective import Distillation, read_teachers
-from edgefg.export.quiet import quiet
+from edgefg.export.shares import Stopwatch, Yardstick
 from edgefg.manifest import sha256
-from edgefg.recipe import Hardware, Recipe
+from edgefg.recipe import Hardware, Pruning, Recipe
 from edgefg.training.augment import TrainingImages
-from edgefg.training.checkpoint import Header, channel_plan, load, rebuild
-from edgefg.training.data import load_data
+from edgefg.training.checkpoint import Header, channel_plan, load, read_header, rebuild, save
+from edgefg.training.data import FolderData, load_data
 from edgefg.training.loading import training_loader
-from edgefg.training.models.backbone import build_backbone, head_of
+from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Batch, Network, NoOptions
 from edgefg.training.objective import Objective, TeacherObjective
 from edgefg.training.stage import train_and_save
 
-# Far enough, in steps fine enough, to end near the asked-for share; the loop stops there.
-_STEPS = 48
-_GLOBAL_RATIO = 0.96
+ROUNDS = "pruned.rounds"
+"""Folder, beside the checkpoint, of an unfinished run's rounds."""
 _BATCHES_PER_STEP = 2
+# Of INT8 networks whose time alone matters: what the ranges are is of no account.
+_CALIBRATION_IMAGES = 8
+
+
+class _Job(NamedTuple):
+    """A run of pruning, checked."""
+
+    student: Network
+    header: Header
+    """The student's."""
+    data: FolderData
+    recipe: Recipe
+    pruning: Pruning
+    objective: Objective
+    aides: list[nn.Module]
+    out: Path
+    hardware: Hardware
+    request: str
+    """What was asked for, in words; part of the run's identity."""
+    parent: str
+    say: Callable[[str], None]
 
 
 def prune(
@@ -44,41 +69,39 @@ def prune(
     data_root: Path,
     out: Path,
     recipe: Recipe,
+    pruning: Pruning | None = None,
     *,
-    macs: float = 0.7,
-    round_to: int = 16,
-    max_ratio: float = 0.25,
     teacher_path: Path | None = None,
     hardware: Hardware | None = None,
     skip_corrupt: bool = False,
     restart: bool = False,
+    progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """Prune a student to a share of its multiply-accumulates, fine-tune it, and return ``out/pruned.safetensors``.
+    """Prune a student to a share of its size or time, fine-tune it, and return ``out/pruned.safetensors``.
 
     Args:
         student_path: the student's checkpoint.
         data_root: the data it was trained on.
         out: folder for the checkpoint and the run's files.
         recipe: the fine-tuning's settings; the input size stays the student's.
-        macs: share of the multiply-accumulates to keep, in (0, 1).
-        round_to: channel counts become multiples of this (16 suits INT8 kernels, 8 floating point).
-        max_ratio: a layer that has lost this share of its channels loses no more (rounding may exceed it). Without such
-            a cap the global ranking empties the first blocks of a compact network (``benchmarks/LOG.md``).
+        pruning: which channels, and how many; 70 % of the multiply-accumulates where left out.
         teacher_path: fine-tune on this teacher's predictions; None fine-tunes on the labels.
         hardware: where to run.
         skip_corrupt: leave unreadable images out.
         restart: begin anew where an unfinished run lies in ``out``.
+        progress: called with one line for each step.
 
     Raises:
         CheckpointError, DataError, TrainingError: before the first step.
-        ExportError: the network cannot be pruned that far.
+        ExportError: the network cannot be pruned that far, or not rebuilt from its plan.
     """
-    if not (0 < macs < 1 and 0 < max_ratio < 1 and round_to >= 1):
+    pruning, hardware = _checked(pruning or Pruning()), hardware or Hardware()
+    if pruning.rounds > 1 and hardware.devices > 1:
         raise DataError(
-            f"--macs {macs:g}, --max-ratio {max_ratio:g} or --round-to {round_to} is out of range:"
-            " needed shares between 0 and 1, and at least 1"
+            f"--rounds {pruning.rounds} and --devices {hardware.devices} were given, but channels are removed between"
+            " the rounds by one process; needed --devices 1 or --rounds 1"
         )
-    network, header = load(student_path)
+    student, header = load(student_path)
     if header.method != "plain":
         raise DataError(
             f"{student_path} is a {header.method} teacher, and only a plain network can be pruned; distil it with"
@@ -86,33 +109,159 @@ def prune(
         )
     data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, like=header)
     _, data = Network.prepare(NoOptions(), data)
-    recipe = msgspec.structs.replace(recipe, image_size=header.input.height)
-    objective: Objective = TeacherObjective(recipe, network, len(header.labels))
-    aides: list[nn.Module] = []
-    if teacher_path is not None:
-        (teacher,) = read_teachers([teacher_path])
-        if teacher.header.labels != header.labels:
-            raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
-        aides = [teacher.network]
-        objective = Distillation([teacher], network, recipe)
-    torch.manual_seed(recipe.seed)
-    images = TrainingImages(data.splits["train"], header.input)
-    reached = remove_channels(network, images, objective, recipe, macs=macs, round_to=round_to, max_ratio=max_ratio)
-    fresh = Network(build_backbone(header.backbone, len(header.labels)), header.mean, header.std)
-    header = msgspec.structs.replace(
-        header,
+    recipe = replace(recipe, image_size=header.input.height)
+    objective, aides = _objective_of(student, header, recipe, student_path, teacher_path)
+    job = _Job(
+        student=student,
+        header=header,
+        data=data,
+        recipe=recipe,
+        pruning=pruning,
+        objective=objective,
+        aides=aides,
+        out=out,
+        hardware=hardware,
+        request=_words(pruning, teacher_path),
+        parent=sha256(student_path),
+        say=progress or (lambda _: None),
+    )
+    if restart and rank_zero_only.rank == 0:
+        shutil.rmtree(out / ROUNDS, ignore_errors=True)
+    finished = out / "pruned.safetensors"
+    # Of a finished run only the widths are taken over: whether it is this very run is for `train_and_save` to say.
+    network, header = _adopt(job, finished) if finished.exists() and not restart else _run_rounds(job)
+    path = train_and_save(
+        network, header, data, recipe, objective, out, hardware=hardware, aides=aides, restart=restart
+    )
+    if rank_zero_only.rank == 0:
+        shutil.rmtree(out / ROUNDS, ignore_errors=True)
+    return path
+
+
+def _checked(pruning: Pruning) -> Pruning:
+    """Return the settings, or raise `DataError` where one is out of range: structs made by hand are not checked."""
+    try:
+        pruning = msgspec.convert(msgspec.structs.asdict(pruning), Pruning)
+    except msgspec.ValidationError as exc:
+        raise DataError(f"cannot prune: {exc}") from exc
+    pruning.target()
+    return pruning
+
+
+def _objective_of(
+    student: Network, header: Header, recipe: Recipe, student_path: Path, teacher_path: Path | None
+) -> tuple[Objective, list[nn.Module]]:
+    """Return the loss of the fine-tuning, and by which Taylor importance is measured, with the networks it uses."""
+    if teacher_path is None:
+        return TeacherObjective(recipe, student, len(header.labels)), []
+    (teacher,) = read_teachers([teacher_path])
+    if teacher.header.labels != header.labels:
+        raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
+    return Distillation([teacher], student, recipe), [teacher.network]
+
+
+def _words(pruning: Pruning, teacher_path: Path | None) -> str:
+    """Say what was asked for."""
+    measure, share = pruning.target()
+    of = f"{pruning.latency_precision} latency" if measure == "latency" else measure
+    ranking = "uniform" if pruning.uniform else "isomorphic" if pruning.isomorphic else "global"
+    rounds = f", {pruning.rounds} rounds of {pruning.round_epochs} epochs" if pruning.rounds > 1 else ""
+    teacher = sha256(teacher_path)[:12] if teacher_path else "none"
+    return (
+        f"prune to {share:g} of {of} by {pruning.importance}, {ranking}, at most {pruning.max_ratio:g} of a layer,"
+        f" channels ×{pruning.round_to}{rounds}, teacher {teacher}"
+    )
+
+
+def _header_of(job: _Job, network: Network, left: str) -> Header:
+    """Return the header of a pruned network; ``left`` says what is left of it."""
+    fresh = Network(build_backbone(job.header.backbone, len(job.header.labels)), job.header.mean, job.header.std)
+    return replace(
+        job.header,
         kind="pruned",
         channels=channel_plan(network, fresh),
-        parent=sha256(student_path),
-        recipe=f"{header.recipe}; prune to {reached:.3f} of MACs (asked {macs:g}, at most {max_ratio:g} of a layer),"
-        f" channels ×{round_to}, teacher {sha256(teacher_path)[:12] if teacher_path else 'none'}",
+        parent=job.parent,
+        recipe=f"{job.header.recipe}; {job.request}; left: {left}",
         validation=None,
         edgefg=__version__,
     )
+
+
+def _adopt(job: _Job, path: Path) -> tuple[Network, Header]:
+    """Load an earlier network of this run; the header has its widths and what is left, and else what is asked now."""
+    network, stored = load(path)
+    left = stored.recipe.rpartition("; left: ")[2].partition(" {")[0]
+    header = _header_of(job, job.student, left)
+    return network, replace(header, channels=stored.channels)
+
+
+def _run_rounds(job: _Job) -> tuple[Network, Header]:
+    """Go to the target in rounds; return the network of the last one, which is still to be fine-tuned."""
+    network = copy.deepcopy(job.student)
+    # Made on first use: a resumed run may need none.
+    yardstick: Yardstick | None = None
+    _, share = job.pruning.target()
+    rounds = job.pruning.rounds
+    for number in range(1, rounds + 1):
+        folder = job.out / ROUNDS / str(number)
+        cut = folder / "cut.safetensors"
+        if cut.exists():
+            network, header = _reopen(job, cut)
+        else:
+            yardstick = yardstick or _yardstick_of(job)
+            header = _cut(job, network, yardstick, 1 - (1 - share) * number / rounds, cut)
+        job.say(f"round {number} of {rounds}, left: {header.recipe.rpartition('; left: ')[2]}")
+        if number < rounds:
+            short = replace(job.recipe, epochs=job.pruning.round_epochs)
+            path = train_and_save(
+                network, header, job.data, short, job.objective, folder, hardware=job.hardware, aides=job.aides
+            )
+            network, _ = load(path)
+    return network, header
+
+
+def _reopen(job: _Job, cut: Path) -> tuple[Network, Header]:
+    """Load what an unfinished run removed. Raises `TrainingError` where that run is another one."""
+    network, header = _adopt(job, cut)
+    if read_header(cut) != header:
+        raise TrainingError(
+            f"{cut} is of an unfinished run with other data or settings; give another --out, or --restart to begin anew"
+        )
+    return network, header
+
+
+def _cut(job: _Job, network: Network, yardstick: Yardstick, share: float, path: Path) -> Header:
+    """Remove channels from a network until a share is left, and write it down; return its header."""
+    # A round of training left them where it ran.
+    for module in (*job.aides, job.objective):
+        if isinstance(module, nn.Module):
+            module.cpu()
+    torch.manual_seed(job.recipe.seed)
+    batches = _endless(TrainingImages(job.data.splits["train"], job.header.input), job.recipe)
+
+    def fill_gradients(network: Network) -> None:
+        network.train()
+        for batch in islice(batches, _BATCHES_PER_STEP):
+            loss, _ = job.objective(network, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    left = remove_channels(network, job.pruning, yardstick, share, fill_gradients, job.say)
+    header = _header_of(job, network, left.render())
     _prove_rebuild(network, header)
-    return train_and_save(
-        network, header, data, recipe, objective, out, hardware=hardware, aides=aides, restart=restart
-    )
+    if rank_zero_only.rank == 0:
+        save(path, network, header)
+    return header
+
+
+def _yardstick_of(job: _Job) -> Yardstick:
+    """Return what measures this run; it exports the student where the target is its latency."""
+    if job.pruning.latency is None:
+        return Yardstick(job.student, job.header.input)
+    inputs = None
+    if job.pruning.latency_precision == "int8":
+        paths = choose_balanced(job.data.splits["train"], _CALIBRATION_IMAGES, job.recipe.seed)
+        inputs = read_calibration(paths, job.header.input).inputs
+    return Yardstick(job.student, job.header.input, Stopwatch(job.student, job.header.input, inputs))
 
 
 def _endless(images: TrainingImages, recipe: Recipe) -> Iterator[Batch]:
@@ -134,57 +283,3 @@ def _prove_rebuild(network: Network, header: Header) -> None:
         raise ExportError(
             f"a pruned {header.backbone} rebuilt from its plan gives other logits; prune another backbone"
         )
-
-
-def remove_channels(
-    network: Network,
-    images: TrainingImages,
-    objective: Objective,
-    recipe: Recipe,
-    *,
-    macs: float,
-    round_to: int,
-    max_ratio: float,
-) -> float:
-    """Remove channels, least important groups first, until ``macs`` of the multiply-accumulates are left.
-
-    Importance is measured anew before every step. The step that would overshoot is the last one: the network ends at or
-    below the target. Returns the share that is left.
-
-    Raises:
-        ExportError: the per-layer cap was reached before the target.
-    """
-    height, width = recipe.image_size, recipe.image_size
-    example = torch.zeros(1, 3, height, width)
-    body = network.backbone
-    before, _ = torch_pruning.utils.count_ops_and_params(copy.deepcopy(body), example)
-    with quiet():
-        pruner = torch_pruning.pruner.BasePruner(
-            body,
-            example,
-            importance=torch_pruning.importance.GroupTaylorImportance(),
-            global_pruning=True,
-            pruning_ratio=_GLOBAL_RATIO,
-            max_pruning_ratio=max_ratio,
-            iterative_steps=_STEPS,
-            round_to=round_to,
-            ignored_layers=[head_of(body)],
-        )
-    batches = _endless(images, recipe)
-    share = 1.0
-    for _ in range(_STEPS):
-        network.zero_grad()
-        network.train()
-        for batch in islice(batches, _BATCHES_PER_STEP):
-            loss, _ = objective(network, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-        network.eval()
-        pruner.step()
-        left, _ = torch_pruning.utils.count_ops_and_params(copy.deepcopy(body), example)
-        share = left / before
-        if share <= macs:
-            return float(share)
-    raise ExportError(
-        f"with at most {max_ratio:.0%} of each layer's channels removed, {share:.2f} of the multiply-accumulates are"
-        f" left; asked were {macs:g}: raise --max-ratio or ask for more"
-    )

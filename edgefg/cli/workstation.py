@@ -12,7 +12,7 @@ import typer
 
 from edgefg.cli.app import Count, Only, checked, command, needs, print_json, say
 from edgefg.errors import DataError
-from edgefg.recipe import Hardware, Recipe, Transfer
+from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
 from edgefg.split import SplitSpec
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _DEFAULTS = Recipe(epochs=10, image_size=224)
 _PRUNE_DEFAULTS = Recipe(epochs=5, image_size=224, lr=5e-4)
 _TRANSFER = Transfer()
 _HERE = Hardware()
+_PRUNING = Pruning()
 # What a stage that learns from a teacher takes of the recipe.
 _PRUNE = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "ema", "mix", "mix_share", "val_every", "seed")
 _DISTILL = (*_PRUNE, "train_size", "start_size", "min_area", "color", "randaugment", "layer_decay")
@@ -182,9 +183,7 @@ def prune(
     data: Path,
     out: Out,
     teacher: Path | None = None,
-    macs: float = 0.7,
-    round_to: int = 16,
-    max_ratio: float = 0.25,
+    pruning: Pruning = _PRUNING,
     recipe: Annotated[Recipe, Only(*_PRUNE)] = _PRUNE_DEFAULTS,
     hardware: Hardware = _HERE,
     skip_corrupt: bool = False,
@@ -192,14 +191,14 @@ def prune(
 ) -> None:
     """Remove whole channels from a student and fine-tune it. Writes OUT/pruned.safetensors.
 
+    A run that was cut off resumes, with the channels that it chose, when the same command is given again.
+
     Args:
         student: the student's checkpoint.
         data: the data it was trained on.
         out: folder for the checkpoint and the logs.
         teacher: fine-tune on this checkpoint's predictions; on the labels where left out.
-        macs: share of the multiply-accumulates to keep.
-        round_to: channel counts become multiples of this; 16 suits INT8, 8 floating point.
-        max_ratio: greatest share of its channels that a layer may lose.
+        pruning: which channels are removed and how many, an option each.
         recipe: the training settings, an option each.
         hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
@@ -214,13 +213,12 @@ def prune(
         data,
         out,
         recipe,
-        macs=macs,
-        round_to=round_to,
-        max_ratio=max_ratio,
+        pruning,
         teacher_path=teacher,
         hardware=hardware,
         skip_corrupt=skip_corrupt,
         restart=restart,
+        progress=say,
     )
     print(path)
 

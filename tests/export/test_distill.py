@@ -14,7 +14,7 @@ from edgefg.export.distill_objective import Distillation
 from edgefg.export.export import export_checkpoint
 from edgefg.export.prune import prune
 from edgefg.manifest import sha256
-from edgefg.recipe import Hardware, Recipe, Transfer
+from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
 from edgefg.sources import image_files
 from edgefg.split import UNLABELLED
 from edgefg.training.checkpoint import Header, load, read_header
@@ -154,13 +154,14 @@ def test_distil_then_prune(teacher: Path, birds: Path, tmp_path: Path) -> None:
     assert (header.kind, header.teacher) == ("student", sha256(teacher))
     assert header.labels == read_header(teacher).labels
     pruned = prune(
-        student, birds, tmp_path, RECIPE, macs=0.8, round_to=8, teacher_path=teacher, hardware=HERE
+        student, birds, tmp_path, RECIPE, Pruning(macs=0.8, round_to=8), teacher_path=teacher, hardware=HERE
     )  # fmt: skip
     network, header = load(pruned)
     assert (header.kind, header.parent, header.teacher) == ("pruned", sha256(student), sha256(teacher))
     assert header.channels
     assert header.validation is not None
-    assert "prune to 0." in header.recipe
+    assert "; prune to 0.8 of macs by taylor, global" in header.recipe
+    assert "; left: 0." in header.recipe
     before, _ = load(student)
     counts = [sum(p.numel() for p in model.parameters()) for model in (network, before)]
     assert counts[0] < counts[1]
@@ -180,7 +181,7 @@ def test_boxes_of_parts_do_not_hold_back_the_augmentation(
     if stage == "distill":
         distill(teacher, birds, tmp_path, RECIPE, student="test_efficientnet", weights="none", hardware=HERE)
     else:
-        prune(teacher, birds, tmp_path, RECIPE, macs=0.95, round_to=4, hardware=HERE)
+        prune(teacher, birds, tmp_path, RECIPE, Pruning(macs=0.95, round_to=4), hardware=HERE)
     assert (birds / "boxes.csv").is_file()
     assert [data.boxes for data in trained] == [None]
 
@@ -218,5 +219,5 @@ def test_wrong_data_and_targets(teacher: Path, birds: Path, tmp_path: Path) -> N
     other = write_dataset(tmp_path / "other", classes=3, per_class=10, size=48, seed=2)
     with pytest.raises(DataError, match="has 3 classes, the checkpoint 2"):
         distill(teacher, other, tmp_path, RECIPE, student="test_efficientnet", weights="none", hardware=HERE)
-    with pytest.raises(DataError, match=r"--macs 1\.5, --max-ratio 0\.25 or --round-to 16 is out of range"):
-        prune(teacher, birds, tmp_path, RECIPE, macs=1.5, hardware=HERE)
+    with pytest.raises(DataError, match=r"--macs 1\.5 is out of range: needed a share between 0 and 1"):
+        prune(teacher, birds, tmp_path, RECIPE, Pruning(macs=1.5), hardware=HERE)

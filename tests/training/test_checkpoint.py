@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import msgspec
@@ -7,16 +8,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from edgefg.errors import CheckpointError, ExportError
-from edgefg.export.prune import remove_channels
+from edgefg.errors import CheckpointError
+from edgefg.export.channels import remove_channels
+from edgefg.export.shares import Yardstick
 from edgefg.preprocess import InputSpec
-from edgefg.recipe import Recipe
-from edgefg.split import Sample, SplitSpec
+from edgefg.recipe import Pruning
+from edgefg.split import SplitSpec
 from edgefg.training import checkpoint
 from edgefg.training.checkpoint import SCHEMA, Header, apply_channels, channel_plan, load, read_header, rebuild, save
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
-from edgefg.training.objective import TeacherObjective
+from tests.export.pruning import SPEC, gradients_of
 
 BACKBONE = "test_efficientnet"
 
@@ -54,25 +56,10 @@ def test_round_trip(tmp_path: Path, network: Network, header: Header) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def objective_of(recipe: Recipe, network: Network) -> TeacherObjective:
-    return TeacherObjective(recipe, network, 3)
-
-
-class Noise(torch.utils.data.Dataset):
-    samples = [Sample(Path(f"{index}.jpg"), index % 3) for index in range(16)]  # noqa: RUF012
-
-    def __len__(self) -> int:
-        return 16
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, None, int]:
-        return torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8), index % 3, None, index
-
-
 def test_a_channel_plan_rebuilds_a_narrower_network(tmp_path: Path, network: Network, header: Header) -> None:
-    recipe = Recipe(epochs=1, image_size=32, batch_size=8)
-    options = {"macs": 0.8, "round_to": 8, "max_ratio": 0.5}
-    share = remove_channels(network, Noise(), objective_of(recipe, network), recipe, **options)
-    assert 0.2 < share <= 0.8
+    original = Yardstick(copy.deepcopy(network), SPEC)
+    left = remove_channels(network, Pruning(round_to=8, max_ratio=0.5), original, 0.8, gradients_of())
+    assert 0.2 < left.macs <= 0.8
     plan = channel_plan(network, Network(build_backbone(BACKBONE, 3), header.mean, header.std))
     assert plan
     assert all(width % 8 == 0 for widths in plan.values() for name, width in widths.items() if "channels" in name)
@@ -80,16 +67,15 @@ def test_a_channel_plan_rebuilds_a_narrower_network(tmp_path: Path, network: Net
     loaded, _ = load(tmp_path / "p.safetensors")
     images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8)
     assert torch.equal(loaded(images), network.eval()(images))
-    with pytest.raises(ExportError, match="raise --max-ratio"):
-        remove_channels(network, Noise(), objective_of(recipe, network), recipe, macs=0.01, round_to=8, max_ratio=0.1)
 
 
 @pytest.mark.parametrize("backbone", ["mobilenetv4_conv_small_035", "regnetx_002", "convnext_atto"])
 def test_a_plan_rebuilds_backbones_with_wrappers_and_other_norms(backbone: str, header: Header) -> None:
     """Wrappers offer widths as read-only properties; LayerNorm calls its width otherwise."""
     network = Network(build_backbone(backbone, 3), header.mean, header.std)
-    recipe = Recipe(epochs=1, image_size=32, batch_size=4)
-    remove_channels(network, Noise(), objective_of(recipe, network), recipe, macs=0.97, round_to=8, max_ratio=0.25)
+    spec = InputSpec(height=32, width=32)
+    original = Yardstick(copy.deepcopy(network), spec)
+    remove_channels(network, Pruning(round_to=8), original, 0.97, gradients_of(spec))
     fresh = Network(build_backbone(backbone, 3), header.mean, header.std)
     header = msgspec.structs.replace(header, backbone=backbone, channels=channel_plan(network, fresh))
     header = msgspec.json.decode(msgspec.json.encode(header), type=Header)
