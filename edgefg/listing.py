@@ -24,6 +24,8 @@ from edgefg.split import SPLITS, Sample
 
 TAXONOMY_FILE = "taxonomy.csv"
 """Beside a CSV manifest or in a data set's folder: the order of the classes and the levels above them."""
+BOXES_FILE = "boxes.csv"
+"""In the same place: the boxes of the parts; see `edgefg.training.boxes`."""
 _NEEDED = ("path", "label")
 
 

@@ -7,11 +7,8 @@ off or no image is counted and named, and the bytes' SHA-256 sums make the data 
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -20,14 +17,16 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from edgefg import dataset
+from edgefg.dataset import Checks
 from edgefg.errors import DataError
-from edgefg.folders import class_folders, corrupt_message, public_root, read_listing
-from edgefg.listing import TAXONOMY_FILE, Listing, read_taxonomy, write_csv
+from edgefg.folders import class_folders, public_root, read_images, read_listing
+from edgefg.listing import BOXES_FILE, TAXONOMY_FILE, Listing, read_taxonomy, write_csv
 from edgefg.manifest import TaxonomyLevel
-from edgefg.sources import decode_image, image_files
-from edgefg.split import SPLITS, Sample, SplitSpec, complete, name_of, parted
-from edgefg.training.boxes import BOXES_FILE, read_boxes, write_boxes
-from edgefg.training.cub_boxes import box_files, read_cub_boxes
+from edgefg.sources import image_files
+from edgefg.split import SPLITS, Sample, SplitSpec, name_of, parted
+from edgefg.training.boxes import read_boxes, write_boxes
+from edgefg.training.cub_boxes import read_cub_boxes
 
 
 class TrainedOn(Protocol):
@@ -93,21 +92,11 @@ def load_data(
     if like is not None and like.labels != names:
         raise DataError(_label_difference(root, like.labels, names))
     root = listing.root
-    bad, digests = check_images(root, [sample.path for members in listing.found.values() for sample in members])
-    if bad and not skip_corrupt:
-        raise DataError(corrupt_message(list(bad.values()), len(digests) + len(bad)))
-    for problem in bad.values():
-        print(f"left out: {problem}", file=sys.stderr)
-    found = {part: tuple(s for s in members if s.path in digests) for part, members in listing.found.items()}
-    splits = complete(found, root, split, listing.groups)
+    bad, digests = read_images(listing, skip_corrupt=skip_corrupt, watch=_bar)
+    splits, fingerprint = dataset.deal(listing, digests, split)
     _need_every_class(splits["train"], names, root)
-    fingerprint = _fingerprint(splits, digests, listing)
-    if like is not None and "val" not in found and like.dataset != fingerprint:
-        raise DataError(
-            f"{root} is split here, and not the data that the checkpoint was trained on (fingerprint"
-            f" {fingerprint[:12]}, not {like.dataset[:12]}): its test images may have been trained on;"
-            " restore it, or train again"
-        )
+    if like is not None and "val" not in listing.found:
+        dataset.need_same(root, fingerprint, like.dataset, "checkpoint", "restore it, or train again")
     _warn_of_leaks(splits, digests, root)
     _warn_of_parted(parted(splits, root, split, listing.groups))
     parts, boxes = _read_boxes(listing, digests, bad)
@@ -219,31 +208,12 @@ def _label_difference(root: Path, expected: Sequence[str], found: Sequence[str])
 
 
 def check_images(root: Path, paths: Sequence[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Read and decode every image; return what is wrong by path, and the SHA-256 of the good ones by path.
+    """Check images as `edgefg.dataset.check_images` does, with a progress bar."""
+    return dataset.check_images(root, paths, _bar)
 
-    ``root`` is the folder that messages name them from.
-    """
 
-    def check(path: Path) -> tuple[str | None, str]:
-        try:
-            data = path.read_bytes()
-            decode_image(data, name_of(path, root), reduced=True)
-        except OSError as exc:
-            return f"{name_of(path, root)}: {exc.strerror}", ""
-        except DataError as exc:
-            return str(exc), ""
-        return None, hashlib.sha256(data).hexdigest()
-
-    bad, digests = {}, {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(check, paths)
-        bar = tqdm(results, "checking images", len(paths), disable=None)
-        for path, (problem, digest) in zip(paths, bar, strict=True):
-            if problem is None:
-                digests[path] = digest
-            else:
-                bad[path] = problem
-    return bad, digests
+def _bar(checks: Checks, total: int) -> Checks:
+    return tqdm(checks, "checking images", total, disable=None)
 
 
 def _need_every_class(train: Sequence[Sample], names: Sequence[str], root: Path) -> None:
@@ -253,23 +223,6 @@ def _need_every_class(train: Sequence[Sample], names: Sequence[str], root: Path)
             f"{root}: {len(missing)} classes have no training image (first: {missing[0]!r});"
             " add images, or fewer and smaller groups"
         )
-
-
-def _fingerprint(splits: dict[str, tuple[Sample, ...]], digests: dict[Path, str], listing: Listing) -> str:
-    digest = hashlib.sha256()
-    for name in SPLITS:
-        for path, label in splits[name]:
-            digest.update(f"{name}\t{label}\t{name_of(path, listing.root)}\t{digests[path]}\n".encode())
-    for file in _box_files(listing):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _box_files(listing: Listing) -> list[Path]:
-    """Name the files that boxes of parts come from, where there are any."""
-    if (listing.root / BOXES_FILE).is_file():
-        return [listing.root / BOXES_FILE]
-    return box_files(listing.root) if listing.format == "cub" else []
 
 
 def _read_boxes(

@@ -17,7 +17,8 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from edgefg.errors import DataError
-from edgefg.training.boxes import BOXES_FILE, OBJECT, choose_parts
+from edgefg.listing import BOXES_FILE
+from edgefg.training.boxes import OBJECT, choose_parts
 from edgefg.training.data import FolderData
 from edgefg.training.models import backbone as layers
 from edgefg.training.models.backbone import Triple
