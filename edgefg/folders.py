@@ -21,6 +21,11 @@ PUBLIC = ("fgvc-aircraft", "stanford-cars", "oxford-pets", "flowers-102", "inatu
 # What stands before the name is left by `Path.resolve`; a relative root is then relative to it.
 _PUBLIC_ROOT = re.compile(rf"^(?P<base>(?:.*/)?)(?P<name>{'|'.join(PUBLIC)}):(?P<rest>.+)$")
 
+_MEANT = {
+    **{"train": "train", "training": "train"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
 _NEEDED = "needed DATA/<split>/<class>/*.jpg, DATA/<class>/*.jpg, a CSV manifest or CUB's folder"
 _REMEDY = "restore it, or give images that are new to the artifact as DATA/test/<class>/*.jpg"
 
@@ -131,7 +136,7 @@ def _members(
         return present, lambda part: _relabelled(data, listing, part, labels), listing
     if not data.is_dir():
         raise DataError(f"{data} is not a folder; {_NEEDED}")
-    present = [name for name in SPLITS if (data / name).is_dir()]
+    present = split_folders(data)
     return present, lambda part: class_samples(data if part == "all" else data / part, labels), None
 
 
@@ -162,6 +167,20 @@ def _need_known(data: Path, what: str, names: Sequence[str], labels: Sequence[st
             f"{data} has {len(unknown)} {what} that the artifact does not know (first: {unknown[0]!r};"
             f" its {len(labels)} labels begin with {labels[0]!r}); use the data set that it was made from"
         )
+
+
+def split_folders(data: Path) -> list[str]:
+    """List those of `edgefg.split.SPLITS` that are folders in ``data``.
+
+    Raises:
+        DataError: it cannot be looked into, or holds a folder like ``Test`` or ``valid``, which means a split and would
+            be taken for a class, or passed over beside other splits.
+    """
+    names = [entry.name for entry in class_folders(data)]
+    for name in names:
+        if (meant := _MEANT.get(name.lower(), name)) != name:
+            raise DataError(f"{data} has {name}/ where edgefg reads {meant}/; rename it, or move it elsewhere")
+    return [name for name in SPLITS if name in names]
 
 
 def class_folders(folder: Path) -> list[Path]:

@@ -43,6 +43,8 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[Path, str] = {}
     """What must not part, by image: location, patient, lot. An image that is absent is a group of its own."""
     taxonomy: tuple[TaxonomyLevel, ...] = ()
+    unread: dict[str, int] = {}
+    """How many files in class folders have a suffix that is not read as an image, by suffix."""
 
 
 class _Row(NamedTuple):

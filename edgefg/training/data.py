@@ -8,6 +8,7 @@ off or no image is counted and named, and the bytes' SHA-256 sums make the data 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,10 +21,10 @@ from tqdm import tqdm
 from edgefg import dataset
 from edgefg.dataset import Checks
 from edgefg.errors import DataError
-from edgefg.folders import class_folders, public_root, read_images, read_listing
+from edgefg.folders import class_folders, public_root, read_images, read_listing, split_folders
 from edgefg.listing import BOXES_FILE, TAXONOMY_FILE, Listing, read_taxonomy, write_csv
 from edgefg.manifest import TaxonomyLevel
-from edgefg.sources import image_files
+from edgefg.sources import IMAGE_SUFFIXES, image_files, unread_files
 from edgefg.split import SPLITS, Sample, SplitSpec, name_of, parted
 from edgefg.training.boxes import read_boxes, write_boxes
 from edgefg.training.cub_boxes import read_cub_boxes
@@ -64,12 +65,16 @@ class FolderData(msgspec.Struct, frozen=True):
     """``folders``, ``csv``, ``cub``, or the name of a public data set."""
     digests: dict[Path, str] = {}
     """SHA-256 of every image in hexadecimal."""
+    unread: dict[str, int] = {}
+    """How many files in class folders have a suffix that is not read as an image, by suffix."""
 
 
 def load_data(
     root: Path, split: SplitSpec | None = None, *, skip_corrupt: bool = False, like: TrainedOn | None = None
 ) -> FolderData:
-    """Read a data set's structure and check every image. Says on standard error where splits share images.
+    """Read a data set's structure and check every image.
+
+    Says on standard error what is passed over, and where splits share images or groups.
 
     Args:
         root: a folder of class folders or of split folders, a CSV manifest, CUB's folder, or ``NAME:ROOT``.
@@ -97,12 +102,14 @@ def load_data(
     _need_every_class(splits["train"], names, root)
     if like is not None and "val" not in listing.found:
         dataset.need_same(root, fingerprint, like.dataset, "checkpoint", "restore it, or train again")
+    _warn_of_unread(listing.unread, root)
     _warn_of_leaks(splits, digests, root)
     _warn_of_parted(parted(splits, root, split, listing.groups))
     parts, boxes = _read_boxes(listing, digests, bad)
     return FolderData(
         root, names, listing.taxonomy, splits, fingerprint, tuple(bad.values()), parts, boxes or None,
         groups=listing.groups, format=listing.format, digests=digests,
+        unread=listing.unread,
     )  # fmt: skip
 
 
@@ -156,20 +163,18 @@ def _read_listing(root: Path) -> Listing:
 def _read_folders(root: Path) -> Listing:
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; needed DATA/train/<class>/*.jpg or DATA/<class>/*.jpg")
-    if (root / "train").is_dir():
-        folders = {name: class_folders(root / name) for name in SPLITS if (root / name).is_dir()}
-        stray = [folder.name for folder in class_folders(root) if folder.name not in SPLITS]
-        if {"valid", "validation"} & set(stray) and "val" not in folders:
-            raise DataError(f"{root} has {stray[0]}/ where edgefg reads val/; rename it")
-    else:
-        folders = {"all": class_folders(root)}
+    present = split_folders(root)
+    if present and "train" not in present:
+        raise DataError(f"{root} has no training images: it has {'/, '.join(present)}/, but no train/; add it")
+    folders = {name: class_folders(root / name) for name in present} or {"all": class_folders(root)}
     names, taxonomy = _labels(root, folders)
     index = {name: i for i, name in enumerate(names)}
     found = {
         part: tuple(Sample(path, index[folder.name]) for folder in members for path in _class_images(folder))
         for part, members in folders.items()
     }
-    return Listing(format="folders", root=root, labels=names, found=found, taxonomy=taxonomy)
+    unread = sum((unread_files(folder) for members in folders.values() for folder in members), Counter[str]())
+    return Listing(format="folders", root=root, labels=names, found=found, taxonomy=taxonomy, unread=dict(unread))
 
 
 def _class_images(folder: Path) -> list[Path]:
@@ -231,6 +236,21 @@ def _read_boxes(
     if listing.format == "cub" and not (listing.root / BOXES_FILE).is_file():
         return read_cub_boxes(listing.root, known)
     return read_boxes(listing.root, known, left_out)
+
+
+def kinds_of(unread: Mapping[str, int]) -> str:
+    """Write how many files there are of each suffix, most first."""
+    return ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in Counter(unread).most_common())
+
+
+def _warn_of_unread(unread: Mapping[str, int], root: Path) -> None:
+    """Say in one line on standard error how many files in the class folders are passed over."""
+    if unread:
+        print(
+            f"warning: {sum(unread.values())} files in the class folders of {root} are not read ({kinds_of(unread)});"
+            f" convert those that are pictures to one of {', '.join(sorted(IMAGE_SUFFIXES))}",
+            file=sys.stderr,
+        )
 
 
 def _warn_of_leaks(splits: dict[str, tuple[Sample, ...]], digests: dict[Path, str], root: Path) -> None:

@@ -137,6 +137,9 @@ def test_what_is_missing_or_unknown_is_named(data: Path, tmp_path: Path) -> None
         class_samples(data / "test", ["ant", "Wasp"])
     with pytest.raises(DataError, match="holds no class folder"):
         class_samples(data / "test" / "ant", LABELS)
+    (data / "val").rename(data / "Validation")
+    with pytest.raises(DataError, match="has Validation/ where edgefg reads val/; rename it"):
+        read_split(data, "test", LABELS, None)
     (data / "test" / "bee").mkdir()
     with pytest.raises(DataError, match="bee holds no image"):
         class_samples(data / "test", [*LABELS, "bee"])
