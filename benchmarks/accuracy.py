@@ -103,16 +103,19 @@ def predict_split(
         data: ``DATA/<split>/<class>/*.jpg``, or ``DATA/<class>/*.jpg``.
         split: None takes ``test`` if the data have it, else ``val``; data without split
             folders are split as training did (the manifest says how), or taken whole where it does not say.
-        skip_corrupt: leave unreadable images out instead of raising; `Predictions.skipped` names them.
+        skip_corrupt: leave unreadable images out instead of raising; `Predictions.skipped` names those of the split.
         progress: called after each image with how many are done and how many there are.
 
     Raises:
-        DataError: the split is missing, a class folder is not among the manifest's labels or holds no image, or an
-            image cannot be read.
+        DataError: the split is missing, a class folder is not among the manifest's labels or holds no image, an image
+            cannot be read, or data that are split here are not those that the artifact was trained on.
         InferenceError: the network gives logits that are not finite.
     """
     manifest = classifier.manifest
-    name, images = read_split(data, split, classifier.labels, manifest.provenance.split)
+    origin = manifest.provenance
+    name, images = read_split(
+        data, split, classifier.labels, origin.split, trained_on=origin.dataset, skip_corrupt=skip_corrupt
+    )
     logits, kept, problems = classify_files(classifier, [image.path for image in images], skip_corrupt, progress)
     return Predictions(
         model=str(classifier.path),

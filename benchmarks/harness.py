@@ -184,8 +184,10 @@ def _evaluate(
 
 def _photographs(data: Path, split: str | None, manifests: Sequence[Manifest], skip_corrupt: bool) -> tuple[str, ...]:
     """Choose photographs from all over the split; also finds, before anything is measured, data that do not fit."""
-    for manifest in manifests:
-        _, images = read_split(data, split, manifest.labels, manifest.provenance.split)
+    # Most artifacts that are compared are of the same data, and where they are split here every image is read.
+    origins = dict.fromkeys((found.labels, found.provenance.split, found.provenance.dataset) for found in manifests)
+    for labels, spec, dataset in origins:
+        _, images = read_split(data, split, labels, spec, trained_on=dataset, skip_corrupt=skip_corrupt)
     chosen = []
     for image in images[:: max(1, len(images) // _PHOTOGRAPHS)][:_PHOTOGRAPHS]:
         try:

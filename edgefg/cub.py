@@ -56,6 +56,12 @@ def read_cub(root: Path) -> Listing:
     )
 
 
+def box_files(root: Path) -> list[Path]:
+    """Name the files that the boxes of its parts come from, as far as they are there."""
+    files = [root / "bounding_boxes.txt", root / "parts" / "parts.txt", root / "parts" / "part_locs.txt"]
+    return [file for file in files if file.is_file()]
+
+
 def image_paths(root: Path) -> Mapping[str, Path]:
     """Return the images' paths by their identifiers. Raises `DataError`."""
     return {key: root / "images" / name for key, name in read_table(root / _IMAGES).items()}

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+
+from edgefg import dataset
 from edgefg.cub import is_cub, read_cub
 from edgefg.errors import DataError
 from edgefg.listing import Listing, is_csv, read_csv
 from edgefg.sources import image_files
-from edgefg.split import SPLITS, Sample, SplitSpec, complete
+from edgefg.split import SPLITS, Sample, SplitSpec
 
 PUBLIC = ("fgvc-aircraft", "stanford-cars", "oxford-pets", "flowers-102", "inaturalist")
 """Public data sets that torchvision reads, given as ``NAME:ROOT``."""
 # What stands before the name is left by `Path.resolve`; a relative root is then relative to it.
 _PUBLIC_ROOT = re.compile(rf"^(?P<base>(?:.*/)?)(?P<name>{'|'.join(PUBLIC)}):(?P<rest>.+)$")
 
+_MEANT = {
+    **{"train": "train", "training": "train"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
 _NEEDED = "needed DATA/<split>/<class>/*.jpg, DATA/<class>/*.jpg, a CSV manifest or CUB's folder"
+_REMEDY = "restore it, or give images that are new to the artifact as DATA/test/<class>/*.jpg"
 
 
 def public_root(data: Path) -> tuple[str, Path] | None:
@@ -33,6 +43,28 @@ def read_listing(data: Path) -> Listing | None:
     return read_cub(data) if is_cub(data) else None
 
 
+def read_images(
+    listing: Listing, *, skip_corrupt: bool, watch: dataset.Watch = dataset.unwatched
+) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Read every image of a data set; return what is wrong by path, and the SHA-256 of the readable ones by path.
+
+    Args:
+        listing: the data set.
+        skip_corrupt: name unreadable images on standard error instead of raising.
+        watch: see `edgefg.dataset.check_images`.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    paths = [sample.path for members in listing.found.values() for sample in members]
+    bad, digests = dataset.check_images(listing.root, paths, watch)
+    if bad and not skip_corrupt:
+        raise DataError(corrupt_message(list(bad.values()), len(paths)))
+    for problem in bad.values():
+        print(f"left out: {problem}", file=sys.stderr)
+    return bad, digests
+
+
 def read_split(
     data: Path,
     split: str | None,
@@ -40,6 +72,8 @@ def read_split(
     spec: SplitSpec | None,
     *,
     prefer: Sequence[str] = ("test", "val"),
+    trained_on: str | None = None,
+    skip_corrupt: bool = False,
 ) -> tuple[str, tuple[Sample, ...]]:
     """List the images of one split with their class indices; return the split's name and the samples.
 
@@ -51,9 +85,14 @@ def read_split(
         spec: how training split data without splits, from the artifact's manifest. None takes such data whole, under
             the name ``all``.
         prefer: what ``split=None`` stands for.
+        trained_on: fingerprint of the data that the artifact was trained on, from its manifest. Where the split is made
+            here, the data must be the very same, since another image could move training images into the test split.
+        skip_corrupt: where the split is made here, leave unreadable images out of it, as training did, and say so on
+            standard error, instead of raising. A split that the data have themselves is listed without a look into it.
 
     Raises:
-        DataError: the split is missing or empty, or a class is not among the labels.
+        DataError: the split is missing or empty, a class is not among the labels, or where the split is made here, an
+            image cannot be read or the data are not ``trained_on``.
     """
     present, members, listing = _members(data, labels)
     if not present and spec is None:
@@ -69,9 +108,14 @@ def read_split(
     if name in present and not (carved and name == "train"):
         return name, members(name)
     assert spec is not None  # carved
-    parts = {part: members(part) for part in present or ["all"]}
-    root, groups = (listing.root, listing.groups) if listing else (data, None)
-    samples = complete(parts, root, spec, groups)[name]
+    found = {part: members(part) for part in present or ["all"]}
+    listing = listing or Listing(format="folders", root=data, labels=tuple(labels), found=found)
+    listing = msgspec.structs.replace(listing, found=found)
+    _, digests = read_images(listing, skip_corrupt=skip_corrupt)
+    dealt = dataset.deal(listing, digests, spec)
+    if trained_on is not None:
+        dataset.need_same(data, dealt.fingerprint, trained_on, "artifact", _REMEDY)
+    samples = dealt.splits[name]
     if not samples:
         raise DataError(f"{data} is too small: its {name} split is empty; add images")
     return name, samples
@@ -92,7 +136,7 @@ def _members(
         return present, lambda part: _relabelled(data, listing, part, labels), listing
     if not data.is_dir():
         raise DataError(f"{data} is not a folder; {_NEEDED}")
-    present = [name for name in SPLITS if (data / name).is_dir()]
+    present = split_folders(data)
     return present, lambda part: class_samples(data if part == "all" else data / part, labels), None
 
 
@@ -123,6 +167,20 @@ def _need_known(data: Path, what: str, names: Sequence[str], labels: Sequence[st
             f"{data} has {len(unknown)} {what} that the artifact does not know (first: {unknown[0]!r};"
             f" its {len(labels)} labels begin with {labels[0]!r}); use the data set that it was made from"
         )
+
+
+def split_folders(data: Path) -> list[str]:
+    """List those of `edgefg.split.SPLITS` that are folders in ``data``.
+
+    Raises:
+        DataError: it cannot be looked into, or holds a folder like ``Test`` or ``valid``, which means a split and would
+            be taken for a class, or passed over beside other splits.
+    """
+    names = [entry.name for entry in class_folders(data)]
+    for name in names:
+        if (meant := _MEANT.get(name.lower(), name)) != name:
+            raise DataError(f"{data} has {name}/ where edgefg reads {meant}/; rename it, or move it elsewhere")
+    return [name for name in SPLITS if name in names]
 
 
 def class_folders(folder: Path) -> list[Path]:

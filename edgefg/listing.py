@@ -24,6 +24,8 @@ from edgefg.split import SPLITS, Sample
 
 TAXONOMY_FILE = "taxonomy.csv"
 """Beside a CSV manifest or in a data set's folder: the order of the classes and the levels above them."""
+BOXES_FILE = "boxes.csv"
+"""In the same place: the boxes of the parts; see `edgefg.training.boxes`."""
 _NEEDED = ("path", "label")
 
 
@@ -41,6 +43,8 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[Path, str] = {}
     """What must not part, by image: location, patient, lot. An image that is absent is a group of its own."""
     taxonomy: tuple[TaxonomyLevel, ...] = ()
+    unread: dict[str, int] = {}
+    """How many files in class folders have a suffix that is not read as an image, by suffix."""
 
 
 class _Row(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -95,16 +96,22 @@ def image_files(path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} is not there; needed an image file or a folder of images")
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)  # macOS leaves ._photo.jpg about
-        and file.is_file()
-    )
+    files = sorted(file for file in _visible_files(path) if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
+
+
+def unread_files(folder: Path) -> Counter[str]:
+    """Count the files below a folder that are no image files to `image_files`, by lower-case suffix."""
+    return Counter(file.suffix.lower() for file in _visible_files(folder) if file.suffix.lower() not in IMAGE_SUFFIXES)
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """List the files below a folder but the hidden ones: macOS leaves ._photo.jpg about."""
+    for file in folder.rglob("*"):
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts) and file.is_file():
+            yield file
 
 
 def read_frames(paths: list[Path]) -> Iterator[tuple[Path, UInt8Array]]:

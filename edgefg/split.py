@@ -126,7 +126,9 @@ def _deal(
     totals = Counter(sample.label for members in groups.values() for sample in members)
     lacking = {part: {label: total * share for label, total in totals.items()} for part, share in shares.items()}
     dealt: dict[str, list[Sample]] = {part: [] for part in shares}
-    # Ordered by hash, not shuffled: one image more or less leaves nearly all others in their part.
+    # Ordered by hash, not shuffled: where every image is a group of its own, one more or less leaves
+    # nearly all others in their part. Not so where groups are larger: a group's size sets its turn, and whatever is
+    # dealt after one whose size changed may go elsewhere. Hence the check of fingerprints in `edgefg.dataset`.
     for key in sorted(groups, key=lambda key: (-len(groups[key]), _hash(seed, "/".join(key)))):
         counts = Counter(sample.label for sample in groups[key])
         need = {part: sum(counts[c] * lacking[part][c] / totals[c] for c in counts) for part in shares}

@@ -122,8 +122,13 @@ def verify(
         accuracy, comparison = None, None
         if data is not None:
             if isinstance(data, Path):
+                origin = classifier.manifest.provenance
+                # Training may have left unreadable images out; the fingerprint proves that the same ones are out here.
                 part, samples = read_split(
-                    data, split, classifier.labels, classifier.manifest.provenance.split, prefer=("val",)
+                    *(data, split, classifier.labels, origin.split),
+                    prefer=("val",),
+                    trained_on=origin.dataset,
+                    skip_corrupt=origin.dataset is not None,
                 )
                 name = f"{part} of {data.resolve().name}"
             else:

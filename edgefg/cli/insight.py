@@ -165,8 +165,11 @@ def _predictions(model: Path, request: _Request, unknown: Path | None) -> _Found
             logits, _, problems = classify_files(classifier, files, skip_corrupt)
             found = found._replace(skipped=(*found.skipped, *problems))
         try:
-            _, training = read_split(data, "train", classifier.labels, classifier.manifest.provenance.split)
-        except DataError:  # the data have no training images, which is no one's fault
+            origin = classifier.manifest.provenance
+            _, training = read_split(
+                data, "train", classifier.labels, origin.split, trained_on=origin.dataset, skip_corrupt=skip_corrupt
+            )
+        except DataError:  # the data have no training images, or not the artifact's, which is no one's fault
             return _Found(found, logits, None)
     return _Found(found, logits, _count(training, found.labels))
 

@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from edgefg.errors import DataError
 from edgefg.files import atomic_file
-from edgefg.listing import name_from
+from edgefg.listing import BOXES_FILE, name_from
 
-BOXES_FILE = "boxes.csv"
 OBJECT = "object"
 """Name of the part that is the whole thing."""
 _COLUMNS = ["path", "part", "x0", "y0", "x1", "y1"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgefg.cub import image_paths, read_table
+from edgefg.cub import box_files, image_paths, read_table
 from edgefg.errors import DataError
 
 HEAD = frozenset({"beak", "bill", "crown", "forehead", "left eye", "right eye", "nape", "throat"})
@@ -22,12 +22,6 @@ MARGIN = 0.15
 PARTS = ("object", "head", "body")
 
 Array = npt.NDArray[np.float32]
-
-
-def box_files(root: Path) -> list[Path]:
-    """Name the files that the boxes come from, as far as they are there."""
-    files = [root / "bounding_boxes.txt", root / "parts" / "parts.txt", root / "parts" / "part_locs.txt"]
-    return [file for file in files if file.is_file()]
 
 
 def read_cub_boxes(root: Path, known: Collection[Path]) -> tuple[tuple[str, ...], dict[Path, Array]]:

@@ -7,11 +7,9 @@ off or no image is counted and named, and the bytes' SHA-256 sums make the data 
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -20,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from edgefg import dataset
+from edgefg.dataset import Checks
 from edgefg.errors import DataError
-from edgefg.folders import class_folders, corrupt_message, public_root, read_listing
-from edgefg.listing import TAXONOMY_FILE, Listing, read_taxonomy, write_csv
+from edgefg.folders import class_folders, public_root, read_images, read_listing, split_folders
+from edgefg.listing import BOXES_FILE, TAXONOMY_FILE, Listing, read_taxonomy, write_csv
 from edgefg.manifest import TaxonomyLevel
-from edgefg.sources import decode_image, image_files
-from edgefg.split import SPLITS, Sample, SplitSpec, complete, name_of, parted
-from edgefg.training.boxes import BOXES_FILE, read_boxes, write_boxes
-from edgefg.training.cub_boxes import box_files, read_cub_boxes
+from edgefg.sources import IMAGE_SUFFIXES, image_files, unread_files
+from edgefg.split import SPLITS, Sample, SplitSpec, name_of, parted
+from edgefg.training.boxes import read_boxes, write_boxes
+from edgefg.training.cub_boxes import read_cub_boxes
 
 
 class TrainedOn(Protocol):
@@ -65,12 +65,16 @@ class FolderData(msgspec.Struct, frozen=True):
     """``folders``, ``csv``, ``cub``, or the name of a public data set."""
     digests: dict[Path, str] = {}
     """SHA-256 of every image in hexadecimal."""
+    unread: dict[str, int] = {}
+    """How many files in class folders have a suffix that is not read as an image, by suffix."""
 
 
 def load_data(
     root: Path, split: SplitSpec | None = None, *, skip_corrupt: bool = False, like: TrainedOn | None = None
 ) -> FolderData:
-    """Read a data set's structure and check every image. Says on standard error where splits share images.
+    """Read a data set's structure and check every image.
+
+    Says on standard error what is passed over, and where splits share images or groups.
 
     Args:
         root: a folder of class folders or of split folders, a CSV manifest, CUB's folder, or ``NAME:ROOT``.
@@ -93,27 +97,19 @@ def load_data(
     if like is not None and like.labels != names:
         raise DataError(_label_difference(root, like.labels, names))
     root = listing.root
-    bad, digests = check_images(root, [sample.path for members in listing.found.values() for sample in members])
-    if bad and not skip_corrupt:
-        raise DataError(corrupt_message(list(bad.values()), len(digests) + len(bad)))
-    for problem in bad.values():
-        print(f"left out: {problem}", file=sys.stderr)
-    found = {part: tuple(s for s in members if s.path in digests) for part, members in listing.found.items()}
-    splits = complete(found, root, split, listing.groups)
+    bad, digests = read_images(listing, skip_corrupt=skip_corrupt, watch=_bar)
+    splits, fingerprint = dataset.deal(listing, digests, split)
     _need_every_class(splits["train"], names, root)
-    fingerprint = _fingerprint(splits, digests, listing)
-    if like is not None and "val" not in found and like.dataset != fingerprint:
-        raise DataError(
-            f"{root} is split here, and not the data that the checkpoint was trained on (fingerprint"
-            f" {fingerprint[:12]}, not {like.dataset[:12]}): its test images may have been trained on;"
-            " restore it, or train again"
-        )
+    if like is not None and "val" not in listing.found:
+        dataset.need_same(root, fingerprint, like.dataset, "checkpoint", "restore it, or train again")
+    _warn_of_unread(listing.unread, root)
     _warn_of_leaks(splits, digests, root)
     _warn_of_parted(parted(splits, root, split, listing.groups))
     parts, boxes = _read_boxes(listing, digests, bad)
     return FolderData(
         root, names, listing.taxonomy, splits, fingerprint, tuple(bad.values()), parts, boxes or None,
         groups=listing.groups, format=listing.format, digests=digests,
+        unread=listing.unread,
     )  # fmt: skip
 
 
@@ -167,20 +163,18 @@ def _read_listing(root: Path) -> Listing:
 def _read_folders(root: Path) -> Listing:
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; needed DATA/train/<class>/*.jpg or DATA/<class>/*.jpg")
-    if (root / "train").is_dir():
-        folders = {name: class_folders(root / name) for name in SPLITS if (root / name).is_dir()}
-        stray = [folder.name for folder in class_folders(root) if folder.name not in SPLITS]
-        if {"valid", "validation"} & set(stray) and "val" not in folders:
-            raise DataError(f"{root} has {stray[0]}/ where edgefg reads val/; rename it")
-    else:
-        folders = {"all": class_folders(root)}
+    present = split_folders(root)
+    if present and "train" not in present:
+        raise DataError(f"{root} has no training images: it has {'/, '.join(present)}/, but no train/; add it")
+    folders = {name: class_folders(root / name) for name in present} or {"all": class_folders(root)}
     names, taxonomy = _labels(root, folders)
     index = {name: i for i, name in enumerate(names)}
     found = {
         part: tuple(Sample(path, index[folder.name]) for folder in members for path in _class_images(folder))
         for part, members in folders.items()
     }
-    return Listing(format="folders", root=root, labels=names, found=found, taxonomy=taxonomy)
+    unread = sum((unread_files(folder) for members in folders.values() for folder in members), Counter[str]())
+    return Listing(format="folders", root=root, labels=names, found=found, taxonomy=taxonomy, unread=dict(unread))
 
 
 def _class_images(folder: Path) -> list[Path]:
@@ -219,31 +213,12 @@ def _label_difference(root: Path, expected: Sequence[str], found: Sequence[str])
 
 
 def check_images(root: Path, paths: Sequence[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Read and decode every image; return what is wrong by path, and the SHA-256 of the good ones by path.
+    """Check images as `edgefg.dataset.check_images` does, with a progress bar."""
+    return dataset.check_images(root, paths, _bar)
 
-    ``root`` is the folder that messages name them from.
-    """
 
-    def check(path: Path) -> tuple[str | None, str]:
-        try:
-            data = path.read_bytes()
-            decode_image(data, name_of(path, root), reduced=True)
-        except OSError as exc:
-            return f"{name_of(path, root)}: {exc.strerror}", ""
-        except DataError as exc:
-            return str(exc), ""
-        return None, hashlib.sha256(data).hexdigest()
-
-    bad, digests = {}, {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(check, paths)
-        bar = tqdm(results, "checking images", len(paths), disable=None)
-        for path, (problem, digest) in zip(paths, bar, strict=True):
-            if problem is None:
-                digests[path] = digest
-            else:
-                bad[path] = problem
-    return bad, digests
+def _bar(checks: Checks, total: int) -> Checks:
+    return tqdm(checks, "checking images", total, disable=None)
 
 
 def _need_every_class(train: Sequence[Sample], names: Sequence[str], root: Path) -> None:
@@ -255,29 +230,27 @@ def _need_every_class(train: Sequence[Sample], names: Sequence[str], root: Path)
         )
 
 
-def _fingerprint(splits: dict[str, tuple[Sample, ...]], digests: dict[Path, str], listing: Listing) -> str:
-    digest = hashlib.sha256()
-    for name in SPLITS:
-        for path, label in splits[name]:
-            digest.update(f"{name}\t{label}\t{name_of(path, listing.root)}\t{digests[path]}\n".encode())
-    for file in _box_files(listing):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _box_files(listing: Listing) -> list[Path]:
-    """Name the files that boxes of parts come from, where there are any."""
-    if (listing.root / BOXES_FILE).is_file():
-        return [listing.root / BOXES_FILE]
-    return box_files(listing.root) if listing.format == "cub" else []
-
-
 def _read_boxes(
     listing: Listing, known: Collection[Path], left_out: Collection[Path]
 ) -> tuple[tuple[str, ...], dict[Path, npt.NDArray[np.float32]]]:
     if listing.format == "cub" and not (listing.root / BOXES_FILE).is_file():
         return read_cub_boxes(listing.root, known)
     return read_boxes(listing.root, known, left_out)
+
+
+def kinds_of(unread: Mapping[str, int]) -> str:
+    """Write how many files there are of each suffix, most first."""
+    return ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in Counter(unread).most_common())
+
+
+def _warn_of_unread(unread: Mapping[str, int], root: Path) -> None:
+    """Say in one line on standard error how many files in the class folders are passed over."""
+    if unread:
+        print(
+            f"warning: {sum(unread.values())} files in the class folders of {root} are not read ({kinds_of(unread)});"
+            f" convert those that are pictures to one of {', '.join(sorted(IMAGE_SUFFIXES))}",
+            file=sys.stderr,
+        )
 
 
 def _warn_of_leaks(splits: dict[str, tuple[Sample, ...]], digests: dict[Path, str], root: Path) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from edgefg.duplicates import Duplicates, Pair, find_duplicates
 from edgefg.split import SPLITS, name_of
-from edgefg.training.data import FolderData
+from edgefg.training.data import FolderData, kinds_of
 
 _SHOWN = 10
 
@@ -44,6 +44,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     boxed: int
     """Images with a box."""
     unreadable: tuple[str, ...]
+    unread: dict[str, int]
+    """How many files in class folders have a suffix that is not read as an image, by suffix."""
     smallest: tuple[tuple[str, int], ...]
     """The classes with the fewest training images, and how many."""
     duplicates: Duplicates | None
@@ -70,6 +72,7 @@ def describe(name: str, data: FolderData, *, duplicates: bool = True) -> Descrip
         parts=data.parts,
         boxed=len(data.boxes or {}),
         unreadable=data.skipped,
+        unread=data.unread,
         smallest=tuple((data.labels[label], counts[label]) for label in smallest),
         duplicates=find_duplicates(data.splits, data.digests) if duplicates else None,
     )
@@ -92,6 +95,8 @@ def render(found: Description, data: FolderData) -> str:
     lines += ["", f"smallest in train: {', '.join(f'{label} {count}' for label, count in found.smallest)}"]
     lines.append(f"parts: {', '.join(found.parts)} (boxes in {found.boxed} images)" if found.parts else "parts: none")
     lines += _listed("unreadable images", found.unreadable)
+    kinds = f"{sum(found.unread.values())} ({kinds_of(found.unread)})" if found.unread else "none"
+    lines.append(f"files of other kinds: {kinds}")
     if found.duplicates is not None:
         twice = found.duplicates
         lines += _listed("pictures in two splits", [_line(pair, data) for pair in twice.across])

@@ -12,6 +12,7 @@ import pytest
 
 from edgefg.manifest import Manifest, OutputSpec, Provenance, RuntimeInfo, encode_manifest, file_info, manifest_path
 from edgefg.preprocess import InputSpec
+from edgefg.split import SplitSpec
 
 MakeArtifact = Callable[..., Path]
 
@@ -27,6 +28,8 @@ def null_artifact(tmp_path: Path) -> MakeArtifact:
         logits: Sequence[float] = (0.0, 1.0),
         size: int = 16,
         temperature: float = 1.0,
+        split: SplitSpec | None = None,
+        dataset: str | None = None,
     ) -> Path:
         folder = tmp_path / name
         folder.mkdir()
@@ -41,7 +44,7 @@ def null_artifact(tmp_path: Path) -> MakeArtifact:
             precision="fp32",
             runtime=RuntimeInfo(name="null", version="1"),
             files=(file_info(model),),
-            provenance=Provenance(edgefg="0", parent="0" * 64),
+            provenance=Provenance(edgefg="0", parent="0" * 64, split=split, dataset=dataset),
         )
         manifest_path(model).write_bytes(encode_manifest(manifest))
         return model

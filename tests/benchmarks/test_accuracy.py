@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from edgefg import Classifier
 from edgefg.benchmarks.accuracy import evaluate
 from edgefg.errors import DataError
 from edgefg.metrics import Scores
+from edgefg.split import SplitSpec
 from tests.benchmarks.conftest import MakeArtifact
 
 
@@ -61,3 +64,23 @@ def test_nothing_but_corrupt_images(null_artifact: MakeArtifact, data: Path) -> 
         image.write_bytes(b"")
     with pytest.raises(DataError, match=r"5 of 5 images .* and 2 more"):
         evaluate_artifact(null_artifact(), data, skip_corrupt=True)
+
+
+def test_data_split_here_are_those_of_training_or_refused(null_artifact: MakeArtifact, tmp_path: Path) -> None:
+    from edgefg.training.data import load_data
+
+    flat, spec = tmp_path / "flat", SplitSpec(seed=1)
+    for name in ("apple", "pear"):
+        (flat / name).mkdir(parents=True)
+        for i in range(10):
+            cv2.imwrite(str(flat / name / f"{i}.png"), np.full((4, 4, 3), i, np.uint8))
+    (flat / "pear" / "5.png").write_bytes(b"")
+    trained = load_data(flat, spec, skip_corrupt=True)
+    model = null_artifact(split=spec, dataset=trained.fingerprint)
+    scores = evaluate_artifact(model, flat, skip_corrupt=True)
+    assert scores.images == len(trained.splits["test"])
+    with pytest.raises(DataError, match="1 of 20 images cannot be used"):
+        evaluate_artifact(model, flat)
+    (flat / "pear" / "4.png").unlink()
+    with pytest.raises(DataError, match="its test images may have been trained on"):
+        evaluate_artifact(model, flat, skip_corrupt=True)

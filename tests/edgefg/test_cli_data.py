@@ -77,6 +77,13 @@ def test_the_list_it_writes_is_the_same_data(run: Run, birds: Path, tmp_path: Pa
     assert all(path.is_relative_to(birds) for path, _ in read_csv(list_).found["train"])
 
 
+def test_files_that_are_not_read_are_counted(run: Run, birds: Path) -> None:
+    assert "files of other kinds: none\n" in run(birds, "--quick")[1]
+    next((birds / "train").rglob("*.*g")).with_suffix(".heic").write_text("x")
+    assert "files of other kinds: 1 (.heic 1)" in run(birds, "--quick")[1]
+    assert json.loads(run(birds, "--json", "--quick")[1])["unread"] == {".heic": 1}
+
+
 def test_groups_are_counted(run: Run, birds: Path, tmp_path: Path) -> None:
     images = sorted((birds / "train").rglob("*.*g"))
     rows = [f"{path},{path.parent.name},{'train' if i % 4 else 'test'},pond {i % 4}" for i, path in enumerate(images)]

@@ -74,6 +74,53 @@ def test_a_carved_validation_split_is_training_s_too(data: Path) -> None:
         assert read_split(data, split, ("ant", "wasp"), spec)[1] == trained[split]
 
 
+def test_data_that_are_split_here_must_be_those_of_training(flat: Path) -> None:
+    """An image more would move training images into the test split."""
+    from edgefg.training.data import load_data
+
+    spec = SplitSpec(seed=4)
+    trained = load_data(flat, spec)
+    labels, origin = trained.labels, trained.fingerprint
+    assert read_split(flat, "test", labels, spec, trained_on=origin)[1] == trained.splits["test"]
+    cv2.imwrite(str(flat / "ant" / "99.png"), np.full((4, 4, 3), 99, np.uint8))
+    with pytest.raises(
+        DataError, match=r"not the data that the artifact was trained on .* may have been trained on; res"
+    ):
+        read_split(flat, "test", labels, spec, trained_on=origin)
+    (flat / "ant" / "99.png").unlink()
+    cv2.imwrite(str(flat / "ant" / "3.png"), np.full((4, 4, 3), 99, np.uint8))
+    with pytest.raises(DataError, match="the artifact was trained on"):
+        read_split(flat, "test", labels, spec, trained_on=origin)
+
+
+def test_unreadable_images_are_left_out_before_the_split_is_made(
+    flat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgefg.training.data import load_data
+
+    spec = SplitSpec(seed=4, group=r"(..)\.png")
+    for name in ("3.png", "17.png"):
+        (flat / "ant" / name).write_bytes(b"cut off")
+    trained = load_data(flat, spec, skip_corrupt=True)
+    with pytest.raises(DataError, match="2 of 40 images cannot be used"):
+        read_split(flat, "test", trained.labels, spec, trained_on=trained.fingerprint)
+    capsys.readouterr()
+    for split in SPLITS:
+        found = read_split(flat, split, trained.labels, spec, trained_on=trained.fingerprint, skip_corrupt=True)
+        assert found == (split, trained.splits[split])
+    assert capsys.readouterr().err.count("left out: ") == 6
+
+
+def test_splits_of_their_own_need_not_be_those_of_training(data: Path) -> None:
+    (data / "test" / "ant" / "0.png").write_bytes(b"cut off")
+    assert len(read_split(data, "test", LABELS, SplitSpec(), trained_on="other")[1]) == 6
+    shutil.rmtree(data / "val")
+    assert read_split(data, "test", LABELS, SplitSpec(), trained_on="other")[0] == "test"
+    (data / "test" / "ant" / "0.png").unlink()
+    with pytest.raises(DataError, match="the artifact was trained on"):
+        read_split(data, "val", LABELS, SplitSpec(), trained_on="other")
+
+
 def test_flat_data_of_an_unknown_split_are_taken_whole(flat: Path) -> None:
     assert read_split(flat, None, LABELS, None)[0] == "all"
     assert len(read_split(flat, None, LABELS, None)[1]) == 40
@@ -90,6 +137,9 @@ def test_what_is_missing_or_unknown_is_named(data: Path, tmp_path: Path) -> None
         class_samples(data / "test", ["ant", "Wasp"])
     with pytest.raises(DataError, match="holds no class folder"):
         class_samples(data / "test" / "ant", LABELS)
+    (data / "val").rename(data / "Validation")
+    with pytest.raises(DataError, match="has Validation/ where edgefg reads val/; rename it"):
+        read_split(data, "test", LABELS, None)
     (data / "test" / "bee").mkdir()
     with pytest.raises(DataError, match="bee holds no image"):
         class_samples(data / "test", [*LABELS, "bee"])

@@ -193,6 +193,9 @@ def test_boxes_of_parts_do_not_hold_back_the_augmentation(
         ("racnn", {"size2": 1.0, "size3": 1.0}),
         ("partrcnn", {"parts": "object,mark", "width": 16, "proposals": 10, "region_size": 0.5}),
         ("bcnn", {"projection": 8}),
+        ("bcnn", {"pooling": "compact", "dimensions": 64, "streams": 2}),
+        ("se", {}),
+        ("cbam", {}),
     ],
 )
 def test_every_kind_of_teacher_distils_and_is_not_pruned(

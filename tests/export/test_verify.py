@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from edgefg import Classifier, golden
 from edgefg.errors import DataError, IntegrityError, ManifestError, ParityError
 from edgefg.export.verify import VerifyReport, verify
-from edgefg.manifest import Manifest
+from edgefg.manifest import Manifest, Provenance
 from edgefg.preprocess import UInt8Array
 
 Tiny = Callable[[str], Path]
@@ -47,6 +47,25 @@ def test_accuracy_without_a_parent(tiny: Tiny, folder: Path) -> None:
     assert (accuracy.images, accuracy.data) == (16, "val of birds")
     assert accuracy.top1_low < accuracy.top1 <= accuracy.top1_high
     assert accuracy.top1 > 0.5
+
+
+def test_data_that_are_split_here_must_be_those_of_training(
+    tiny: Tiny, folder: Path, rewrite: Callable[..., Manifest]
+) -> None:
+    from edgefg.split import SplitSpec
+    from edgefg.training.data import load_data
+
+    flat, spec = folder / "val", SplitSpec(seed=2, val=0.3, test=0.3)
+    next((flat / "disc").iterdir()).write_bytes(b"cut off")
+    trained = load_data(flat, spec, skip_corrupt=True)
+    model = tiny("onnx")
+    rewrite(model, provenance=Provenance(edgefg="0", parent="0", dataset=trained.fingerprint, split=spec))
+    accuracy = verify(model, data=flat).accuracy
+    assert accuracy is not None
+    assert accuracy.images == len(trained.splits["val"])
+    next((flat / "bar").iterdir()).unlink()
+    with pytest.raises(DataError, match="not the data that the artifact was trained on"):
+        verify(model, data=flat)
 
 
 def test_two_engines_agree(tiny: Tiny, folder: Path) -> None:

@@ -86,6 +86,10 @@ def test_the_fingerprint_sees_contents_splits_and_names(root: Path) -> None:
         (lambda root: (root / "train" / "cat").mkdir(), "class folder .*cat holds no image"),
         (lambda root: write_images(root / "val" / "cat", 1), r"val/ has 1 classes that train/ lacks \(first: 'cat'\)"),
         (lambda root: (root / "val").rename(root / "valid"), "valid/ where edgefg reads val/"),
+        (lambda root: (root / "test").rename(root / "Test"), "has Test/ where edgefg reads test/; rename it"),
+        (lambda root: [(root / s).rename(root / s.title()) for s in ("train", "test")], "has Test/ where edgefg reads"),
+        (lambda root: (root / "train").rename(root / "Training"), "has Training/ where edgefg reads train/"),
+        (lambda root: shutil.rmtree(root / "train"), "has no training images: it has val/, test/, but no train/"),
         (lambda root: shutil.rmtree(root / "train" / "ant"), "holds 1 class folders; needed at least 2"),
         (lambda root: (root / "taxonomy.csv").write_text("class,g\nant,a\ndog,b\n"), "lists 'dog', which train/"),
         (lambda root: (root / "taxonomy.csv").write_text("ant,a\n"), "needs a header 'class"),
@@ -120,6 +124,17 @@ def test_a_class_whose_images_are_all_corrupt_is_named(root: Path) -> None:
         image.write_bytes(b"\xff\xd8")
     with pytest.raises(DataError, match=r"1 classes have no training image \(first: 'bee'\)"):
         load_data(root, skip_corrupt=True)
+
+
+def test_files_of_other_kinds_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert load_data(root).unread == {}
+    assert "warning" not in capsys.readouterr().err
+    for place in ("train/ant/a.HEIC", "test/bee/b.heic", "train/bee/notes", "train/bee/.hidden", "train/list.txt"):
+        (root / place).write_text("x")
+    assert load_data(root).unread == {".heic": 2, "": 1}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "warning: 3 files in the class folders of" in line
+    assert "are not read (.heic 2, no suffix 1); convert those that are pictures to one of .bmp, .jpeg" in line
 
 
 class Seen(NamedTuple):

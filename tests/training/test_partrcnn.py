@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from edgefg import __version__
 from edgefg.errors import DataError, TrainingError
@@ -171,6 +172,47 @@ def test_a_batch_in_which_no_part_is_visible_trains(batch: Batch) -> None:
     step = network.loss(batch._replace(boxes=torch.full_like(batch.boxes, _NAN)), cross_entropy(0.0))
     assert math.isfinite(step.loss.item())
     assert not network.prior.count.any()
+
+
+def test_images_without_boxes_teach_the_detector_nothing(batch: Batch) -> None:
+    """Nobody marked what is in them: their anchors are not background."""
+    network = _network().eval()  # the norms' statistics of a batch would tie its images together
+    network.detector.proposer.train()
+    network.detector.heads.train()
+    assert batch.boxes is not None
+    planes = network.normalised(batch.images)
+
+    def loss_of(boxes: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)  # torchvision samples the anchors
+        return network._detect(planes, boxes)[2]
+
+    assert loss_of(torch.full_like(batch.boxes, _NAN)).item() == 0
+    one = torch.full_like(batch.boxes, _NAN)
+    one[0] = batch.boxes[0]
+    found = loss_of(one)
+    assert found.item() > 0
+    planes[1:] = 0
+    assert loss_of(one).item() == pytest.approx(found.item(), rel=1e-4)
+    assert loss_of(batch.boxes).item() != pytest.approx(found.item(), rel=1e-2)
+
+
+def test_prepare_says_how_many_images_have_no_object(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = load_data(birds)
+    assert data.boxes is not None
+    capsys.readouterr()
+    PartRCNN.prepare(options_of("partrcnn", {}), data)
+    assert capsys.readouterr().err == ""
+    training = [sample.path for sample in data.splits["train"]]
+    boxes = {path: found.copy() for path, found in data.boxes.items() if path not in training[:3]}
+    boxes[training[3]][data.parts.index("object")] = _NAN
+    _, used = PartRCNN.prepare(options_of("partrcnn", {}), replace(data, boxes=boxes))
+    assert used.boxes is not None
+    assert not set(training[:4]) & set(used.boxes)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"warning: 4 of {len(training)} training images have no box of 'object' (first: train/" in line
+    boxes = {path: found for path, found in boxes.items() if path not in training}
+    with pytest.raises(DataError, match=r"none of the \d+ training images of .* has a box of 'object'; add some"):
+        PartRCNN.prepare(options_of("partrcnn", {}), replace(data, boxes=boxes))
 
 
 def test_the_loss_falls(batch: Batch) -> None:

@@ -59,6 +59,20 @@ def find_levels(backbone: nn.Module, finest: int) -> dict[str, tuple[str, int]]:
     return dict(sorted(found.items(), key=lambda item: int(item[0])))
 
 
+class _Proposer(RegionProposalNetwork):  # type: ignore[misc]
+    """torchvision's proposals; an image without true boxes teaches it nothing, since its parts may just be unmarked."""
+
+    def assign_targets_to_anchors(
+        self, anchors: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Match anchors with true boxes; the losses pass over those whose label is −1."""
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        for own, target in zip(labels, targets, strict=True):
+            if not len(target["boxes"]):
+                own.fill_(-1)
+        return labels, boxes
+
+
 class PartDetector(nn.Module):
     """Proposals, scores and boxes of parts; part i has the detector's class i + 1.
 
@@ -79,7 +93,7 @@ class PartDetector(nn.Module):
         before = {mode: 4 * number for mode, number in kept.items()}
         # An anchor that half covers a small part is a good start already, hence 0.5 in place of 0.7.
         head = RPNHead(width, len(_ANCHORS) * len(_RATIOS))
-        self.proposer = RegionProposalNetwork(anchors, head, 0.5, 0.3, 128, 0.5, before, kept, 0.7)
+        self.proposer = _Proposer(anchors, head, 0.5, 0.3, 128, 0.5, before, kept, 0.7)
         hidden = 2 * width
         pool = MultiScaleRoIAlign(list(levels), output_size=7, sampling_ratio=2)
         # What follows at test is `candidates`, not the heads' own suppression: the last three are unused.
@@ -115,14 +129,18 @@ class PartDetector(nn.Module):
         Args:
             heard: what `listen` collected.
             planes: ``float [N, 3, H, W]``.
-            boxes: true boxes, ``float [N, parts, 4]`` in pixels, NaN where absent; None outside training.
+            boxes: true boxes, ``float [N, parts, 4]`` in pixels, NaN where absent; None outside training. Images
+                without any are left out of the loss, which is 0 where all of them are.
         """
         found = cast(Levels, self.pyramid({level: heard[level].float() for level in self._layers}))
         sizes = [tuple(planes.shape[2:])] * len(planes)
         targets = None if boxes is None else [_target(own) for own in boxes.float()]
         proposals, losses = self.proposer(ImageList(planes, cast(Any, sizes)), found, targets)
-        if targets is not None:
-            losses |= self.heads(found, proposals, sizes, targets)[1]
+        marked = [i for i, target in enumerate(targets or []) if len(target["boxes"])]
+        if targets is None or not marked:
+            return found, proposals, planes.new_zeros(())  # torchvision's means over no anchor are NaN
+        own = {level: maps[marked] for level, maps in found.items()}
+        losses |= self.heads(own, *([of[i] for i in marked] for of in (proposals, sizes, targets)))[1]
         return found, proposals, sum(losses.values(), planes.new_zeros(()))
 
     @torch.no_grad()

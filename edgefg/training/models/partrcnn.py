@@ -6,10 +6,13 @@ replaced by a region proposal network on the shared backbone; boxes are needed i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
+import numpy as np
 import torch
 from msgspec import Meta
 from msgspec.structs import replace
@@ -17,7 +20,9 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from edgefg.errors import DataError
-from edgefg.training.boxes import BOXES_FILE, OBJECT, choose_parts
+from edgefg.listing import BOXES_FILE
+from edgefg.split import name_of
+from edgefg.training.boxes import OBJECT, choose_parts
 from edgefg.training.data import FolderData
 from edgefg.training.models import backbone as layers
 from edgefg.training.models.backbone import Triple
@@ -86,8 +91,11 @@ class PartRCNN(Network):
     def prepare(cls, options: msgspec.Struct, data: FolderData) -> tuple[msgspec.Struct, FolderData]:
         """Take the parts from the data, and of the data's boxes those of the parts that the options name.
 
+        Images without a box of the object lose those of their parts too, so that the detector learns nothing from them:
+        an object that no one marked would be background to it. Says on standard error how many there are.
+
         Raises:
-            DataError: the data have no boxes, or none of a part.
+            DataError: the data have no boxes, none of a part, or no training image has one of the object.
         """
         assert isinstance(options, PartRCNNOptions)
         if data.boxes is None:
@@ -98,6 +106,8 @@ class PartRCNN(Network):
         options = replace(options, parts=options.parts or ",".join(data.parts))
         names = _names(options)
         boxes = choose_parts(data.parts, data.boxes, names)
+        boxes = {image: found for image, found in boxes.items() if not np.isnan(found[0]).any()}
+        _warn_of_unmarked(data, boxes)
         return options, replace(data, parts=names, boxes=boxes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -190,6 +200,20 @@ def _names(options: PartRCNNOptions) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise DataError(f"partrcnn was given a part twice: {options.parts}")
     return tuple(sorted(names, key=lambda name: name != OBJECT))
+
+
+def _warn_of_unmarked(data: FolderData, boxes: Collection[Path]) -> None:
+    """Say in one line on standard error how many training images teach the classifier alone; raise if all do."""
+    training = data.splits["train"]
+    unmarked = [sample.path for sample in training if sample.path not in boxes]
+    if len(unmarked) == len(training):
+        raise DataError(f"none of the {len(training)} training images of {data.root} has a box of {OBJECT!r}; add some")
+    if unmarked:
+        print(
+            f"warning: {len(unmarked)} of {len(training)} training images have no box of {OBJECT!r} (first:"
+            f" {name_of(unmarked[0], data.root)}); the detector does not learn from them, only the classifier does",
+            file=sys.stderr,
+        )
 
 
 def _widen_head(backbone: nn.Module, count: int) -> None:

@@ -1,0 +1,1 @@
+../../../edgefg/dataset.py
