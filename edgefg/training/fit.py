@@ -22,12 +22,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from edgefg import metrics
-from edgefg.errors import TrainingError, one_line
+from edgefg.errors import EdgefgError, TrainingError, one_line
 from edgefg.preprocess import InputSpec
 from edgefg.recipe import Hardware, Recipe
 from edgefg.split import Sample
 from edgefg.training.allocator import keep_freed_memory
 from edgefg.training.augment import Boxes, EvaluationImages, TrainingImages
+from edgefg.training.finite import gradients_are_finite, layers_stay_finite
 from edgefg.training.history import History
 from edgefg.training.loading import evaluation_loader, training_loader
 from edgefg.training.models.network import Batch
@@ -71,7 +72,8 @@ def fit(
         aides: frozen networks that the objective uses (a teacher), to be moved to the device.
 
     Raises:
-        TrainingError: the loss is not finite, or ``out`` holds an unfinished run of another recipe.
+        TrainingError: the loss, its gradients or the logits are not finite, or ``out`` holds an unfinished run of
+            another recipe.
     """
     hardware = hardware or Hardware()
     keep_freed_memory()
@@ -106,7 +108,7 @@ def fit(
             done = progress.epochs_done + 1
             scores = None
             if done % recipe.val_every == 0 or done == recipe.epochs:
-                scores = score(loop.result(), splits["val"], spec, recipe.batch_size, hardware.workers)
+                scores = loop.score(splits["val"], spec, progress, hardware.workers, run.path)
             progress = loop.note(progress, scores)
             history.add(progress.epochs_done, loss, rate_at(recipe, progress.epochs_done / recipe.epochs), scores)
             if fabric.is_global_zero:
@@ -204,32 +206,85 @@ class _Loop(NamedTuple):
         bar = tqdm(batches, f"epoch {epoch + 1}/{recipe.epochs}", disable=None if fabric.is_global_zero else True)
         for step, batch in enumerate(bar):
             set_rate(self.optimizer, rate_at(recipe, (epoch + (step + 1) / len(batches)) / recipe.epochs))
-            loss, _ = self.objective(self.wrapped, batch)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(_not_finite(value, epoch, step, batch, training, state))
-            self.optimizer.zero_grad(set_to_none=True)
-            fabric.backward(loss)
-            self.share_gradients()
-            fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=recipe.clip_norm)
-            self.optimizer.step()
-            if "ema" in self.modules:
-                cast(AveragedModel, self.modules["ema"]).update_parameters(self.network)
+            try:
+                value = self.step(batch)
+            except _NotFiniteError as exc:
+                place = f"epoch {epoch + 1}, step {step + 1}"
+                raise TrainingError(_not_finite(str(exc), place, epoch, batch, training, state)) from exc.__cause__
             total += value * len(batch.images)
             images_seen += len(batch.images)
             bar.set_postfix(loss=f"{total / images_seen:.3f}", refresh=False)
         return total / images_seen
 
+    def step(self, batch: Batch) -> float:
+        """Learn from a batch and return its loss.
 
-def _not_finite(value: float, epoch: int, step: int, batch: Batch, training: TrainingImages, state: Path) -> str:
-    """Say where the loss was lost: step, the batch's files, the last good state."""
+        Raises:
+            _NotFiniteError: the loss or its gradients are not finite, or what layers gave was not and that raised.
+        """
+        # First of all: what a batch before this one left is not to be taken for this one's.
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            loss, _ = self.objective(self.wrapped, batch)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise _NotFiniteError(f"the loss is {value}")
+            self.fabric.backward(loss)
+            self.share_gradients()
+            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.recipe.clip_norm)
+            self.optimizer.step()
+        except (_NotFiniteError, EdgefgError):
+            raise
+        except Exception as exc:  # a method may fail on such numbers in any way
+            if not gradients_are_finite(self.optimizer):
+                raise _NotFiniteError("the norm of the gradients is not finite") from exc
+            with self.fabric.autocast():
+                if layers_stay_finite(self.network, lambda: self.objective(self.network, batch)):
+                    raise
+            raise _NotFiniteError(f"what the layers give is not finite ({one_line(exc)[:120]})") from exc
+        if "ema" in self.modules:
+            cast(AveragedModel, self.modules["ema"]).update_parameters(self.network)
+        return value
+
+    def score(
+        self, samples: Sequence[Sample], spec: InputSpec, progress: Progress, workers: int, state: Path
+    ) -> metrics.Scores | None:
+        """Score the network that counts after one more epoch than ``progress`` has.
+
+        Raises:
+            TrainingError: its logits are not finite.
+        """
+        network, size = self.result(), self.recipe.batch_size
+        try:
+            return score(network, samples, spec, size, workers)
+        except EdgefgError:
+            raise
+        except Exception as exc:  # as in a step
+            if layers_stay_finite(network, lambda: predict(network, samples, spec, batch_size=size, workers=workers)):
+                raise
+            epoch = progress.epochs_done
+            raise TrainingError(
+                f"what the layers give on val is not finite after epoch {epoch + 1} ({one_line(exc)[:120]});"
+                f" {_last_good(epoch, state)}; start again with a lower --lr and --restart"
+            ) from exc
+
+
+class _NotFiniteError(Exception):
+    """A step lost its numbers; the message says which."""
+
+
+def _not_finite(what: str, place: str, epoch: int, batch: Batch, training: TrainingImages, state: Path) -> str:
+    """Say where the numbers were lost: step, the batch's files, the last good state."""
     indices = [] if batch.indices is None else batch.indices.tolist()
     files = [str(training.samples[index].path) for index in indices]
-    good = f"{state} holds the run after epoch {epoch}" if epoch else "no epoch was finished"
     return (
-        f"the loss is {value} at epoch {epoch + 1}, step {step + 1}; the batch: {', '.join(files)}; {good};"
+        f"{what} at {place}; the batch: {', '.join(files)}; {_last_good(epoch, state)};"
         " look at these images, or start again with a lower --lr and --restart"
     )
+
+
+def _last_good(epoch: int, state: Path) -> str:
+    return f"{state} holds the run after epoch {epoch}" if epoch else "no epoch was finished"
 
 
 def _launch(hardware: Hardware) -> Fabric:
