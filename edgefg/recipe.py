@@ -62,7 +62,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         int,
         Meta(
             ge=0,
-            description="stop after this many epochs without a better top-1 on val, and keep the best; 0: never",
+            description="stop after this many epochs of the classifiers without a better top-1 on val, and keep the"
+            " best; 0: never",
         ),
     ] = 0
     layer_decay: Annotated[

@@ -101,7 +101,7 @@ def fit(
     history = History(out, stage, progress.epochs_done, active=fabric.is_global_zero)
     scores = None
     try:
-        while not _is_over(progress, recipe):
+        while not _is_over(progress, recipe, network):
             size = recipe.size_at(progress.epochs_done)
             training = TrainingImages(splits["train"], replace(spec, height=size, width=size), recipe, boxes)
             loss = loop.epoch(training, progress, hardware.workers, run.path)
@@ -124,12 +124,15 @@ def fit(
     return scores
 
 
-def _is_over(progress: Progress, recipe: Recipe) -> bool:
+def _is_over(progress: Progress, recipe: Recipe, network: nn.Module) -> bool:
     # Epochs that were not scored cannot have been better or worse.
     scored = progress.epochs_done - progress.epochs_done % recipe.val_every
-    stale = scored - progress.best_epoch
+    since: Sequence[int] = range(progress.best_epoch, scored)
+    if hasattr(network, "classifies_in"):
+        # Nor can those whose classifiers did not learn: a schedule may begin with many of them.
+        since = [epoch for epoch in since if cast(Any, network).classifies_in(epoch, recipe.epochs)]
     return progress.epochs_done >= recipe.epochs or bool(
-        recipe.patience and progress.best_epoch and stale >= recipe.patience
+        recipe.patience and progress.best_epoch and len(since) >= recipe.patience
     )
 
 

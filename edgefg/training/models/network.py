@@ -151,6 +151,10 @@ class Network(nn.Module):
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Prepare for epoch ``epoch`` (from 0) of ``epochs``: a method with a schedule sets what learns."""
 
+    def classifies_in(self, epoch: int, epochs: int) -> bool:
+        """Whether classifiers learn in epoch ``epoch`` (from 0) of ``epochs``; early stopping counts no others."""
+        return True
+
 
 def class_activation(found: torch.Tensor, classify: Callable[[torch.Tensor], torch.Tensor]) -> Attention:
     """Return the class activation maps of feature maps ``float [N, C, h, w]`` that ``classify`` turns into logits.
