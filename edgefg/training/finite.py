@@ -1,7 +1,7 @@
 """Whether an error of a training step comes from numbers that are no longer finite, or is one of its own.
 
 Weights that a step threw far off fail where a method first looks at what they give: a draw by probabilities, boxes of
-no size, a norm of gradients. What is raised there says nothing of the cause, so the step is repeated and watched.
+no size. What is raised there says nothing of the cause, so the step is repeated and watched.
 """
 
 from __future__ import annotations
@@ -11,13 +11,6 @@ from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
-
-
-def gradients_are_finite(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the norm of all gradients together is finite: what clips them divides by it."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return _is_finite(torch.nn.utils.get_total_norm(gradients))
 
 
 def layers_stay_finite(network: nn.Module, call: Callable[[], object]) -> bool:

@@ -28,7 +28,7 @@ from edgefg.recipe import Hardware, Recipe
 from edgefg.split import Sample
 from edgefg.training.allocator import keep_freed_memory
 from edgefg.training.augment import Boxes, EvaluationImages, TrainingImages
-from edgefg.training.finite import gradients_are_finite, layers_stay_finite
+from edgefg.training.finite import layers_stay_finite
 from edgefg.training.history import History
 from edgefg.training.loading import evaluation_loader, training_loader
 from edgefg.training.models.network import Batch
@@ -90,7 +90,7 @@ def fit(
         modules["ema"] = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     if recipe.patience:
         modules["best"] = copy.deepcopy(network)
-    progress = load_state(run, modules, optimizer)
+    progress = load_state(run, modules, optimizer, fabric.strategy.precision)
     wrapped, optimizer = fabric.setup(network, optimizer)
     for method in _FORWARD_METHODS:
         if hasattr(network, method):
@@ -112,7 +112,7 @@ def fit(
             progress = loop.note(progress, scores)
             history.add(progress.epochs_done, loss, rate_at(recipe, progress.epochs_done / recipe.epochs), scores)
             if fabric.is_global_zero:
-                save_state(run, modules, optimizer, progress)
+                save_state(run, modules, optimizer, fabric.strategy.precision, progress)
     finally:
         history.close()
     result = modules["best"] if progress.best_epoch else loop.result()
@@ -219,6 +219,12 @@ class _Loop(NamedTuple):
             bar.set_postfix(loss=f"{total / images_seen:.3f}", refresh=False)
         return total / images_seen
 
+    def loss_is_scaled(self) -> bool:
+        """Whether a scaler enlarged the loss, as for float16: where gradients overflow it skips the step and halves."""
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        # Below 1 it is not the scale that they overflow by.
+        return scaler is not None and scaler.get_scale() >= 1
+
     def step(self, batch: Batch) -> float:
         """Learn from a batch and return its loss.
 
@@ -228,19 +234,23 @@ class _Loop(NamedTuple):
         # First of all: what a batch before this one left is not to be taken for this one's.
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            loss, _ = self.objective(self.wrapped, batch)
+            # On one device Fabric leaves the methods that an objective calls in full precision.
+            with self.fabric.autocast():
+                loss, _ = self.objective(self.wrapped, batch)
             value = loss.item()
             if not math.isfinite(value):
                 raise _NotFiniteError(f"the loss is {value}")
             self.fabric.backward(loss)
             self.share_gradients()
-            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.recipe.clip_norm)
+            norm = self.fabric.clip_gradients(
+                self.wrapped, self.optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False
+            )
+            if not math.isfinite(norm) and not self.loss_is_scaled():
+                raise _NotFiniteError("the norm of the gradients is not finite")
             self.optimizer.step()
         except (_NotFiniteError, EdgefgError):
             raise
         except Exception as exc:  # a method may fail on such numbers in any way
-            if not gradients_are_finite(self.optimizer):
-                raise _NotFiniteError("the norm of the gradients is not finite") from exc
             with self.fabric.autocast():
                 if layers_stay_finite(self.network, lambda: self.objective(self.network, batch)):
                     raise
@@ -294,7 +304,9 @@ def _launch(hardware: Hardware) -> Fabric:
     precision: Any = hardware.precision
     if precision == "auto":
         cuda = hardware.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-        precision = ("bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed") if cuda else "32-true"
+        # Not as torch emulates it: a T4 or V100 is far quicker in float16, which it has.
+        native = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = ("bf16-mixed" if native else "16-mixed") if cuda else "32-true"
     # Where parameters are frozen for a while, the plain strategy would wait for their gradients.
     strategy = "ddp_find_unused_parameters_true" if hardware.devices > 1 else "auto"
     try:
