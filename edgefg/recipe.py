@@ -94,6 +94,15 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     color: Annotated[float, Meta(ge=0, lt=1, description="greatest change of brightness, contrast and saturation")] = (
         0.25
     )
+    hue: Annotated[
+        float, Meta(ge=0, le=0.5, description="greatest change of hue, as a share of the colour circle; 0: none")
+    ] = 0.0
+    flip: Annotated[
+        Literal["none", "horizontal", "both"],
+        Meta(
+            description="mirror half of the pictures: none where left and right differ, both where there is no upright"
+        ),
+    ] = "horizontal"
     rotation: Annotated[float, Meta(ge=0, le=180, description="greatest rotation in degrees")] = 0.0
     randaugment: Annotated[
         int, Meta(ge=0, le=30, description="magnitude of two RandAugment operations (Cubuk et al. 2020); 0: none")

@@ -25,8 +25,20 @@ _PRUNE_DEFAULTS = Recipe(epochs=5, image_size=224, lr=5e-4)
 _TRANSFER = Transfer()
 _HERE = Hardware()
 # What a stage that learns from a teacher takes of the recipe.
-_PRUNE = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "ema", "mix", "mix_share", "val_every", "seed")
-_DISTILL = (*_PRUNE, "train_size", "start_size", "min_area", "color", "randaugment", "layer_decay")
+_PRUNE = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "weight_decay",
+    "warmup",
+    "ema",
+    "mix",
+    "mix_share",
+    "flip",
+    "val_every",
+    "seed",
+)
+_DISTILL = (*_PRUNE, "train_size", "start_size", "min_area", "color", "hue", "randaugment", "layer_decay")
 
 
 class Target(str, Enum):
