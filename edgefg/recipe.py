@@ -77,6 +77,14 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     freeze_epochs: Annotated[
         int, Meta(ge=0, description="epochs at the start in which only what starts untrained learns")
     ] = 0
+    thaw_epochs: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="epochs after those over which the rest begins to learn, block by block from the last to the"
+            " first (Howard & Ruder 2018); 0: all at once",
+        ),
+    ] = 0
     ema: Annotated[
         float, Meta(ge=0, lt=1, description="decay a step of the moving average of the weights; 0: none")
     ] = 0.0

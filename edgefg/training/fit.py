@@ -33,7 +33,7 @@ from edgefg.training.history import History
 from edgefg.training.loading import evaluation_loader, training_loader
 from edgefg.training.models.network import Batch
 from edgefg.training.objective import Objective
-from edgefg.training.optimize import freeze, optimizer_of, rate_at, set_rate
+from edgefg.training.optimize import optimizer_of, rate_at, set_rate, thaw
 from edgefg.training.resume import Progress, Run, load_state, save_state
 
 # What an objective may call of the wrapped network besides itself.
@@ -202,7 +202,7 @@ class _Loop(NamedTuple):
         batches = training_loader(training, recipe, workers=workers, seed=seed, share=share)
         batches = fabric.setup_dataloaders(batches, use_distributed_sampler=False)
         self.wrapped.train()
-        freeze(self.network, self.fresh, epoch < recipe.freeze_epochs)
+        thaw(self.network, self.fresh, recipe, epoch)
         if hasattr(self.network, "begin_epoch"):
             cast(Any, self.network).begin_epoch(epoch, recipe.epochs)
         total = images_seen = 0.0

@@ -30,6 +30,7 @@ INGREDIENTS: dict[str, dict[str, object]] = {
     "ema": {"ema": 0.9},
     "patience": {"patience": 3},
     "freeze": {"freeze_epochs": 2},
+    "thaw": {"thaw_epochs": 2},
     "sgd": {"optimizer": "sgd", "lr": 0.05},
     "layer decay": {"layer_decay": 0.7},
     "mixup": {"mix": "mixup", "mix_share": 0.5},

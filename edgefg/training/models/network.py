@@ -91,6 +91,9 @@ class Network(nn.Module):
     fresh_rate: ClassVar[float] = 1.0
     """Learning rate that suits ``fresh()``, relative to a plain new head's; multiplies the recipe's."""
 
+    advice: ClassVar[str] = ""
+    """What of the recipe the paper sets otherwise than the defaults, for people."""
+
     mean: torch.Tensor
     std: torch.Tensor
 
