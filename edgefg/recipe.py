@@ -66,7 +66,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         int,
         Meta(
             ge=0,
-            description="stop after this many epochs without a better top-1 on val, and keep the best; 0: never",
+            description="stop after this many epochs of the classifiers without a better top-1 on val, and keep the"
+            " best; 0: never",
         ),
     ] = 0
     layer_decay: Annotated[
@@ -79,6 +80,14 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ] = 1.0
     freeze_epochs: Annotated[
         int, Meta(ge=0, description="epochs at the start in which only what starts untrained learns")
+    ] = 0
+    thaw_epochs: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="epochs after those over which the rest begins to learn, block by block from the last to the"
+            " first (Howard & Ruder 2018); 0: all at once",
+        ),
     ] = 0
     ema: Annotated[
         float, Meta(ge=0, lt=1, description="decay a step of the moving average of the weights; 0: none")
@@ -97,6 +106,15 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     color: Annotated[float, Meta(ge=0, lt=1, description="greatest change of brightness, contrast and saturation")] = (
         0.25
     )
+    hue: Annotated[
+        float, Meta(ge=0, le=0.5, description="greatest change of hue, as a share of the colour circle; 0: none")
+    ] = 0.0
+    flip: Annotated[
+        Literal["none", "horizontal", "both"],
+        Meta(
+            description="mirror half of the pictures: none where left and right differ, both where there is no upright"
+        ),
+    ] = "horizontal"
     rotation: Annotated[float, Meta(ge=0, le=180, description="greatest rotation in degrees")] = 0.0
     randaugment: Annotated[
         int, Meta(ge=0, le=30, description="magnitude of two RandAugment operations (Cubuk et al. 2020); 0: none")

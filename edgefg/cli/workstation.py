@@ -26,8 +26,20 @@ _TRANSFER = Transfer()
 _HERE = Hardware()
 _PRUNING = Pruning()
 # What a stage that learns from a teacher takes of the recipe.
-_PRUNE = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "ema", "mix", "mix_share", "val_every", "seed")
-_DISTILL = (*_PRUNE, "train_size", "start_size", "min_area", "color", "randaugment", "layer_decay")
+_PRUNE = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "weight_decay",
+    "warmup",
+    "ema",
+    "mix",
+    "mix_share",
+    "flip",
+    "val_every",
+    "seed",
+)
+_DISTILL = (*_PRUNE, "train_size", "start_size", "min_area", "color", "hue", "randaugment", "layer_decay")
 
 
 class Target(str, Enum):

@@ -73,7 +73,7 @@ class ColourRandAugment(v2.RandAugment):  # type: ignore[misc]
 
 
 def geometric_transform(spec: InputSpec, recipe: Recipe) -> v2.Compose:
-    """Build what moves pixels: crop, flip and, where the recipe asks for it, rotation with grey corners.
+    """Build what moves pixels: crop and, where the recipe asks for them, flips and rotation with grey corners.
 
     It takes ``uint8 [3, H, W]``, alone or with its `tv_tensors.BoundingBoxes` of ``clamping_mode=None``.
     """
@@ -81,8 +81,11 @@ def geometric_transform(spec: InputSpec, recipe: Recipe) -> v2.Compose:
         RandomResizedCrop((spec.height, spec.width), scale=(recipe.min_area, 1.0), ratio=(3 / 4, 4 / 3)),
         # Here and again after a rotation, which must not turn a part that was cut off back into the picture.
         DropHidden(),
-        v2.RandomHorizontalFlip(),
     ]
+    if recipe.flip != "none":
+        steps.append(v2.RandomHorizontalFlip())
+    if recipe.flip == "both":
+        steps.append(v2.RandomVerticalFlip())
     if recipe.rotation:
         steps += [v2.RandomRotation(recipe.rotation, InterpolationMode.BILINEAR, fill=_GREY), DropHidden()]
     return v2.Compose(steps)
@@ -97,8 +100,9 @@ def colour_transform(recipe: Recipe, *, boxed: bool) -> v2.Compose:
     steps: list[v2.Transform] = []
     if recipe.randaugment:
         steps.append(kind(2, recipe.randaugment, interpolation=InterpolationMode.BILINEAR, fill=_GREY))
-    if recipe.color:
-        steps.append(v2.ColorJitter(brightness=recipe.color, contrast=recipe.color, saturation=recipe.color))
+    if recipe.color or recipe.hue:
+        color = recipe.color
+        steps.append(v2.ColorJitter(brightness=color, contrast=color, saturation=color, hue=recipe.hue))
     return v2.Compose(steps or [v2.Identity()])
 
 
@@ -108,7 +112,8 @@ class TrainingImages(Dataset[Item]):
     Args:
         samples: the images.
         spec: the network input's size.
-        recipe: its ``min_area``, ``rotation``, ``randaugment`` and ``color`` are used; None takes their defaults.
+        recipe: its ``min_area``, ``flip``, ``rotation``, ``randaugment``, ``color`` and ``hue`` are used; None takes
+            their defaults.
         boxes: of the parts; an item then has them as ``float32 [P, 4]`` in pixels of its image, NaN where absent.
     """
 

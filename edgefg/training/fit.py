@@ -22,17 +22,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from edgefg import metrics
-from edgefg.errors import TrainingError, one_line
+from edgefg.errors import EdgefgError, TrainingError, one_line
 from edgefg.preprocess import InputSpec
 from edgefg.recipe import Hardware, Recipe
 from edgefg.split import Sample
 from edgefg.training.allocator import keep_freed_memory
 from edgefg.training.augment import Boxes, EvaluationImages, TrainingImages
+from edgefg.training.finite import layers_stay_finite
 from edgefg.training.history import History
 from edgefg.training.loading import evaluation_loader, training_loader
 from edgefg.training.models.network import Batch
 from edgefg.training.objective import Objective
-from edgefg.training.optimize import freeze, optimizer_of, rate_at, set_rate
+from edgefg.training.optimize import optimizer_of, rate_at, set_rate, thaw
 from edgefg.training.resume import Progress, Run, load_state, save_state
 
 # What an objective may call of the wrapped network besides itself.
@@ -71,7 +72,8 @@ def fit(
         aides: frozen networks that the objective uses (a teacher), to be moved to the device.
 
     Raises:
-        TrainingError: the loss is not finite, or ``out`` holds an unfinished run of another recipe.
+        TrainingError: the loss, its gradients or the logits are not finite, or ``out`` holds an unfinished run of
+            another recipe.
     """
     hardware = hardware or Hardware()
     keep_freed_memory()
@@ -88,7 +90,7 @@ def fit(
         modules["ema"] = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     if recipe.patience:
         modules["best"] = copy.deepcopy(network)
-    progress = load_state(run, modules, optimizer)
+    progress = load_state(run, modules, optimizer, fabric.strategy.precision)
     wrapped, optimizer = fabric.setup(network, optimizer)
     for method in _FORWARD_METHODS:
         if hasattr(network, method):
@@ -99,18 +101,18 @@ def fit(
     history = History(out, stage, progress.epochs_done, active=fabric.is_global_zero)
     scores = None
     try:
-        while not _is_over(progress, recipe):
+        while not _is_over(progress, recipe, network):
             size = recipe.size_at(progress.epochs_done)
             training = TrainingImages(splits["train"], replace(spec, height=size, width=size), recipe, boxes)
             loss = loop.epoch(training, progress, hardware.workers, run.path)
             done = progress.epochs_done + 1
             scores = None
             if done % recipe.val_every == 0 or done == recipe.epochs:
-                scores = score(loop.result(), splits["val"], spec, recipe.batch_size, hardware.workers)
+                scores = loop.score(splits["val"], spec, progress, hardware.workers, run.path)
             progress = loop.note(progress, scores)
             history.add(progress.epochs_done, loss, rate_at(recipe, progress.epochs_done / recipe.epochs), scores)
             if fabric.is_global_zero:
-                save_state(run, modules, optimizer, progress)
+                save_state(run, modules, optimizer, fabric.strategy.precision, progress)
     finally:
         history.close()
     result = modules["best"] if progress.best_epoch else loop.result()
@@ -122,12 +124,15 @@ def fit(
     return scores
 
 
-def _is_over(progress: Progress, recipe: Recipe) -> bool:
+def _is_over(progress: Progress, recipe: Recipe, network: nn.Module) -> bool:
     # Epochs that were not scored cannot have been better or worse.
     scored = progress.epochs_done - progress.epochs_done % recipe.val_every
-    stale = scored - progress.best_epoch
+    since: Sequence[int] = range(progress.best_epoch, scored)
+    if hasattr(network, "classifies_in"):
+        # Nor can those whose classifiers did not learn: a schedule may begin with many of them.
+        since = [epoch for epoch in since if cast(Any, network).classifies_in(epoch, recipe.epochs)]
     return progress.epochs_done >= recipe.epochs or bool(
-        recipe.patience and progress.best_epoch and stale >= recipe.patience
+        recipe.patience and progress.best_epoch and len(since) >= recipe.patience
     )
 
 
@@ -197,46 +202,111 @@ class _Loop(NamedTuple):
         batches = training_loader(training, recipe, workers=workers, seed=seed, share=share)
         batches = fabric.setup_dataloaders(batches, use_distributed_sampler=False)
         self.wrapped.train()
-        freeze(self.network, self.fresh, epoch < recipe.freeze_epochs)
+        thaw(self.network, self.fresh, recipe, epoch)
         if hasattr(self.network, "begin_epoch"):
             cast(Any, self.network).begin_epoch(epoch, recipe.epochs)
         total = images_seen = 0.0
         bar = tqdm(batches, f"epoch {epoch + 1}/{recipe.epochs}", disable=None if fabric.is_global_zero else True)
         for step, batch in enumerate(bar):
             set_rate(self.optimizer, rate_at(recipe, (epoch + (step + 1) / len(batches)) / recipe.epochs))
-            loss, _ = self.objective(self.wrapped, batch)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(_not_finite(value, epoch, step, batch, training, state))
-            self.optimizer.zero_grad(set_to_none=True)
-            fabric.backward(loss)
-            self.share_gradients()
-            fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=recipe.clip_norm)
-            self.optimizer.step()
-            if "ema" in self.modules:
-                cast(AveragedModel, self.modules["ema"]).update_parameters(self.network)
+            try:
+                value = self.step(batch)
+            except _NotFiniteError as exc:
+                place = f"epoch {epoch + 1}, step {step + 1}"
+                raise TrainingError(_not_finite(str(exc), place, epoch, batch, training, state)) from exc.__cause__
             total += value * len(batch.images)
             images_seen += len(batch.images)
             bar.set_postfix(loss=f"{total / images_seen:.3f}", refresh=False)
         return total / images_seen
 
+    def loss_is_scaled(self) -> bool:
+        """Whether a scaler enlarged the loss, as for float16: where gradients overflow it skips the step and halves."""
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        # Below 1 it is not the scale that they overflow by.
+        return scaler is not None and scaler.get_scale() >= 1
 
-def _not_finite(value: float, epoch: int, step: int, batch: Batch, training: TrainingImages, state: Path) -> str:
-    """Say where the loss was lost: step, the batch's files, the last good state."""
+    def step(self, batch: Batch) -> float:
+        """Learn from a batch and return its loss.
+
+        Raises:
+            _NotFiniteError: the loss or its gradients are not finite, or what layers gave was not and that raised.
+        """
+        # First of all: what a batch before this one left is not to be taken for this one's.
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            # On one device Fabric leaves the methods that an objective calls in full precision.
+            with self.fabric.autocast():
+                loss, _ = self.objective(self.wrapped, batch)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise _NotFiniteError(f"the loss is {value}")
+            self.fabric.backward(loss)
+            self.share_gradients()
+            norm = self.fabric.clip_gradients(
+                self.wrapped, self.optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False
+            )
+            if not math.isfinite(norm) and not self.loss_is_scaled():
+                raise _NotFiniteError("the norm of the gradients is not finite")
+            self.optimizer.step()
+        except (_NotFiniteError, EdgefgError):
+            raise
+        except Exception as exc:  # a method may fail on such numbers in any way
+            with self.fabric.autocast():
+                if layers_stay_finite(self.network, lambda: self.objective(self.network, batch)):
+                    raise
+            raise _NotFiniteError(f"what the layers give is not finite ({one_line(exc)[:120]})") from exc
+        if "ema" in self.modules:
+            cast(AveragedModel, self.modules["ema"]).update_parameters(self.network)
+        return value
+
+    def score(
+        self, samples: Sequence[Sample], spec: InputSpec, progress: Progress, workers: int, state: Path
+    ) -> metrics.Scores | None:
+        """Score the network that counts after one more epoch than ``progress`` has.
+
+        Raises:
+            TrainingError: its logits are not finite.
+        """
+        network, size = self.result(), self.recipe.batch_size
+        try:
+            return score(network, samples, spec, size, workers)
+        except EdgefgError:
+            raise
+        except Exception as exc:  # as in a step
+            if layers_stay_finite(network, lambda: predict(network, samples, spec, batch_size=size, workers=workers)):
+                raise
+            epoch = progress.epochs_done
+            raise TrainingError(
+                f"what the layers give on val is not finite after epoch {epoch + 1} ({one_line(exc)[:120]});"
+                f" {_last_good(epoch, state)}; start again with a lower --lr and --restart"
+            ) from exc
+
+
+class _NotFiniteError(Exception):
+    """A step lost its numbers; the message says which."""
+
+
+def _not_finite(what: str, place: str, epoch: int, batch: Batch, training: TrainingImages, state: Path) -> str:
+    """Say where the numbers were lost: step, the batch's files, the last good state."""
     indices = [] if batch.indices is None else batch.indices.tolist()
     files = [str(training.samples[index].path) for index in indices]
-    good = f"{state} holds the run after epoch {epoch}" if epoch else "no epoch was finished"
     return (
-        f"the loss is {value} at epoch {epoch + 1}, step {step + 1}; the batch: {', '.join(files)}; {good};"
+        f"{what} at {place}; the batch: {', '.join(files)}; {_last_good(epoch, state)};"
         " look at these images, or start again with a lower --lr and --restart"
     )
+
+
+def _last_good(epoch: int, state: Path) -> str:
+    return f"{state} holds the run after epoch {epoch}" if epoch else "no epoch was finished"
 
 
 def _launch(hardware: Hardware) -> Fabric:
     precision: Any = hardware.precision
     if precision == "auto":
         cuda = hardware.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-        precision = ("bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed") if cuda else "32-true"
+        # Not as torch emulates it: a T4 or V100 is far quicker in float16, which it has.
+        native = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = ("bf16-mixed" if native else "16-mixed") if cuda else "32-true"
     # Where parameters are frozen for a while, the plain strategy would wait for their gradients.
     strategy = "ddp_find_unused_parameters_true" if hardware.devices > 1 else "auto"
     try:

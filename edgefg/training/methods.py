@@ -69,6 +69,8 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it exports to ONNX and OpenVINO by itself."""
     options: dict[str, tuple[Any, str]]
     """Option → the paper's default, and one line of help."""
+    advice: str = ""
+    """What the paper trains with, where the defaults are others."""
 
     def render(self) -> str:
         """Return a few lines of text."""
@@ -77,6 +79,8 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
         for name, (default, text) in self.options.items():
             value = f"{default:.4g}" if isinstance(default, float) else default
             lines.append(f"    {f'-o {name}={value}':24} {text}")
+        if self.advice:
+            lines.append(f"    {self.advice}")
         return "\n".join(lines)
 
 
@@ -93,5 +97,10 @@ def describe(method: str) -> Described:
 
     options = {field: (getattr(defaults, field), help_of(field)) for field in network.Options.__struct_fields__}
     return Described(
-        name=method, summary=network.summary, paper=network.paper, single_pass=network.single_pass, options=options
+        name=method,
+        summary=network.summary,
+        paper=network.paper,
+        single_pass=network.single_pass,
+        options=options,
+        advice=network.advice,
     )

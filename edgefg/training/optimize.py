@@ -38,18 +38,35 @@ def rate_at(recipe: Recipe, progress: float) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (progress - recipe.warmup) / (1 - recipe.warmup)))
 
 
-def freeze(network: nn.Module, fresh: Sequence[nn.Module], frozen: bool) -> None:
-    """Freeze or thaw everything but ``fresh``; frozen batch norms keep their statistics.
+def thaw(network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe, epoch: int) -> None:
+    """Freeze what does not learn yet in an epoch (from 0); see `freeze`.
 
-    Call it after ``network.train()``, which would set the norms learning again.
+    Gradual unfreezing (Howard & Ruder 2018): after ``recipe.freeze_epochs``, the blocks begin to learn from the last
+    one to the first, in equal parts over ``recipe.thaw_epochs``, after which all do.
+    """
+    since, over = epoch - recipe.freeze_epochs, recipe.thaw_epochs
+    if since >= over:
+        freeze(network, fresh, False)
+        return
+    first = max(depths(network).values())
+    # The last block often is the head, which learns already: the block before it is thawed with it.
+    freeze(network, fresh, True, 0 if since < 0 else 1 + math.ceil(first * (since + 1) / (over + 1)))
+
+
+def freeze(network: nn.Module, fresh: Sequence[nn.Module], frozen: bool, thawed: int = 0) -> None:
+    """Freeze or thaw everything but ``fresh`` and the last ``thawed`` blocks; frozen batch norms keep their statistics.
+
+    Call it after ``network.train()``, which would set the norms learning again. Blocks are those of `depths`.
     """
     own = {id(module) for root in fresh for module in root.modules()}
     parameters = {id(parameter) for root in fresh for parameter in root.parameters()}
-    for parameter in network.parameters():
-        parameter.requires_grad_(not frozen or id(parameter) in parameters)
+    depth = depths(network) if thawed else {}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not frozen or id(parameter) in parameters or depth.get(name, thawed) < thawed)
     if frozen:
         for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module) not in own:
+            learns = id(module) in own or any(parameter.requires_grad for parameter in module.parameters())
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not learns:
                 module.eval()
 
 

@@ -1,4 +1,4 @@
-"""The state of an unfinished run: networks, losses with a memory, optimiser and epoch in one safetensors file."""
+"""The state of an unfinished run: networks, losses with a memory, optimiser, scale, epoch in one safetensors file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 import safetensors.torch
 import torch
+from lightning_fabric.plugins import Precision
 from torch import nn
 
 from edgefg.errors import CheckpointError, TrainingError
@@ -39,10 +40,16 @@ class _Saved(msgspec.Struct, kw_only=True):
     fingerprint: str
     stage: str
     progress: Progress
+    precision: dict[str, int | float] = {}
+    """Of Fabric's plugin: in float16 the scale of the loss; else nothing."""
 
 
 def save_state(
-    run: Run, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, progress: Progress
+    run: Run,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    progress: Progress,
 ) -> None:
     """Write the state after an epoch, whole or not at all."""
     tensors = {
@@ -54,12 +61,20 @@ def save_state(
         for slot, value in slots.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    saved = _Saved(recipe=run.recipe, fingerprint=run.fingerprint, stage=run.stage, progress=progress)
+    saved = _Saved(
+        recipe=run.recipe,
+        fingerprint=run.fingerprint,
+        stage=run.stage,
+        progress=progress,
+        precision=precision.state_dict(),
+    )
     write_tensors(run.path, tensors, msgspec.json.encode(saved).decode())
 
 
-def load_state(run: Run, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> Progress:
-    """Load an unfinished run's state, if there is one, into ``modules`` and ``optimizer``; return how far it is.
+def load_state(
+    run: Run, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, precision: Precision
+) -> Progress:
+    """Load an unfinished run's state, if there is one, into the other arguments; return how far it is.
 
     Raises:
         TrainingError: the state is of another recipe or other data, or it is broken.
@@ -86,6 +101,8 @@ def load_state(run: Run, modules: Mapping[str, nn.Module], optimizer: torch.opti
             _, index, slot = name.split(".", 2)
             slots.setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    if saved.precision and precision.state_dict():  # a run may go on in another precision
+        precision.load_state_dict(saved.precision)
     return saved.progress
 
 

@@ -14,7 +14,14 @@ from torchvision.transforms import v2
 from edgefg.preprocess import InputSpec
 from edgefg.recipe import Recipe
 from edgefg.split import Sample
-from edgefg.training.augment import ColourRandAugment, DropHidden, TrainingImages, colour_transform
+from edgefg.training.augment import (
+    ColourRandAugment,
+    DropHidden,
+    RandomResizedCrop,
+    TrainingImages,
+    colour_transform,
+    geometric_transform,
+)
 from edgefg.training.loading import collate
 
 _SIDE = 64
@@ -61,6 +68,67 @@ def test_boxes_follow_the_pixels_through_crop_and_flip(
     assert boxes is not None
     if not boxes.isnan().any():
         np.testing.assert_allclose(boxes[0].numpy(), _red_box(image), atol=1.6)
+
+
+@pytest.mark.parametrize(
+    ("flip", "orders"),
+    [("none", {(0, 1, 2, 3)}), ("horizontal", {(0, 1, 2, 3), (1, 0, 3, 2)}), ("both", None)],
+)
+def test_pictures_are_mirrored_as_the_recipe_says_and_boxes_with_them(
+    tmp_path: Path, flip: str, orders: set[tuple[int, ...]] | None
+) -> None:
+    box = (10, 10, 70, 40)  # red, in the upper left quarter
+    path = _picture(tmp_path, box)
+    quarters = np.array([[0, 0, 70, 55], [70, 0, 140, 55], [0, 55, 70, 110], [70, 55, 140, 110]], np.float32)
+    images = TrainingImages(
+        [Sample(path, 0)],
+        InputSpec(height=_SIDE, width=_SIDE),
+        _recipe(flip=flip, min_area=1.0, color=0.0),
+        {path: np.vstack([quarters, [box]]).astype(np.float32)},
+    )
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(40):
+        image, _, boxes, _ = images[0]
+        assert boxes is not None
+        np.testing.assert_allclose(boxes[4].numpy(), _red_box(image), atol=1.6)
+        right, lower = (boxes[:4, :2] > _SIDE / 4).T.int()
+        seen.add(tuple((2 * lower + right).tolist()))
+    every = {(0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0)}
+    assert seen == (orders or every)
+
+
+def test_hue_turns_the_colours_and_leaves_grey(tmp_path: Path) -> None:
+    path = _picture(tmp_path, (20, 20, 60, 60))
+    images = TrainingImages(
+        [Sample(path, 0)], InputSpec(height=_SIDE, width=_SIDE), _recipe(hue=0.5, color=0.0, flip="none", min_area=1.0)
+    )
+    torch.manual_seed(0)
+    pictures = torch.stack([images[0][0] for _ in range(12)]).int()
+    assert (pictures[:, -1, -1] - 128).abs().max() <= 1
+    greatest = pictures[:, 20, 16].argmax(dim=1)
+    assert set(greatest.tolist()) == {0, 1, 2}
+
+
+def test_the_defaults_draw_what_they_always_drew(tmp_path: Path) -> None:
+    """An unfinished run must go on as it began: the same numbers are drawn, in the same order."""
+    image = torch.arange(3 * 90 * 70, dtype=torch.uint8).view(3, 90, 70)
+    spec = InputSpec(height=_SIDE, width=_SIDE)
+    began = v2.Compose(
+        [
+            RandomResizedCrop((_SIDE, _SIDE), scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3)),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25),
+        ]
+    )
+    now = v2.Compose([geometric_transform(spec, _recipe()), colour_transform(_recipe(), boxed=False)])
+    for seed in range(6):
+        torch.manual_seed(seed)
+        expected = began(image)
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        assert torch.equal(now(image), expected)
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torchvision.transforms.functional import normalize
 
 from edgefg.errors import WeightsError
+from edgefg.training.models import backbone as backbone_module
 from edgefg.training.models.backbone import (
     build_backbone,
     channels,
@@ -55,6 +58,30 @@ def test_normalisation_is_that_of_the_published_weights() -> None:
     assert std == (127.5,) * 3
     mean, _ = default_normalisation(build_backbone("torchvision:mobilenet_v3_small", 2))
     assert mean[0] == pytest.approx(123.675)
+
+
+TORCHVISION = torchvision.models.list_models(torchvision.models)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_normalisation_is_that_of_torchvisions_own_transforms(name: str) -> None:
+    settings = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    levels = torch.rand(1, 3, 4, 4)
+    expected = normalize(levels, settings.mean, settings.std)
+    if name in ("googlenet", "inception_v3"):  # what torchvision switches on for its weights
+        with torch.device("meta"):
+            own = torchvision.models.get_model(name, init_weights=False, transform_input=True)
+        expected = own._transform_input(expected)
+    stand_in = nn.Identity()
+    stand_in.pretrained_cfg = backbone_module._published(name)
+    torch.testing.assert_close(normalize(levels * 255, *default_normalisation(stand_in)), expected)
+
+
+@pytest.mark.parametrize("name", ["torchvision:googlenet", "torchvision:inception_v3", "efficientnet_v2_l"])
+def test_a_network_from_torchvision_brings_its_normalisation(name: str) -> None:
+    with torch.device("meta"):
+        mean, std = default_normalisation(build_backbone(name, 2))
+    assert mean == std == (127.5,) * 3
 
 
 APART = [

@@ -14,7 +14,7 @@ from edgefg.preprocess import InputSpec
 from edgefg.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.losses import cross_entropy
-from edgefg.training.methods import build
+from edgefg.training.methods import build, describe
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.bcnn import BCNN, CompactPooling, FullPooling, signed_root
 from edgefg.training.models.network import Batch
@@ -209,3 +209,8 @@ def test_mixed_precision_pools_in_full() -> None:
 def test_training_lowers_the_loss(birds: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     first, *_, last = losses_of(birds, tmp_path, "bcnn", **options)
     assert last < first - 0.05
+
+
+def test_the_paper_s_two_steps_are_told_where_methods_are_listed() -> None:
+    assert "--freeze-epochs" in describe("bcnn").render()
+    assert describe("plain").render().count("\n") == 0

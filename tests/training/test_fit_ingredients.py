@@ -30,6 +30,7 @@ INGREDIENTS: dict[str, dict[str, object]] = {
     "ema": {"ema": 0.9},
     "patience": {"patience": 3},
     "freeze": {"freeze_epochs": 2},
+    "thaw": {"thaw_epochs": 2},
     "sgd": {"optimizer": "sgd", "lr": 0.05},
     "layer decay": {"layer_decay": 0.7},
     "mixup": {"mix": "mixup", "mix_share": 0.5},
@@ -188,7 +189,7 @@ def test_patience_stops_and_keeps_the_best(
 def test_patience_counts_to_the_last_scored_epoch() -> None:
     best = Progress(epochs_done=3, best_epoch=3, best_top1=0.5)
     every_third = Recipe(epochs=20, image_size=32, val_every=3, patience=2)
-    over = [done for done in range(3, 9) if loop._is_over(replace(best, epochs_done=done), every_third)]
+    over = [done for done in range(3, 9) if loop._is_over(replace(best, epochs_done=done), every_third, nn.Module())]
     assert over == [6, 7, 8]
 
 

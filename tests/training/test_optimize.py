@@ -8,7 +8,7 @@ from edgefg.recipe import Recipe
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
 from edgefg.training.models.network import Network
-from edgefg.training.optimize import depths, freeze, optimizer_of, set_rate
+from edgefg.training.optimize import depths, freeze, optimizer_of, set_rate, thaw
 
 
 def network_of(backbone: str, method: str = "plain", **options: object) -> Network:
@@ -124,3 +124,22 @@ def test_freezing_holds_all_but_what_is_fresh() -> None:
     freeze(network, network.fresh(), False)
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert network.backbone.layer1[0].bn1.training
+
+
+@pytest.mark.parametrize(
+    ("epochs", "blocks"),
+    # Ten blocks, the head's among them; the first epoch has the head alone.
+    [(0, [0, 10, 10]), (1, [0, 6, 10, 10]), (8, [0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10]), (20, [0, 2, 2, 3, 3, 4])],
+)
+def test_blocks_thaw_from_the_last_to_the_first(epochs: int, blocks: list[int]) -> None:
+    network = network_of("resnet18")
+    depth = depths(network)
+    settings = recipe(freeze_epochs=1, thaw_epochs=epochs)
+    for epoch, learning in enumerate(blocks):
+        network.train()
+        thaw(network, network.fresh(), settings, epoch)
+        expected = {name for name, level in depth.items() if level < learning or name.startswith("backbone.fc.")}
+        assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == expected
+        for name, module in network.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.training == (f"{name}.weight" in expected), name

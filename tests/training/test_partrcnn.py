@@ -21,7 +21,7 @@ from edgefg.training.data import load_data
 from edgefg.training.loading import collate
 from edgefg.training.losses import cross_entropy
 from edgefg.training.methods import build, options_of
-from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
+from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone, maps
 from edgefg.training.models.geometry import Constraint, PositionPrior, best_configuration, relative
 from edgefg.training.models.network import Batch, Network
 from edgefg.training.models.partrcnn import PartRCNN, PartRCNNOptions
@@ -124,6 +124,19 @@ def test_nothing_is_found_below_the_threshold() -> None:
     chosen = best_configuration(boxes, scores, PositionPrior(1), _BOX_ONLY)
     assert chosen.isnan().all(dim=1).tolist() == [False, True]
     assert best_configuration(boxes[:0], scores[:0], PositionPrior(1), _BOX_ONLY).isnan().all()
+
+
+def test_nothing_is_found_where_a_whole_batch_has_no_candidate(batch: Batch) -> None:
+    network = _network().eval()
+    planes = network.normalised(batch.images)
+    with network.detector.listen(network.backbone) as heard:
+        maps(network.backbone, planes)
+    found, proposals, _ = network.detector.propose(heard, planes, None)
+    none = [own[:0] for own in proposals]
+    for boxes, scores in network.detector.candidates(found, none, (_SIDE, _SIDE)):
+        best = best_configuration(boxes, scores, PositionPrior(2), Constraint(10.0, 0.1, 0.1, 5))
+        assert best.shape == (3, 4)
+        assert best.isnan().all()
 
 
 def test_localised_by_hand() -> None:

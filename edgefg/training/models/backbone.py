@@ -19,6 +19,8 @@ from edgefg.errors import WeightsError
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 Triple = tuple[float, float, float]
+# torchvision's ports from TensorFlow: their weights expect levels scaled to -1…1.
+_SCALED_INSIDE = ("googlenet", "inception_v3")
 
 
 def build_backbone(name: str, classes: int) -> nn.Module:
@@ -36,12 +38,22 @@ def build_backbone(name: str, classes: int) -> nn.Module:
     plain = name.removeprefix("torchvision:")
     if plain in torchvision.models.list_models(torchvision.models):
         # These two give tuples in training unless told not to.
-        extra = {"aux_logits": False, "init_weights": True} if plain in ("googlenet", "inception_v3") else {}
-        return cast(nn.Module, torchvision.models.get_model(plain, weights=None, num_classes=classes, **extra))
+        extra = {"aux_logits": False, "init_weights": True} if plain in _SCALED_INSIDE else {}
+        backbone = cast(nn.Module, torchvision.models.get_model(plain, weights=None, num_classes=classes, **extra))
+        backbone.pretrained_cfg = _published(plain)  # type: ignore[assignment]
+        return backbone
     known = [*timm.list_models(), *torchvision.models.list_models(torchvision.models)]
     close = difflib.get_close_matches(plain, known, n=5)
     hint = f"; similar names: {', '.join(close)}" if close else ""
     raise WeightsError(f"no backbone is called {name!r} in timm or torchvision{hint}")
+
+
+def _published(name: str) -> dict[str, Any]:
+    """Return what torchvision's published weights were trained with, in timm's words."""
+    found = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    # Where torchvision builds a network for them with transform_input, mean and deviation do the same here.
+    scaled = name in _SCALED_INSIDE
+    return {"mean": (0.5,) * 3, "std": (0.5,) * 3} if scaled else {"mean": tuple(found.mean), "std": tuple(found.std)}
 
 
 def head_of(backbone: nn.Module) -> nn.Module:
@@ -60,9 +72,7 @@ def head_of(backbone: nn.Module) -> nn.Module:
 
 def default_normalisation(backbone: nn.Module) -> tuple[Triple, Triple]:
     """Return mean and standard deviation, in levels, that the backbone's published weights were trained with."""
-    config = getattr(backbone, "pretrained_cfg", None)
-    if not config:
-        return IMAGENET_MEAN, IMAGENET_STD
+    config = cast(Any, backbone).pretrained_cfg
     mean, std = (tuple(255.0 * value for value in config[key]) for key in ("mean", "std"))
     return cast(Triple, mean), cast(Triple, std)
 

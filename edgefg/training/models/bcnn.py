@@ -119,6 +119,7 @@ class BCNN(Network):
     summary = "B-CNN: pooled products of all pairs of channels, signed root, unit length, linear"
     paper = "Lin et al. 2015; Gao et al. 2016"
     Options: ClassVar[type[msgspec.Struct]] = BCNNOptions
+    advice: ClassVar[str] = "the paper trains the classifier first, then everything: --freeze-epochs"
 
     def __init__(self, backbone: nn.Module, mean: Triple, std: Triple, options: msgspec.Struct | None = None) -> None:
         classes, channels = parts.classes_of(backbone), parts.channels(backbone)

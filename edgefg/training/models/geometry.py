@@ -99,7 +99,8 @@ def best_configuration(
     Returns:
         ``float [1 + parts, 4]``; NaN where nothing reaches the threshold.
     """
-    nowhere = boxes.new_full(boxes.shape[1:], torch.nan)
+    # By the scores' shape, since torchvision leaves the boxes flat where a whole batch has no candidate.
+    nowhere = boxes.new_full((scores.shape[1], 4), torch.nan)
     if not len(boxes):
         return nowhere
     tried = nms(boxes[:, 0], scores[:, 0], _SAME_OBJECT)[: constraint.objects]

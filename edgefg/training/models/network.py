@@ -91,6 +91,9 @@ class Network(nn.Module):
     fresh_rate: ClassVar[float] = 1.0
     """Learning rate that suits ``fresh()``, relative to a plain new head's; multiplies the recipe's."""
 
+    advice: ClassVar[str] = ""
+    """What of the recipe the paper sets otherwise than the defaults, for people."""
+
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -150,6 +153,10 @@ class Network(nn.Module):
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Prepare for epoch ``epoch`` (from 0) of ``epochs``: a method with a schedule sets what learns."""
+
+    def classifies_in(self, epoch: int, epochs: int) -> bool:
+        """Whether classifiers learn in epoch ``epoch`` (from 0) of ``epochs``; early stopping counts no others."""
+        return True
 
 
 def class_activation(found: torch.Tensor, classify: Callable[[torch.Tensor], torch.Tensor]) -> Attention:

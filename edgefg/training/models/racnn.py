@@ -264,6 +264,10 @@ class RACNN(Network):
             if child is not self.proposals:
                 child.requires_grad_(False).eval()
 
+    def classifies_in(self, epoch: int, epochs: int) -> bool:
+        """Whether the epoch's phase is the classifiers'."""
+        return phase_of(epoch, epochs, self._settings) is Phase.CLASSIFY
+
     def _look_closer(self, images: torch.Tensor, scales: int) -> list[_Look]:
         """Look at an image and at ever smaller parts of it.
 

@@ -248,8 +248,9 @@ class WSDAN(Network):
         """Cut and blank out what one attention map of each image, drawn by its strength, responds to."""
         s = self._settings
         strength = attention.float().mean(dim=(2, 3)).sqrt()
-        # A picture that no map responds to must draw one as well.
-        drawn = torch.multinomial(strength + 1e-12, 1)
+        # A picture that no map responds to must draw one as well; so must one whose maps are no longer finite, of which
+        # the loss tells: a draw that fails on a GPU would end the process.
+        drawn = torch.multinomial(strength.nan_to_num(0, 0) + 1e-12, 1)
         chosen = attention.gather(1, drawn[:, :, None, None].expand(-1, -1, *attention.shape[2:]))
         shape = (len(chosen), 1, 1, 1)
         crops = chosen.new_empty(shape).uniform_(s.crop_low, s.crop_high)
