@@ -82,7 +82,7 @@ class Classifier:
             self.manifest: Manifest = _manifest_of(self.path, labels, input)
             self._runtime = load(self.path, threads=threads, device=device)
         except (DeviceMismatchError, IntegrityError):  # built for another device, or a power cut between two files
-            if not rebuild:
+            if not rebuild or not _names_its_source(self.path):
                 raise
             # By name, since building belongs to another room, which needs TensorRT.
             importlib.import_module("edgefg.export.to_tensorrt").rebuild(self.path, device=device)
@@ -209,6 +209,15 @@ def _manifest_of(path: Path, labels: Sequence[str] | None, input: InputSpec | in
         stacklevel=3,
     )
     return manifest
+
+
+def _names_its_source(path: Path) -> bool:
+    """Tell whether a plan's manifest, which may belong to another plan by now, says what to build it from."""
+    try:
+        info = read_manifest(path).plan
+    except ManifestError:
+        return False
+    return info is not None and info.source is not None
 
 
 def _is_engine_error(error: Exception) -> bool:

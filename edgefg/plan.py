@@ -14,6 +14,8 @@ from typing import NamedTuple
 from edgefg.errors import DeviceMismatchError, RuntimeUnavailableError
 from edgefg.manifest import PlanInfo
 
+OUT_OF_MEMORY = re.compile(r"out of memory|could not be allocated|OutOfMemory|MemoryAllocation", re.IGNORECASE)
+"""What TensorRT and CUDA say where memory ran out, which says nothing against a plan."""
 _MAGIC = 0x74727466  # "ftrt", little-endian
 _SERIALISATION = 0
 _HEADER = 28

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import msgspec
 from edgefg.errors import EdgefgError, one_line
 from edgefg.files import atomic_file
 from edgefg.manifest import Batches, HardwareCompatible
+from edgefg.plan import OUT_OF_MEMORY
 from edgefg.runtime import describe_gpu
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 # What TensorRT's own allocator, and CUDA below it, say.
-_OUT_OF_MEMORY = re.compile(r"out of memory|could not be allocated|OutOfMemory|MemoryAllocation", re.IGNORECASE)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +105,7 @@ def build(job: Job, say: Callable[[Message], None]) -> Outcome:
 
 def _failed(errors: list[str]) -> Outcome:
     said = "; ".join(errors[-3:]) or "TensorRT gave no reason"
-    return Outcome(False, said, out_of_memory=any(_OUT_OF_MEMORY.search(error) for error in errors))
+    return Outcome(False, said, out_of_memory=any(OUT_OF_MEMORY.search(error) for error in errors))
 
 
 def _build(trt: Any, job: Job, say: Callable[[Message], None], errors: list[str]) -> Outcome:

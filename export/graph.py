@@ -92,7 +92,7 @@ def bound_types(graph: Graph) -> Iterator[tuple[onnx.NodeProto, dict[str, set[in
         yield node, bound
         for i, name in enumerate(node.output):
             found = bound.get(schema.outputs[min(i, len(schema.outputs) - 1)].type_str, set())
-            if len(found) == 1:
+            if name and len(found) == 1:
                 (types[name],) = found
         if node.op_type == "Cast":
             types[node.output[0]] = next(attribute.i for attribute in node.attribute if attribute.name == "to")

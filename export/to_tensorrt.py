@@ -24,7 +24,16 @@ from edgefg.export.package import PLAN, Draft, folder_beside, move_in, remove_st
 from edgefg.export.race import Candidate, measure
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import locked, sync
-from edgefg.manifest import FileInfo, Manifest, PlanInfo, check_files, file_info, manifest_path, read_manifest
+from edgefg.manifest import (
+    FileInfo,
+    Manifest,
+    PlanInfo,
+    check_files,
+    encode_manifest,
+    file_info,
+    manifest_path,
+    read_manifest,
+)
 from edgefg.plan import Device, gpu_number, mismatch
 from edgefg.signature import signature_path, verify_signature
 
@@ -131,6 +140,8 @@ def build_engine(
         with folder_beside(folder / PLAN) as staging:
             staged, candidates = _build_all(sources, staging, site)
             winner, measured = _fastest(staged, candidates, site.say)
+            if among and (len(staged) == 1 or measured[winner].p50_ms is not None):
+                _record_rivals(staged[winner], among)
             _copy_source(sources[winner], folder, staging / "source")
             plan = move_in(staged[winner], folder)
         site.say("verifying")
@@ -238,12 +249,12 @@ def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict
     candidates = []
     failure: EdgefgError | None = None
     for number, source in enumerate(sources):
-        if number:  # proving the one before took memory
-            site = site._replace(here=describe())
         folder = staging / str(number)
         folder.mkdir()
         problem = ""
         try:
+            if number:  # proving the one before took memory
+                site = site._replace(here=describe())
             staged[number] = _build_one(source, folder, site)
         except EdgefgError as exc:
             failure, problem = exc, one_line(exc)
@@ -300,7 +311,6 @@ def _info(source: FileInfo, site: _Site) -> PlanInfo:
         batches=settings.batches,
         optimization_level=settings.optimization_level,
         workspace=settings.workspace,
-        among=site.among,
         source=source,
     )
 
@@ -319,6 +329,15 @@ def _fastest(staged: dict[int, Path], candidates: list[Candidate], say: _Say) ->
     for number, p50 in times.items():
         candidates[number] = msgspec.structs.replace(candidates[number], p50_ms=p50)
     return min(times, key=lambda number: times[number]), tuple(candidates)
+
+
+def _record_rivals(plan: Path, among: tuple[str, ...]) -> None:
+    """Note in a staged plan's manifest what it was compared with: the next call with the same models keeps it."""
+    manifest = read_manifest(plan)
+    assert manifest.plan is not None
+    info = msgspec.structs.replace(manifest.plan, among=among)
+    manifest_path(plan).write_bytes(encode_manifest(msgspec.structs.replace(manifest, plan=info)))
+    sync(manifest_path(plan))
 
 
 def _folder_for(sources: list[_Source], out: Path | None) -> Path:

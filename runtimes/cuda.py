@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from edgefg.plan import Device
 
 Bytes = npt.NDArray[np.uint8]
 _ADVICE = "`edgefg doctor` says what to install"
+_thread = threading.local()
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which PyCUDA does not name
 
 
@@ -128,12 +130,21 @@ class CudaPython:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Make the device the calling thread's, which stays so.
+        """Make the device the calling thread's, which stays so, unless this happens inside another one's `current`.
 
-        To set back what it was would make a context, hundreds of MiB, on a GPU that the thread may never have used.
+        To set back what it was before that would make a context, hundreds of MiB, on a GPU that the thread may never
+        have used.
         """
+        entered: list[CudaPython] = vars(_thread).setdefault("entered", [])
         self._select()
-        yield
+        entered.append(self)
+        try:
+            yield
+        finally:
+            entered.pop()
+            # A runtime that is collected in the middle of another one's call frees its memory there.
+            if entered and entered[-1]._index != self._index:
+                entered[-1]._select()
 
     def device(self) -> Device:
         """Describe the device."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgefg.errors import DeviceMismatchError, EdgefgError, InferenceError, RuntimeUnavailableError, one_line
 from edgefg.manifest import manifest_path, read_manifest
-from edgefg.plan import build_command, check_fits, check_header, gpu_number
+from edgefg.plan import OUT_OF_MEMORY, build_command, check_fits, check_header, gpu_number
 from edgefg.runtime import TensorSpec
 from edgefg.runtimes.cuda import Cuda, CudaError, open_cuda
 from edgefg.runtimes.trt_context import Profile, RefusedError, Tensors, Worker
@@ -221,6 +221,8 @@ def _read(path: Path, cuda: Cuda, version: str) -> bytes:
 def _refusal(path: Path, said: str) -> EdgefgError:
     """Tell how to mend it: what was built from a file at hand can be built again, by ``rebuild=True`` too."""
     info = read_manifest(path).plan if manifest_path(path).exists() else None
+    if OUT_OF_MEMORY.search(said):
+        return RuntimeUnavailableError(f"{said}; stop what else uses the GPU")
     if info is None or info.source is None:
         return RuntimeUnavailableError(f"{said}; copy or build it again")
     return DeviceMismatchError(f"{said}; build it here: {build_command(path, info)}")

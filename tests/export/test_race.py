@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from edgefg import Classifier
-from edgefg.errors import DataError, InferenceError
+from edgefg.errors import DataError, InferenceError, RuntimeUnavailableError
 from edgefg.export import to_tensorrt
 from edgefg.export.to_tensorrt import build_engine
 from edgefg.manifest import encode_manifest, file_info, manifest_path, read_manifest
@@ -61,6 +61,9 @@ def test_plans_that_cannot_be_measured_are_still_proven(
     report = build_engine([qdq, copy("onnx", tmp_path / "fp32")], out=tmp_path / "out", progress=said.append)
     assert report.precision == "int8"
     assert "they cannot be measured, the first one is taken: no memory for both" in said
+    info = read_manifest(Path(report.plan)).plan
+    assert info is not None
+    assert info.among == ()
 
 
 def test_precision_chooses_among_the_models(qdq: Path, tmp_path: Path, device: Books) -> None:
@@ -76,3 +79,18 @@ def test_models_of_two_networks(tmp_path: Path, device: Books) -> None:
     other = copy("onnx", tmp_path / "other", labels=("a", "b", "c", "d"))
     with pytest.raises(DataError, match="has other labels"):
         build_engine([model, other])
+
+
+def test_a_model_that_cannot_be_built_leaves_room_for_the_other(
+    qdq: Path, tmp_path: Path, device: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = iter([to_tensorrt.describe()])
+
+    def describe() -> to_tensorrt.Here:
+        for here in described:
+            return here
+        raise RuntimeUnavailableError("too little memory to look")
+
+    monkeypatch.setattr(to_tensorrt, "describe", describe)
+    report = build_engine([qdq, copy("onnx", tmp_path / "fp32")], out=tmp_path / "out")
+    assert [candidate.problem for candidate in report.candidates] == ["", "too little memory to look"]

@@ -20,6 +20,7 @@ from edgefg.manifest import read_manifest
 from edgefg.preprocess import InputSpec
 from edgefg.runtime import load
 from tests.runtimes.test_trt import BINDINGS, frames, write_bare
+from tests.simulated.books import Fault
 from tests.simulated.install import simulated_device
 
 Rewrite = Callable[..., object]
@@ -81,6 +82,35 @@ def test_truncated_at_every_4_kib(plan: Path, rewrite: Rewrite) -> None:
         with pytest.raises(DeviceMismatchError, match=r"TensorRT .* refused .*engine\.plan: .*corrupt.*: edgefg build"):
             Classifier(plan)
         Classifier(plan, rebuild=True).close()
+        books.assert_clean()
+
+
+def test_what_cannot_be_built_again_is_told_as_it_is(plan: Path) -> None:
+    model = plan.with_name("model.onnx")
+    model.write_bytes(model.read_bytes() + b"!")
+    with simulated_device(), pytest.raises(IntegrityError):
+        Classifier(model, rebuild=True)
+
+
+def test_too_little_memory_says_nothing_against_a_plan(plan: Path) -> None:
+    before = plan.read_bytes()
+    with simulated_device() as books:
+        books.faults.append(Fault("deserialize_cuda_engine", error=2))
+        with pytest.raises(RuntimeUnavailableError, match="stop what else uses the GPU"):
+            Classifier(plan, rebuild=True)
+        books.assert_clean()
+    assert plan.read_bytes() == before
+
+
+def test_a_runtime_that_goes_inside_another_ones_call_leaves_it_its_gpu(plan: Path) -> None:
+    with simulated_device(devices=2) as books:
+        from cuda.bindings import runtime as rt
+
+        with Classifier(plan) as one:
+            two = [Classifier(plan, device="GPU:1")]
+            with one._runtime._cuda.current():  # type: ignore[attr-defined]
+                two.clear()
+                assert rt.cudaGetDevice() == (0, 0)
         books.assert_clean()
 
 
