@@ -61,34 +61,32 @@ def test_64_photographs_through_the_plumbing(
     assert (books.calls["cudaGraphLaunch"] > 64 - 2) is not pycuda
 
 
+def predict_together(classifier: Classifier, each: int) -> None:
+    """On 8 threads at once, as many predictions on each must be those of one thread alone."""
+    given = frames(10)
+    expected = [classifier.predict(frame).logits for frame in given]
+
+    def work(first: int) -> None:
+        for i in range(first, first + each):
+            np.testing.assert_array_equal(classifier.predict(given[i % 10]).logits, expected[i % 10])
+
+    run_together(work)
+
+
 @BINDINGS
 def test_8_threads_of_1000_predictions(plan: Path, pycuda: bool) -> None:
-    given = frames(10)
     with simulated_device(pycuda=pycuda) as books:
         with Classifier(plan) as classifier:
-            expected = [classifier.predict(frame).logits for frame in given]
-
-            def work(first: int) -> None:
-                for i in range(first, first + 1000):
-                    np.testing.assert_array_equal(classifier.predict(given[i % 10]).logits, expected[i % 10])
-
-            run_together(work)
+            predict_together(classifier, 1000)
         assert books.peak["contexts"] <= 8
         books.assert_clean()
 
 
 @BINDINGS
 def test_threads_share_four_contexts_while_captures_and_allocations_take_long(plan: Path, pycuda: bool) -> None:
-    given = frames(10)
     with simulated_device(pycuda=pycuda, jitter=0.002) as books:
         with Classifier(plan) as classifier:
-            expected = [classifier.predict(frame).logits for frame in given]
-
-            def work(first: int) -> None:
-                for i in range(first, first + 20):
-                    np.testing.assert_array_equal(classifier.predict(given[i % 10]).logits, expected[i % 10])
-
-            run_together(work)
+            predict_together(classifier, 20)
         assert 1 < books.peak["contexts"] <= 4
         books.assert_clean()
 
