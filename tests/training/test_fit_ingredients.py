@@ -22,6 +22,7 @@ from edgefg.training.checkpoint import load
 from edgefg.training.data import FolderData, load_data
 from edgefg.training.fit import fit
 from edgefg.training.models.network import Batch
+from edgefg.training.models.racnn import Phase, RACNNOptions, phase_of
 from edgefg.training.resume import Progress
 from edgefg.training.teacher import train_teacher
 from tests.synthetic import write_dataset
@@ -321,3 +322,20 @@ def test_what_does_not_go_together_ends_before_the_first_step(
     monkeypatch.setattr("edgefg.training.fit.set_rate", lambda *_: pytest.fail("a step began"))
     with pytest.raises(TrainingError):
         run(few, tmp_path, replace(recipe, **wrong), hardware)
+
+
+def test_patience_counts_the_epochs_of_the_classifiers_alone(
+    birds: Path, tmp_path: Path, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = loop.score
+    monkeypatch.setattr(loop, "score", lambda *args: replace(score(*args), top1=0.0))
+    recipe = Recipe(epochs=10, image_size=32, batch_size=27, patience=2)
+    options = {"size2": 1.0, "size3": 1.0, "hidden": 8, "grid": 2, "peak_share": 0.4}
+    train_teacher(
+        birds, tmp_path, recipe, backbone="test_efficientnet", method="racnn", options=options, weights="none",
+        hardware=hardware,
+    )  # fmt: skip
+    phases = [phase_of(epoch, 10, RACNNOptions(peak_share=0.4)) for epoch in range(10)]
+    second = [epoch for epoch, phase in enumerate(phases) if phase is Phase.CLASSIFY][1]
+    assert second > 4
+    assert len((tmp_path / "teacher.csv").read_text().splitlines()) == 1 + second + 1

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from msgspec.structs import replace
 from torch import nn
 
 from edgefg.errors import DataError
@@ -363,25 +362,6 @@ def test_it_trains_by_the_loop_and_resumes_equally(
         run(tmp_path / "cut")
     monkeypatch.undo()
     assert run(tmp_path / "cut").read_bytes() == whole.read_bytes()
-
-
-def test_patience_counts_the_epochs_of_the_classifiers_alone(
-    birds: Path, tmp_path: Path, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from edgefg.training import fit as loop
-
-    score = loop.score
-    monkeypatch.setattr(loop, "score", lambda *args: replace(score(*args), top1=0.0))
-    recipe = Recipe(epochs=10, image_size=32, batch_size=27, patience=2)
-    options = {"size2": 1.0, "size3": 1.0, "hidden": 8, "grid": 2, "peak_share": 0.4}
-    train_teacher(
-        birds, tmp_path, recipe, backbone="test_efficientnet", method="racnn", options=options, weights="none",
-        hardware=hardware,
-    )  # fmt: skip
-    phases = [phase_of(epoch, 10, RACNNOptions(peak_share=0.4)) for epoch in range(10)]
-    second = [epoch for epoch, phase in enumerate(phases) if phase is Phase.CLASSIFY][1]
-    assert second > 4
-    assert len((tmp_path / "teacher.csv").read_text().splitlines()) == 1 + second + 1
 
 
 @pytest.mark.slow
