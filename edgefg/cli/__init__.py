@@ -13,11 +13,25 @@ import signal
 import sys
 from pathlib import Path
 
-from edgefg.cli import build, check, data, device, doctor, folds, insight, sign, workstation
+from edgefg.cli import build, check, data, device, doctor, export, folds, insight, sign, students, workstation
 from edgefg.cli.app import app
 from edgefg.errors import EdgefgError, ParityError
 
-__all__ = ["app", "build", "check", "data", "device", "doctor", "folds", "insight", "main", "sign", "workstation"]
+__all__ = [
+    "app",
+    "build",
+    "check",
+    "data",
+    "device",
+    "doctor",
+    "export",
+    "folds",
+    "insight",
+    "main",
+    "sign",
+    "students",
+    "workstation",
+]
 
 
 def main() -> None:

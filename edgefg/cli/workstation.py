@@ -1,10 +1,9 @@
-"""The verbs that make an artifact: train, methods, distill, prune, export, pipeline."""
+"""The verbs that make a teacher, or everything: train, methods, pipeline."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ import typer
 
 from edgefg.cli.app import Count, Only, checked, command, needs, print_json, say
 from edgefg.errors import DataError
-from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
+from edgefg.recipe import Hardware, Recipe
 from edgefg.split import SplitSpec
 
 if TYPE_CHECKING:
@@ -21,41 +20,8 @@ if TYPE_CHECKING:
 Out = Annotated[Path, typer.Option()]
 Options = Annotated[list[str], typer.Option("--option", "-o")]
 _DEFAULTS = Recipe(epochs=10, image_size=224)
-_PRUNE_DEFAULTS = Recipe(epochs=5, image_size=224, lr=5e-4)
-_TRANSFER = Transfer()
+PRUNE_DEFAULTS = Recipe(epochs=5, image_size=224, lr=5e-4)
 _HERE = Hardware()
-_PRUNING = Pruning()
-# What a stage that learns from a teacher takes of the recipe.
-_PRUNE = (
-    "epochs",
-    "batch_size",
-    "lr",
-    "weight_decay",
-    "warmup",
-    "ema",
-    "mix",
-    "mix_share",
-    "flip",
-    "val_every",
-    "seed",
-)
-_DISTILL = (*_PRUNE, "train_size", "start_size", "min_area", "color", "hue", "randaugment", "layer_decay")
-
-
-class Target(str, Enum):
-    """What `export` emits."""
-
-    openvino = "openvino"
-    onnx = "onnx"
-    tensorrt_onnx = "tensorrt-onnx"
-
-
-class Precision(str, Enum):
-    """Arithmetic of the emitted network."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
 
 
 @command
@@ -135,154 +101,6 @@ def methods(method: str | None = None, json: bool = False) -> None:
 
 
 @command
-def distill(
-    teacher: Path,
-    data: Path,
-    out: Out,
-    student: str = "tf_efficientnet_lite0",
-    weights: str = "hub",
-    image_size: int | None = None,
-    also: Annotated[list[Path], typer.Option()] = [],  # noqa: B006 (as above)
-    extra: Path | None = None,
-    transfer: Transfer = _TRANSFER,
-    recipe: Annotated[Recipe, Only(*_DISTILL)] = _DEFAULTS,
-    hardware: Hardware = _HERE,
-    skip_corrupt: bool = False,
-    restart: bool = False,
-) -> None:
-    """Distil a teacher, or several, into a smaller student. Writes OUT/student.safetensors.
-
-    Args:
-        teacher: the teacher's checkpoint.
-        data: the data it was trained on.
-        out: folder for the checkpoint and the logs.
-        student: backbone, any timm or torchvision name.
-        weights: hub, none, the path of a state dict, or an installed weight package.
-        image_size: network input of the student in pixels; the teacher's where left out.
-        also: a further teacher's checkpoint, of the same data; may be repeated. The mean of all is learned.
-        extra: folder of images without labels, at any depth, that join the training images.
-        transfer: what the student learns, an option each.
-        recipe: the training settings, an option each.
-        hardware: where to run, an option each.
-        skip_corrupt: leave unreadable images out instead of stopping.
-        restart: begin anew where an unfinished run lies in OUT.
-    """
-    try:
-        from edgefg.export.distill import distill as run
-        from edgefg.training.checkpoint import read_header
-    except ImportError as exc:
-        raise needs("export", exc) from exc
-    path = run(
-        teacher,
-        data,
-        out,
-        checked(recipe, image_size=image_size or read_header(teacher).input.height),
-        student=student,
-        weights=weights,
-        transfer=transfer,
-        also=also,
-        extra=extra,
-        hardware=hardware,
-        skip_corrupt=skip_corrupt,
-        restart=restart,
-    )
-    print(path)
-
-
-@command
-def prune(
-    student: Path,
-    data: Path,
-    out: Out,
-    teacher: Path | None = None,
-    pruning: Pruning = _PRUNING,
-    recipe: Annotated[Recipe, Only(*_PRUNE)] = _PRUNE_DEFAULTS,
-    hardware: Hardware = _HERE,
-    skip_corrupt: bool = False,
-    restart: bool = False,
-) -> None:
-    """Remove whole channels from a student and fine-tune it. Writes OUT/pruned.safetensors.
-
-    A run that was cut off resumes, with the channels that it chose, when the same command is given again.
-
-    Args:
-        student: the student's checkpoint.
-        data: the data it was trained on.
-        out: folder for the checkpoint and the logs.
-        teacher: fine-tune on this checkpoint's predictions; on the labels where left out.
-        pruning: which channels are removed and how many, an option each.
-        recipe: the training settings, an option each.
-        hardware: where to run, an option each.
-        skip_corrupt: leave unreadable images out instead of stopping.
-        restart: begin anew where an unfinished run lies in OUT.
-    """
-    try:
-        from edgefg.export.prune import prune as run
-    except ImportError as exc:
-        raise needs("export", exc) from exc
-    path = run(
-        student,
-        data,
-        out,
-        recipe,
-        pruning,
-        teacher_path=teacher,
-        hardware=hardware,
-        skip_corrupt=skip_corrupt,
-        restart=restart,
-        progress=say,
-    )
-    print(path)
-
-
-@command
-def export(
-    checkpoint: Path,
-    to: Annotated[Target, typer.Option()],
-    out: Out,
-    calibration: Path | None = None,
-    precision: Precision = Precision.fp32,
-    images: Count = 300,
-    batch: int = 1,
-    any_cpu: bool = False,
-    seed: int = 0,
-    skip_corrupt: bool = False,
-) -> None:
-    """Export a checkpoint as an artifact: model file, manifest and golden set in the folder OUT.
-
-    Args:
-        checkpoint: a teacher, student or pruned student.
-        to: openvino (IR), onnx (for ONNX Runtime) or tensorrt-onnx (to be built on the device).
-        out: folder of the artifact; an earlier artifact there is replaced once the new one is whole.
-        calibration: the data set it was trained on; calibration and golden images come from its training split.
-        precision: fp32, int8, or, for tensorrt-onnx, fp16.
-        images: how many images calibrate, balanced by class.
-        batch: static batch size; 0 takes any.
-        any_cpu: 7-bit weights in int8, for x86 CPUs without VNNI, which saturate with 8.
-        seed: seed of the choice of images.
-        skip_corrupt: leave unreadable images out instead of stopping.
-    """
-    try:
-        from edgefg.export.export import export_checkpoint
-    except ImportError as exc:
-        raise needs("export", exc) from exc
-    path = export_checkpoint(
-        checkpoint,
-        out,
-        to=to.value,
-        precision=precision.value,
-        calibration=calibration,
-        images=images,
-        batch=batch,
-        any_cpu=any_cpu,
-        seed=seed,
-        skip_corrupt=skip_corrupt,
-        progress=say,
-    )
-    print(path)
-
-
-@command
 def pipeline(
     data: Path,
     out: Out,
@@ -337,7 +155,7 @@ def pipeline(
         student_weights=student_weights,
         teacher_recipe=recipe,
         student_recipe=checked(recipe, epochs=student_epochs),
-        prune_recipe=checked(recipe, epochs=prune_epochs, lr=_PRUNE_DEFAULTS.lr),
+        prune_recipe=checked(recipe, epochs=prune_epochs, lr=PRUNE_DEFAULTS.lr),
         macs=macs,
         split=SplitSpec(seed=split_seed, group=group),
     )
