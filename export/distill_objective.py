@@ -12,17 +12,17 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from edgefg.errors import DataError, WeightsError
+from edgefg.errors import WeightsError
 from edgefg.export import distill_losses as losses
-from edgefg.manifest import sha256
 from edgefg.recipe import Recipe, Transfer
 from edgefg.split import UNLABELLED
-from edgefg.training.checkpoint import Header, load
+from edgefg.training.checkpoint import Header
+from edgefg.training.combine import read_alike
 from edgefg.training.losses import cross_entropy
 from edgefg.training.mix import evaluating, mixer_of
 from edgefg.training.models import backbone as parts
+from edgefg.training.models.ensemble import Ensemble, resized
 from edgefg.training.models.network import Batch, Network, mean_logits
 
 
@@ -36,41 +36,12 @@ class Teacher(NamedTuple):
 
     def view(self, images: torch.Tensor) -> torch.Tensor:
         """Resize a crop, ``[N, H, W, 3]`` of ``uint8`` or float levels, to its own size, as float levels."""
-        size = (self.header.input.height, self.header.input.width)
-        if tuple(images.shape[1:3]) == size:
-            return images
-        planes = images.permute(0, 3, 1, 2).float()
-        return F.interpolate(planes, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+        return resized(images, self.header.input)
 
 
 def read_teachers(paths: Sequence[Path]) -> list[Teacher]:
-    """Load teachers that may be asked together.
-
-    Raises:
-        CheckpointError: one cannot be read.
-        DataError: they differ in their classes or their data, or one is given twice.
-    """
-    teachers: list[Teacher] = []
-    for path in paths:
-        network, header = load(path)
-        network.requires_grad_(False)
-        teachers.append(Teacher(network, header, sha256(path)))
-    first = teachers[0]
-    for path, other in zip(paths[1:], teachers[1:], strict=True):
-        if other.header.labels != first.header.labels:
-            raise DataError(
-                f"{path} and {paths[0]} have different classes ({len(other.header.labels)} and"
-                f" {len(first.header.labels)}, or in another order); needed teachers of the same ones"
-            )
-        if other.header.dataset != first.header.dataset:
-            raise DataError(
-                f"{path} and {paths[0]} were trained on different data or splits (fingerprints"
-                f" {other.header.dataset[:12]} and {first.header.dataset[:12]}): one may know what the other's test"
-                " holds; needed teachers of one training split"
-            )
-    if len({teacher.sha256 for teacher in teachers}) < len(teachers):
-        raise DataError(f"one teacher is given twice among {', '.join(map(str, paths))}; give each once")
-    return teachers
+    """Load teachers that may be asked together, frozen. Raises as `edgefg.training.combine.read_alike`."""
+    return [Teacher(network.requires_grad_(False), header, digest) for network, header, digest in read_alike(paths)]
 
 
 class Distillation(nn.Module):
@@ -184,6 +155,11 @@ def _mean_of(answers: Sequence[torch.Tensor], temperature: float) -> torch.Tenso
 @torch.no_grad()
 def _channels(network: nn.Module) -> int:
     """Return the number of channels of a network's last maps."""
+    if isinstance(network, Ensemble):
+        raise WeightsError(
+            "--feature-weight and --attention-weight match feature maps, and an ensemble has none of its own; give one"
+            " of its members as the teacher"
+        )
     backbone = cast(Network, network).backbone
     try:
         with evaluating(backbone):  # the norms' statistics must not learn from an empty image

@@ -1,9 +1,10 @@
-"""The verbs that make a teacher, or everything: train, methods, pipeline."""
+"""The verbs that make a teacher, or everything: train, methods, ensemble, pipeline."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,13 @@ Options = Annotated[list[str], typer.Option("--option", "-o")]
 _DEFAULTS = Recipe(epochs=10, image_size=224)
 PRUNE_DEFAULTS = Recipe(epochs=5, image_size=224, lr=5e-4)
 _HERE = Hardware()
+
+
+class Average(str, Enum):
+    """What `ensemble` averages."""
+
+    predictions = "predictions"
+    weights = "weights"
 
 
 @command
@@ -98,6 +106,23 @@ def methods(method: str | None = None, json: bool = False) -> None:
         return
     for entry in described:
         print(entry.render())
+
+
+@command
+def ensemble(checkpoints: list[Path], out: Out, average: Average = Average.predictions) -> None:
+    """Put several trained checkpoints together as one teacher. Writes OUT/teacher.safetensors.
+
+    Args:
+        checkpoints: at least two, of the same classes and data.
+        out: folder for the checkpoint.
+        average: predictions: the mean of their probabilities, for any networks; weights: one network of their mean
+            weights, for networks of one make that began alike.
+    """
+    try:
+        from edgefg.training.combine import combine
+    except ImportError as exc:
+        raise needs("train", exc) from exc
+    print(combine(checkpoints, out, average.value))
 
 
 @command

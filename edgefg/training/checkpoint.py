@@ -22,6 +22,7 @@ from edgefg.preprocess import InputSpec
 from edgefg.split import SplitSpec
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
+from edgefg.training.models.ensemble import Ensemble, Member
 from edgefg.training.models.network import Network
 
 SCHEMA = 1
@@ -41,7 +42,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     schema: int
     kind: Literal["teacher", "student", "pruned"]
     method: str
-    """How the network was made; one of `edgefg.training.methods.METHODS`."""
+    """How the network was made; one of `edgefg.training.methods.METHODS`, or ``ensemble``."""
     options: dict[str, Option] = {}
     """The method's options, all of them."""
     backbone: str
@@ -64,6 +65,8 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     recipe: str = ""
     """The stage's settings as JSON."""
     validation: Accuracy | None = None
+    members: tuple[Header, ...] = ()
+    """Of an ensemble: its networks, whose tensors are called ``members.<number>.…``."""
     edgefg: str
     """Version that wrote it."""
 
@@ -125,12 +128,23 @@ def load(path: Path) -> tuple[Network, Header]:
 
 def rebuild(header: Header, tensors: dict[str, torch.Tensor]) -> Network:
     """Build the network that a header describes, lay its channel plan over it, and load the tensors."""
+    if header.members:
+        return Ensemble(
+            [
+                Member(rebuild(member, _below(f"members.{number}.", tensors)), member.input)
+                for number, member in enumerate(header.members)
+            ]
+        )
     backbone = build_backbone(header.backbone, len(header.labels))
     network = build(header.method, backbone, header.mean, header.std, header.options)
     apply_channels(network, header.channels)
     _resize_to(network, tensors)
     network.load_state_dict(tensors)
     return network
+
+
+def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def channel_plan(pruned: nn.Module, fresh: nn.Module) -> ChannelPlan:

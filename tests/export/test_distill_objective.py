@@ -250,5 +250,5 @@ def test_teachers_that_do_not_go_together(tmp_path: Path) -> None:
     fold = write(tmp_path / "c.safetensors", dataset="f" * 64)
     with pytest.raises(DataError, match=r"trained on different data or splits \(fingerprints ffffffffffff and dddd"):
         read_teachers([first, fold])
-    with pytest.raises(DataError, match="one teacher is given twice"):
+    with pytest.raises(DataError, match="one checkpoint is given twice"):
         read_teachers([first, first])
