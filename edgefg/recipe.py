@@ -172,6 +172,15 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         float,
         Meta(ge=0, description="weight of matching where these are strong (Zagoruyko & Komodakis 2017); 0: none"),
     ] = 0.0
+    teacher_size: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=4096,
+            description="size at which the teachers see the crops, pixels; what they were trained at may suit them"
+            " better than what they are tested at; 0: their own image size",
+        ),
+    ] = 0
 
     @property
     def needs_maps(self) -> bool:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from edgefg import __version__
 from edgefg.errors import DataError
-from edgefg.export.distill_objective import Distillation, Teacher, read_teachers
+from edgefg.export.distill_objective import Distillation, Teacher, answers_in, read_teachers
 from edgefg.export.transfer_set import Extra, read_extra
 from edgefg.recipe import Hardware, Recipe, Transfer
 from edgefg.training.checkpoint import SCHEMA, Header
@@ -37,6 +37,7 @@ def distill(
     transfer: Transfer | None = None,
     also: Sequence[Path] = (),
     extra: Path | None = None,
+    answers: Path | None = None,
     hardware: Hardware | None = None,
     skip_corrupt: bool = False,
     restart: bool = False,
@@ -53,6 +54,7 @@ def distill(
         transfer: what to learn; the defaults where left out.
         also: further teachers' checkpoints.
         extra: folder of images without labels that join the training images.
+        answers: file in which the teachers' answers are kept for further runs that make the same crops.
         hardware: where to run.
         skip_corrupt: leave unreadable images out.
         restart: begin anew where an unfinished run lies in ``out``.
@@ -86,12 +88,13 @@ def distill(
         edgefg=__version__,
     )
     network = Network(body, mean, std)
+    kept = None if answers is None else answers_in(answers, teachers, transfer)
     return train_and_save(
         network,
         header,
         _joined(data, unlabelled, recipe),
         recipe,
-        Distillation(teachers, network, recipe, transfer),
+        Distillation(teachers, network, recipe, transfer, kept),
         out,
         fresh=network.fresh(),
         hardware=hardware,
@@ -112,6 +115,8 @@ def _joined(data: FolderData, extra: Extra | None, recipe: Recipe) -> FolderData
 def _described(student: str, weights: str, transfer: Transfer, others: Sequence[Teacher], extra: Extra | None) -> str:
     """Say in one line, for the header, what the student was made from and how."""
     words = [f"distill {student} from {weights}", f"T={transfer.temperature:g}", f"hard={transfer.hard_weight:g}"]
+    if transfer.teacher_size:
+        words.append(f"teachers at {transfer.teacher_size} px")
     if transfer.loss != "kl":
         words.append(f"loss={transfer.loss}" + (f" β={transfer.dkd_beta:g}" if transfer.loss == "dkd" else ""))
     words += [

@@ -1,7 +1,7 @@
 """The loss of a student: what it matches of one or several teachers, on the very same crops, mixed alike.
 
-"Patient and consistent" (Beyer et al. 2022): teachers see what the student sees, so nothing of theirs is computed once
-and kept.
+"Patient and consistent" (Beyer et al. 2022): teachers see the crops that the student sees, made at the larger of their
+sizes. What teachers said of one crop may be kept (`edgefg.export.answers`), never of another.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from edgefg.errors import WeightsError
+from edgefg.errors import DataError, WeightsError
 from edgefg.export import distill_losses as losses
+from edgefg.export.answers import Answers
 from edgefg.recipe import Recipe, Transfer
 from edgefg.split import UNLABELLED
 from edgefg.training.checkpoint import Header
@@ -34,14 +35,20 @@ class Teacher(NamedTuple):
     sha256: str
     """Of its checkpoint."""
 
-    def view(self, images: torch.Tensor) -> torch.Tensor:
-        """Resize a crop, ``[N, H, W, 3]`` of ``uint8`` or float levels, to its own size, as float levels."""
-        return resized(images, self.header.input)
+    def view(self, images: torch.Tensor, size: int = 0) -> torch.Tensor:
+        """Resize crops, ``[N, H, W, 3]`` of ``uint8`` or float levels, to ``size``, or to its own (0)."""
+        return resized(images, size or self.header.input.height, size or self.header.input.width)
 
 
 def read_teachers(paths: Sequence[Path]) -> list[Teacher]:
     """Load teachers that may be asked together, frozen. Raises as `edgefg.training.combine.read_alike`."""
     return [Teacher(network.requires_grad_(False), header, digest) for network, header, digest in read_alike(paths)]
+
+
+def answers_in(path: Path, teachers: Sequence[Teacher], transfer: Transfer) -> Answers:
+    """Open the file that keeps these teachers' answers. Raises `DataError` as `Answers`."""
+    words = [teacher.sha256 for teacher in teachers] + [f"{transfer.teacher_size} px", f"T={transfer.temperature:g}"]
+    return Answers(path, ", ".join(words), len(teachers[0].header.labels))
 
 
 class Distillation(nn.Module):
@@ -62,14 +69,21 @@ class Distillation(nn.Module):
         student: the network that will be trained.
         recipe: its label smoothing, mixing and sizes are used.
         transfer: what to learn.
+        answers: where the teachers' logits are kept from run to run; not with mixing, nor where maps are matched.
 
     Raises:
+        DataError: ``answers`` with either of these.
         TrainingError: see `mixer_of`.
         WeightsError: maps are to be matched, and a backbone has none.
     """
 
     def __init__(
-        self, teachers: Sequence[Teacher], student: nn.Module, recipe: Recipe, transfer: Transfer | None = None
+        self,
+        teachers: Sequence[Teacher],
+        student: nn.Module,
+        recipe: Recipe,
+        transfer: Transfer | None = None,
+        answers: Answers | None = None,
     ) -> None:
         super().__init__()
         # In a tuple, which torch does not register: they are no part of the run's state.
@@ -77,12 +91,24 @@ class Distillation(nn.Module):
         self._transfer = transfer or Transfer()
         self._criterion = cross_entropy(recipe.label_smoothing)
         self._mix = mixer_of(recipe, student, len(teachers[0].header.labels))
+        self._answers = answers
+        self._size = recipe.size_at(0)
         self._adapters = nn.ModuleList()
+        if answers is not None and (self._mix is not None or self._transfer.needs_maps):
+            raise DataError(
+                "teachers' answers cannot be kept where images are mixed or maps are matched; leave out --answers"
+            )
         if self._transfer.needs_maps:
             # Counted for attention too, which needs no regressor: a backbone without maps stops here.
             width, *wide = (_channels(network) for network in (student, *(teacher.network for teacher in teachers)))
             if self._transfer.feature_weight:
                 self._adapters.extend(nn.Conv2d(width, channels, 1) for channels in wide)
+
+    def crop_size(self, size: int) -> int:
+        """Begin an epoch in which the student sees crops of ``size``; return the size that they are to be made at."""
+        self._size = size
+        own = [max(teacher.header.input.height, teacher.header.input.width) for teacher in self._teachers]
+        return max(size, self._transfer.teacher_size or max(own))
 
     def forward(self, student: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss and the student's logits of a batch."""
@@ -94,18 +120,27 @@ class Distillation(nn.Module):
         mixed = batch.targets is not None
         if mixed:
             known = known & known.roll(1)  # each image is mixed with the one before
-        logits, maps = self._ask(student, batch.images)
-        with torch.no_grad():
-            answers = [self._ask(teacher.network, teacher.view(batch.images)) for teacher in self._teachers]
-            wanted = _mean_of([answer for answer, _ in answers], self._transfer.temperature)
+        logits, maps = self._ask(student, resized(batch.images, self._size, self._size))
+        if self._answers is None:
+            wanted, theirs = self._consult(batch.images)
+        else:
+            wanted, theirs = self._answers(batch.images, lambda unknown: self._consult(unknown)[0]), []
         target = wanted.argmax(dim=1) if mixed else torch.where(known, batch.labels, wanted.argmax(dim=1))
         # In float32: the logarithm of a softmax in half precision loses the small probabilities that matter here.
         loss = (1 - self._transfer.hard_weight) * self._of_predictions(logits.float(), wanted, target)
         if self._transfer.hard_weight:
             loss = loss + self._transfer.hard_weight * self._of_labels(logits, batch, known)
         if maps is not None:
-            loss = loss + self._of_maps(maps.float(), [cast(torch.Tensor, found).float() for _, found in answers])
+            loss = loss + self._of_maps(maps.float(), theirs)
         return loss, logits
+
+    @torch.no_grad()
+    def _consult(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the teachers' mean logits of crops and, where they are matched, each one's maps."""
+        size = self._transfer.teacher_size
+        answers = [self._ask(teacher.network, teacher.view(images, size)) for teacher in self._teachers]
+        wanted = _mean_of([answer for answer, _ in answers], self._transfer.temperature)
+        return wanted, [found.float() for _, found in answers if found is not None]
 
     def _ask(self, network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return logits and, where they are matched, last maps."""

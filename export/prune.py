@@ -25,10 +25,10 @@ from edgefg import __version__
 from edgefg.errors import CheckpointError, DataError, ExportError, TrainingError, one_line
 from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.channels import remove_channels
-from edgefg.export.distill_objective import Distillation, read_teachers
+from edgefg.export.distill_objective import Distillation, answers_in, read_teachers
 from edgefg.export.shares import Stopwatch, Yardstick
 from edgefg.manifest import sha256
-from edgefg.recipe import Hardware, Pruning, Recipe
+from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
 from edgefg.training.augment import TrainingImages
 from edgefg.training.checkpoint import Header, channel_plan, load, read_header, rebuild, save
 from edgefg.training.data import FolderData, load_data
@@ -72,6 +72,8 @@ def prune(
     pruning: Pruning | None = None,
     *,
     teacher_path: Path | None = None,
+    teacher_size: int = 0,
+    answers: Path | None = None,
     hardware: Hardware | None = None,
     skip_corrupt: bool = False,
     restart: bool = False,
@@ -86,6 +88,8 @@ def prune(
         recipe: the fine-tuning's settings; the input size stays the student's.
         pruning: which channels, and how many; 70 % of the multiply-accumulates where left out.
         teacher_path: fine-tune on this teacher's predictions; None fine-tunes on the labels.
+        teacher_size: see `Transfer`.
+        answers: see `edgefg.export.distill.distill`.
         hardware: where to run.
         skip_corrupt: leave unreadable images out.
         restart: begin anew where an unfinished run lies in ``out``.
@@ -110,7 +114,8 @@ def prune(
     data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, like=header)
     _, data = Network.prepare(NoOptions(), data)
     recipe = replace(recipe, image_size=header.input.height)
-    objective, aides = _objective_of(student, header, recipe, student_path, teacher_path)
+    transfer = Transfer(teacher_size=teacher_size)
+    objective, aides = _objective_of(student, header, recipe, student_path, teacher_path, transfer, answers)
     job = _Job(
         student=student,
         header=header,
@@ -149,7 +154,13 @@ def _checked(pruning: Pruning) -> Pruning:
 
 
 def _objective_of(
-    student: Network, header: Header, recipe: Recipe, student_path: Path, teacher_path: Path | None
+    student: Network,
+    header: Header,
+    recipe: Recipe,
+    student_path: Path,
+    teacher_path: Path | None,
+    transfer: Transfer,
+    answers: Path | None,
 ) -> tuple[Objective, list[nn.Module]]:
     """Return the loss of the fine-tuning, and by which Taylor importance is measured, with the networks it uses."""
     if teacher_path is None:
@@ -157,7 +168,8 @@ def _objective_of(
     (teacher,) = read_teachers([teacher_path])
     if teacher.header.labels != header.labels:
         raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
-    return Distillation([teacher], student, recipe), [teacher.network]
+    kept = None if answers is None else answers_in(answers, [teacher], transfer)
+    return Distillation([teacher], student, recipe, transfer, kept), [teacher.network]
 
 
 def _words(pruning: Pruning, teacher_path: Path | None) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
-import time
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from edgefg import golden
 from edgefg.classifier import Classifier
-from edgefg.preprocess import UInt8Array
+from edgefg.export.timing import alternate
 
 _ROUNDS = 7
 _PREDICTIONS = 30
@@ -35,18 +35,15 @@ def measure(plans: Mapping[int, Path]) -> dict[int, float]:
     Raises:
         EdgefgError: one of them does not run.
     """
-    times: dict[int, list[float]] = {number: [] for number in plans}
-    opened: dict[int, tuple[Classifier, UInt8Array]] = {}
     with contextlib.ExitStack() as stack:
-        for number, plan in plans.items():
-            classifier = stack.enter_context(Classifier(plan))
-            assert classifier.manifest.golden is not None
-            opened[number] = classifier, golden.read(plan.with_name(classifier.manifest.golden.file)).inputs
-        for turn in range(_ROUNDS + 1):
-            for number, (classifier, frames) in opened.items():
-                for i in range(_PREDICTIONS):
-                    start = time.perf_counter()
-                    classifier.predict(frames[i % len(frames)], color="rgb")
-                    if turn:  # the first turn warms up
-                        times[number].append((time.perf_counter() - start) * 1e3)
-    return {number: statistics.median(found) for number, found in times.items()}
+        calls = [_prediction(stack.enter_context(Classifier(plan))) for plan in plans.values()]
+        seconds = alternate(calls, turns=_ROUNDS, times=_PREDICTIONS)
+    return dict(zip(plans, (1e3 * np.median(seconds, axis=1)).tolist(), strict=True))
+
+
+def _prediction(classifier: Classifier) -> Callable[[], object]:
+    """Return what predicts one golden frame after the other."""
+    assert classifier.manifest.golden is not None
+    frames = golden.read(classifier.path.with_name(classifier.manifest.golden.file)).inputs
+    endless = itertools.cycle(frames)
+    return lambda: classifier.predict(next(endless), color="rgb")

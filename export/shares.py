@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from edgefg import runtime
 from edgefg.export.quantize import quantize_onnxruntime
+from edgefg.export.timing import alternate
 from edgefg.export.to_onnx import write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.recipe import Measure
@@ -96,15 +96,9 @@ def relative_time(runtime: Runtime, reference: Runtime) -> float:
     """
     shape = [size or 1 for size in runtime.input.shape]
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    pairs = [(_time(runtime, image), _time(reference, image)) for _ in range(_WARM_UP + _PREDICTIONS)][_WARM_UP:]
-    own, other = np.percentile(np.array(pairs), _PERCENTILE, axis=0)
+    calls = [lambda: runtime.infer(image), lambda: reference.infer(image)]
+    own, other = np.percentile(alternate(calls, turns=_PREDICTIONS, warm_up=_WARM_UP), _PERCENTILE, axis=1)
     return float(own / other)
-
-
-def _time(runtime: Runtime, image: UInt8Array) -> float:
-    start = time.perf_counter()
-    runtime.infer(image)
-    return time.perf_counter() - start
 
 
 class Yardstick:

@@ -44,6 +44,7 @@ SHARED_BY_RUNTIMES = {"edgefg.runtimes.cuda", "edgefg.runtimes.trt_context"}
 TORCHLESS_EXPORT = (
     "to_tensorrt",
     "race",
+    "timing",
     "builder",
     "build_plan",
     "package",

@@ -42,6 +42,7 @@ def distill(
     image_size: int | None = None,
     also: Annotated[list[Path], typer.Option()] = [],  # noqa: B006 (as above)
     extra: Path | None = None,
+    answers: Path | None = None,
     transfer: Transfer = _TRANSFER,
     recipe: Annotated[Recipe, Only(*_DISTILL)] = _DEFAULTS,
     hardware: Hardware = _HERE,
@@ -59,6 +60,8 @@ def distill(
         image_size: network input of the student in pixels; the teacher's where left out.
         also: a further teacher's checkpoint, of the same data; may be repeated. The mean of all is learned.
         extra: folder of images without labels, at any depth, that join the training images.
+        answers: file that keeps what the teachers say, for further runs on the very same crops (seed, batch size,
+            workers and sizes); begun where it is not there yet.
         transfer: what the student learns, an option each.
         recipe: the training settings, an option each.
         hardware: where to run, an option each.
@@ -80,6 +83,7 @@ def distill(
         transfer=transfer,
         also=also,
         extra=extra,
+        answers=answers,
         hardware=hardware,
         skip_corrupt=skip_corrupt,
         restart=restart,

@@ -101,7 +101,7 @@ def _ensemble(paths: Sequence[Path], read: Sequence[Trained]) -> tuple[Network, 
             raise DataError(f"{path} is an ensemble itself; give its members instead")
         if replace(header.input, height=1, width=1) != replace(headers[0].input, height=1, width=1):
             raise DataError(f"{path} and {paths[0]} crop images differently; needed networks of one crop rule")
-    largest = max(headers, key=lambda header: header.input.height * header.input.width)
+    largest = max(headers, key=lambda header: (header.input.height, header.input.width))
     header = replace(
         headers[0],
         kind="teacher",

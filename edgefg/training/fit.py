@@ -102,7 +102,7 @@ def fit(
     scores = None
     try:
         while not _is_over(progress, recipe, network):
-            size = recipe.size_at(progress.epochs_done)
+            size = _crop_size(recipe, objective, progress.epochs_done)
             training = TrainingImages(splits["train"], replace(spec, height=size, width=size), recipe, boxes)
             loss = loop.epoch(training, progress, hardware.workers, run.path)
             done = progress.epochs_done + 1
@@ -122,6 +122,12 @@ def fit(
     if scores is None or result is not loop.result():
         scores = score(network, splits["val"], spec, recipe.batch_size, hardware.workers)
     return scores
+
+
+def _crop_size(recipe: Recipe, objective: Objective, epoch: int) -> int:
+    """Return the size of an epoch's crops: the network's, or a larger one that the objective needs for others."""
+    size = recipe.size_at(epoch)
+    return cast(Any, objective).crop_size(size) if hasattr(objective, "crop_size") else size
 
 
 def _is_over(progress: Progress, recipe: Recipe, network: nn.Module) -> bool:

@@ -104,6 +104,40 @@ def test_the_regressors_learn_and_a_cut_off_run_goes_on_with_them(teacher: Path,
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_students_of_two_sizes_share_the_answers_to_one_set_of_crops(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    consult = Distillation._consult
+    monkeypatch.setattr(
+        Distillation, "_consult", lambda self, crops: (asked.append(len(crops)), consult(self, crops))[1]
+    )
+    options = {
+        "student": "test_efficientnet",
+        "weights": "none",
+        "hardware": HERE,
+        "transfer": Transfer(teacher_size=40),
+    }
+    answers = {"answers": tmp_path / "answers.bin"}
+    first, second = RECIPE, msgspec.structs.replace(RECIPE, image_size=24, epochs=RECIPE.epochs + 1)
+    distill(teacher, birds, tmp_path / "first", first, **options, **answers)
+    known = sum(asked)
+    kept = distill(teacher, birds, tmp_path / "kept", second, **options, **answers)
+    assert sum(asked) - known == known // RECIPE.epochs  # of the one epoch more alone
+    anew = distill(teacher, birds, tmp_path / "anew", second, **options)
+    pairs = zip(load(kept)[0].state_dict().values(), load(anew)[0].state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_answers_are_not_kept_of_mixed_images(teacher: Path, birds: Path, tmp_path: Path) -> None:
+    recipe = msgspec.structs.replace(RECIPE, mix="mixup")
+    with pytest.raises(DataError, match="cannot be kept where images are mixed"):
+        distill(
+            teacher, birds, tmp_path / "s", recipe, student="test_efficientnet", weights="none", hardware=HERE,
+            answers=tmp_path / "answers.bin",
+        )  # fmt: skip
+
+
 def test_several_teachers_and_images_without_labels(teacher: Path, birds: Path, tmp_path: Path) -> None:
     second = train_teacher(
         birds, tmp_path / "second", msgspec.structs.replace(RECIPE, image_size=48), backbone="test_resnet",

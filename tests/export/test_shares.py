@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgefg.export import shares
+from edgefg.export import shares, timing
 from edgefg.export.channels import remove_channels
 from edgefg.export.shares import Shares, Stopwatch, Yardstick, relative_time
 from edgefg.export.to_onnx import write_onnx
@@ -58,7 +58,7 @@ class Fake:
 def test_neither_a_drift_nor_disturbances_move_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine gets several times slower meanwhile, and most predictions take nine times as long."""
     clock = Clock()
-    monkeypatch.setattr(shares.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(timing.time, "perf_counter", clock.perf_counter)
     assert relative_time(Fake(clock, 0.004), Fake(clock, 0.005)) == pytest.approx(0.8, rel=0.05)
     assert clock.slowdown > 5
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -57,13 +58,23 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities_each_at_its_own_si
     expected = []
     for path in trio:
         member, its = load(path)
-        expected.append(member(resized(IMAGES, its.input)).softmax(dim=1))
+        expected.append(member(resized(IMAGES, its.input.height, its.input.width)).softmax(dim=1))
     torch.testing.assert_close(network(IMAGES).softmax(dim=1), torch.stack(expected).mean(dim=0))
     assert isinstance(network, Ensemble)
     assert not network.training
     assert not network.single_pass
     assert (header.method, header.kind, header.input.height) == ("ensemble", "teacher", 48)
     assert [member.backbone for member in header.members] == ["test_resnet", "test_resnet", "test_efficientnet"]
+
+
+@torch.no_grad()
+def test_images_of_another_size_keep_the_members_proportions(trio: list[Path], tmp_path: Path) -> None:
+    network, _ = load(combine(trio, tmp_path / "out"))
+    seen: list[tuple[int, ...]] = []
+    for member in cast(Ensemble, network).members:
+        member.register_forward_hook(lambda _, images, __: seen.append(tuple(images[0].shape[1:3])))
+    network(resized(IMAGES, 96, 96))
+    assert seen == [(64, 64), (64, 64), (96, 96)]
 
 
 @torch.no_grad()
@@ -74,7 +85,7 @@ def test_features_stand_side_by_side_and_attention_is_the_first_members(trio: li
     assert network.features(IMAGES).shape == (len(IMAGES), sum(widths))
     found = network.attention(IMAGES).maps
     assert found is not None
-    torch.testing.assert_close(found, first.attention(resized(IMAGES, its.input)).maps)
+    torch.testing.assert_close(found, first.attention(resized(IMAGES, its.input.height, its.input.width)).maps)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -22,17 +22,19 @@ class Member(NamedTuple):
     """What it was trained for; only the size counts here."""
 
 
-def resized(images: torch.Tensor, spec: InputSpec) -> torch.Tensor:
-    """Resize images, ``[N, H, W, 3]`` of ``uint8`` or float levels, to a network's size, as float levels."""
-    size = (spec.height, spec.width)
-    if tuple(images.shape[1:3]) == size:
+def resized(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resize images, ``[N, H, W, 3]`` of ``uint8`` or float levels, to another size, as float levels."""
+    if tuple(images.shape[1:3]) == (height, width):
         return images
     planes = images.permute(0, 3, 1, 2).float()
-    return F.interpolate(planes, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    return F.interpolate(planes, (height, width), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
 
 
 class Ensemble(Network):
     """Looks at an image with every member, each at its own size; softmax of ``forward`` is the mean of their softmaxes.
+
+    Images of the largest member's size are what it expects; of others, each member sees the size that stands to its own
+    as theirs stands to that: crops for a student, say, at four fifths of everything.
 
     It is made of trained networks (`edgefg.training.combine`) and learns nothing itself: distil it into a student.
 
@@ -47,7 +49,9 @@ class Ensemble(Network):
         nn.Module.__init__(self)  # Network's own would want one backbone
         self.options = NoOptions()
         self.members = nn.ModuleList(member.network for member in members)
-        self._inputs = tuple(member.input for member in members)
+        # Height and width of each, as shares of the largest's.
+        height, width = max((member.input.height, member.input.width) for member in members)
+        self._shares = tuple((member.input.height / height, member.input.width / width) for member in members)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits, ``float32 [N, classes]``, whose softmax is the mean over the members."""
@@ -77,5 +81,8 @@ class Ensemble(Network):
         return []
 
     def _views(self, images: torch.Tensor) -> list[tuple[Network, torch.Tensor]]:
-        pairs = zip(self.members, self._inputs, strict=True)
-        return [(network, resized(images, spec)) for network, spec in pairs if isinstance(network, Network)]
+        height, width = images.shape[1:3]
+        return [
+            (cast(Network, network), resized(images, round(height * tall), round(width * wide)))
+            for network, (tall, wide) in zip(self.members, self._shares, strict=True)
+        ]
