@@ -195,10 +195,12 @@ def bare_manifest(model: Path, labels: Sequence[str], spec: InputSpec) -> Manife
     path = manifest_path(model)
     if path.exists():
         raise ManifestError(f"labels were given for {model.name}, but {path} has its own; leave labels and input out")
+    # An OpenVINO IR keeps its weights in a file beside it.
+    parts = [model, model.with_suffix(".bin")] if model.suffix == ".xml" else [model]
     try:
-        files = (file_info(model),)
+        files = tuple(file_info(part) for part in parts)
     except OSError as exc:
-        raise ManifestError(f"cannot read {model}: {exc.strerror}") from exc
+        raise ManifestError(f"cannot read {exc.filename or model}: {exc.strerror}") from exc
     manifest = Manifest(
         schema=SCHEMA,
         model=model.name,

@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from edgefg.cli import build, check, data, device, doctor, export, folds, insight, sign, students, workstation
+from edgefg.cli import build, check, compress, data, device, doctor, export, folds, insight, sign, students, workstation
 from edgefg.cli.app import app
 from edgefg.errors import EdgefgError, ParityError
 
@@ -21,6 +21,7 @@ __all__ = [
     "app",
     "build",
     "check",
+    "compress",
     "data",
     "device",
     "doctor",

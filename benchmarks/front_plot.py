@@ -1,0 +1,88 @@
+"""A plot of what a search found: accuracy against latency, with budget, teacher, front and choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from edgefg.files import atomic_file
+
+_SHORT, _FULL, _LIMIT = "#7d8b99", "#2b7fdb", "#d9480f"
+
+
+class Point(NamedTuple):
+    """A trained candidate."""
+
+    name: str
+    latency_ms: float
+    latency: tuple[float, float]
+    """Quartiles, milliseconds."""
+    top1: float
+    top1_interval: tuple[float, float]
+    """Ends of the 95 % interval."""
+    full: bool
+    """Trained in full, not for a few epochs alone."""
+    on_front: bool
+    chosen: bool
+
+
+def draw_front(points: Sequence[Point], budget_ms: float, teacher: float, least: float, path: Path) -> None:
+    """Write a PNG.
+
+    Args:
+        points: what was trained; may be none.
+        budget_ms: drawn as a line.
+        teacher: top-1 of the teacher, a line as well.
+        least: top-1 that the tolerated loss leaves, a dashed line.
+        path: the file, replaced as a whole.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.5, 5.2), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    for kind, colour, marker, label in (
+        (False, _SHORT, "o", "short distillation"),
+        (True, _FULL, "D", "trained in full"),
+    ):
+        some = [point for point in points if point.full == kind]
+        if not some:
+            continue
+        x, y = [point.latency_ms for point in some], [100 * point.top1 for point in some]
+        across = [[abs(point.latency[end] - point.latency_ms) for point in some] for end in (0, 1)]
+        along = [[100 * abs(point.top1_interval[end] - point.top1) for point in some] for end in (0, 1)]
+        axes.errorbar(
+            x,
+            y,
+            xerr=across,
+            yerr=along,
+            fmt=marker,
+            color=colour,
+            ecolor=colour,
+            elinewidth=0.6,
+            alpha=0.9,
+            label=label,
+        )
+        front = sorted((point.latency_ms, 100 * point.top1) for point in some if point.on_front)
+        axes.step(*zip(*front, strict=True), where="post", color=colour, linewidth=1.1, alpha=0.6)
+    # The others' names would lie on top of each other.
+    for point in [point for point in points if point.on_front or point.full]:
+        axes.annotate(
+            point.name,
+            (point.latency_ms, 100 * point.top1),
+            textcoords="offset points",
+            xytext=(5, 4),
+            fontsize=7,
+            fontweight="bold" if point.chosen else "normal",
+        )
+    for point in points:
+        if point.chosen:
+            axes.plot(point.latency_ms, 100 * point.top1, "o", markersize=15, fillstyle="none", color=_LIMIT)
+    axes.axvline(budget_ms, color=_LIMIT, linewidth=1, label=f"budget {budget_ms:g} ms")
+    axes.axhline(100 * teacher, color="#1c2127", linewidth=0.9, label=f"teacher {teacher:.1%}")
+    axes.axhline(100 * least, color="#1c2127", linewidth=0.9, linestyle="--", label="tolerated loss")
+    axes.set(xlabel="latency, ms (median and quartiles)", ylabel="top-1 on validation data, % (95 % interval)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")

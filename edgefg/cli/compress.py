@@ -1,0 +1,168 @@
+"""The verb that searches: state the budget, get the engine."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgefg.cli.app import Count, Only, command, needs, print_json, say
+from edgefg.cli.workstation import Out
+from edgefg.errors import DataError
+from edgefg.recipe import Hardware, Recipe, Transfer
+
+if TYPE_CHECKING:
+    from edgefg.export.candidates import Front, Student
+
+# Long and mild, as a student that has a teacher to follow bears it (Beyer et al. 2022).
+_DEFAULTS = Recipe(epochs=30, image_size=224, min_area=0.2, randaugment=9, color=0.0)
+_TRANSFER = Transfer()
+_HERE = Hardware()
+_LIST = typer.Option()
+
+
+class Target(str, Enum):
+    """What `compress` emits and measures here."""
+
+    openvino = "openvino"
+    onnx = "onnx"
+
+
+@command
+def compress(
+    teacher: Path,
+    data: Path,
+    to: Annotated[Target, typer.Option()],
+    budget: Annotated[str, typer.Option()],
+    out: Out,
+    max_drop: float = 1.0,
+    student: Annotated[list[str], _LIST] = ["tf_efficientnet_lite0"],  # noqa: B006 (Typer needs a list)
+    size: Annotated[list[int], _LIST] = [],  # noqa: B006
+    macs: Annotated[list[float], _LIST] = [1.0, 0.7],  # noqa: B006
+    precision: Annotated[list[str], _LIST] = ["int8", "fp32"],  # noqa: B006
+    trials: Count = 8,
+    finalists: Count = 2,
+    short_epochs: Count = 3,
+    prune_epochs: Count = 8,
+    train_share: float = 0.85,
+    images: Count = 300,
+    device: str | None = None,
+    transfer: Transfer = _TRANSFER,
+    recipe: Annotated[
+        Recipe, Only("epochs", "batch_size", "lr", "start_size", "min_area", "color", "randaugment", "rotation", "seed")
+    ] = _DEFAULTS,
+    hardware: Annotated[Hardware, Only("accelerator", "devices", "workers")] = _HERE,
+    skip_corrupt: bool = False,
+    json: bool = False,
+) -> None:
+    """Search for the best student of a teacher within a latency budget. Writes OUT/front.json and OUT/chosen.
+
+    Every architecture × size × pruning × precision is measured untrained on this machine; those inside the budget are
+    distilled for a short while; the best are trained in full. Ends with 1 where no candidate fits. The same command
+    goes on where it was cut off; another budget begins with what is there.
+
+    Args:
+        teacher: the teacher's checkpoint.
+        data: the data it was trained on, with validation images.
+        to: openvino or onnx (ONNX Runtime).
+        budget: greatest median latency of a prediction on this machine, for instance 3ms.
+        out: folder for everything; the artifact that was chosen is OUT/chosen.
+        max_drop: greatest loss of top-1 on val against the teacher, percentage points.
+        student: an architecture to try, NAME or NAME=WEIGHTS (hub, none, a state dict, a weight package); may be
+            repeated.
+        size: an image size to try, pixels; may be repeated. The teacher's and smaller ones where left out.
+        macs: a share of the multiply-accumulates to keep by pruning, 1 for none; may be repeated.
+        precision: int8 or fp32; may be repeated.
+        trials: how many shapes are distilled for a short while at most, the slowest inside the budget first.
+        finalists: how many of them are trained in full.
+        short_epochs: epochs of the short distillation.
+        prune_epochs: epochs of fine-tuning after pruning a finalist.
+        train_share: side of the training crops, as a share of the image size.
+        images: how many images calibrate INT8.
+        device: the engine's device, for instance GPU with OpenVINO.
+        transfer: what the students learn, an option each.
+        recipe: the full training's settings, an option each.
+        hardware: where to train, an option each.
+        skip_corrupt: leave unreadable images out instead of stopping.
+        json: print the front as JSON.
+    """
+    try:
+        from edgefg.export import candidates, search
+        from edgefg.export.trials import Training
+        from edgefg.training.checkpoint import read_header
+    except ImportError as exc:
+        raise needs("export", exc) from exc
+    sizes = size or _smaller(read_header(teacher).input.height)
+    space = candidates.space_of(
+        students=[_student(text) for text in student], sizes=sizes, macs=macs, precisions=precision
+    )
+    training = Training(
+        recipe=recipe,
+        short_epochs=short_epochs,
+        prune_epochs=prune_epochs,
+        train_share=train_share,
+        images=images,
+        transfer=transfer,
+    )
+    request = search.Request(
+        target=to.value,
+        budget_ms=candidates.parse_budget(budget),
+        max_drop=max_drop,
+        space=space,
+        training=training,
+        trials=trials,
+        finalists=finalists,
+        device=device,
+    )
+    front = search.compress(teacher, data, out, request, hardware=hardware, skip_corrupt=skip_corrupt, say=say)
+    _draw(front, out)
+    if json:
+        print_json(front)
+    else:
+        print(candidates.render(front))
+    if front.chosen is None:
+        raise typer.Exit(1)
+    say(f"{out / search.CHOSEN} holds {front.chosen}")
+
+
+def _student(text: str) -> Student:
+    from edgefg.export.candidates import Student
+
+    name, _, weights = text.partition("=")
+    if not name:
+        raise DataError(f"--student {text!r} names no architecture; needed NAME or NAME=WEIGHTS")
+    return Student(backbone=name, weights=weights or "hub")
+
+
+def _smaller(size: int) -> list[int]:
+    """Return a size and three smaller ones, multiples of 16 from 32, largest first."""
+    return list(dict.fromkeys(max(32, round(size * share / 16) * 16) for share in (1, 6 / 7, 5 / 7, 4 / 7)))
+
+
+def _draw(front: Front, out: Path) -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        say("matplotlib is not installed, so there is no plot: pip install 'edgefg[report]'")
+        return
+    from edgefg.benchmarks.front_plot import Point, draw_front
+
+    points = [
+        Point(
+            name=candidate.name,
+            latency_ms=candidate.latency_ms,
+            latency=(candidate.latency_low_ms, candidate.latency_high_ms),
+            top1=candidate.accuracy.top1,
+            top1_interval=(candidate.accuracy.top1_low, candidate.accuracy.top1_high),
+            full=candidate.stage == "full",
+            on_front=candidate.name in front.pareto,
+            chosen=candidate.name == front.chosen,
+        )
+        for candidate in front.candidates
+        if candidate.accuracy is not None
+    ]
+    draw_front(
+        points, front.budget_ms, front.teacher.top1, front.teacher.top1 - front.max_drop / 100, out / "front.png"
+    )

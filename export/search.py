@@ -1,0 +1,212 @@
+"""State the budget, get the engine: the best student that keeps a measured latency and a tolerated loss.
+
+    edgefg compress runs/x/teacher.safetensors DATA --to openvino --budget 3ms --max-drop 1 --out runs/fit
+
+Candidates are architecture × image size × pruning × precision. First all of them are measured untrained; those inside
+the budget are distilled for a few epochs; the best of these are trained in full. Latencies are those of
+`Classifier.predict` on this machine, accuracies those on validation data. Whatever is finished stays on disk: the same
+command goes on after a kill, and another budget, or more candidates, begin with what is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edgefg.errors import DataError
+from edgefg.export.candidates import (
+    Candidate,
+    Front,
+    Precision,
+    Shape,
+    Space,
+    Stage,
+    Target,
+    best,
+    finalists,
+    pareto,
+    worth_training,
+)
+from edgefg.export.package import folder_beside
+from edgefg.export.trials import Site, Training, measure_untrained, try_out
+from edgefg.files import atomic_file
+from edgefg.manifest import Accuracy, sha256
+from edgefg.recipe import Hardware
+from edgefg.training.checkpoint import load, read_header
+from edgefg.training.data import FolderData, load_data
+from edgefg.training.fit import score
+from edgefg.training.stage import accuracy_of
+
+FRONT = "front.json"
+CHOSEN = "chosen"
+_IDENTITY = "compress.json"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What is searched for, and how hard."""
+
+    target: Target
+    budget_ms: float
+    max_drop: float
+    space: Space
+    training: Training
+    trials: int
+    """How many shapes are distilled for a short while at most."""
+    finalists: int
+    """How many of them are trained in full."""
+    device: str | None = None
+    """The engine's device."""
+
+
+class _Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What everything in a search's folder was made with."""
+
+    teacher: str
+    dataset: str
+    target: Target
+    device: str | None
+    training: Training
+
+
+def compress(
+    teacher: Path,
+    data_root: Path,
+    out: Path,
+    request: Request,
+    *,
+    hardware: Hardware | None = None,
+    skip_corrupt: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Front:
+    """Search for the best student of a teacher that keeps budget and tolerated loss.
+
+    Args:
+        teacher: its checkpoint.
+        data_root: the data it was trained on; they need validation images.
+        out: folder; holds ``front.json`` afterwards and, where a candidate fits, its artifact as ``chosen/``.
+        request: what to search for.
+        hardware: where to train.
+        skip_corrupt: leave unreadable images out.
+        say: called with one line before each step.
+
+    Raises:
+        CheckpointError, DataError: the teacher cannot be used, the data are not its own or have no validation images,
+            or ``out`` holds a search of something else.
+        WeightsError, TrainingError, ExportError: see the steps.
+    """
+    say = say or (lambda _: None)
+    header = read_header(teacher)
+    data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, like=header)
+    if not data.splits["val"]:
+        raise DataError(f"{data_root} has no validation images; needed some to choose a student by")
+    identity = _Identity(
+        teacher=sha256(teacher),
+        dataset=data.fingerprint,
+        target=request.target,
+        device=request.device,
+        training=request.training,
+    )
+    _claim(identity, out)
+    site = Site(
+        teacher=teacher,
+        teacher_accuracy=_teacher_accuracy(teacher, data, out, say),
+        data_root=data_root,
+        data=data,
+        input=header.input,
+        out=out,
+        target=request.target,
+        training=request.training,
+        device=request.device,
+        hardware=hardware or Hardware(),
+        skip_corrupt=skip_corrupt,
+        say=say,
+    )
+    front = _search(site, request)
+    _publish(front, out)
+    return front
+
+
+def _search(site: Site, request: Request) -> Front:
+    """Go from all candidates to the one that is taken."""
+    precisions, budget = request.space.precisions, request.budget_ms
+    untrained = measure_untrained(site, request.space.shapes(), precisions)
+    found = {(candidate.shape, candidate.precision): candidate for candidate in untrained}
+    chosen = worth_training(untrained, budget, request.trials)
+    site.say(f"{len(chosen)} of {len(request.space.shapes())} shapes keep {budget:g} ms and are distilled")
+
+    def try_all(shapes: Sequence[Shape], stage: Stage) -> list[Candidate]:
+        tried: list[Candidate] = []
+        for shape in shapes:
+            tried += try_out(site, shape, stage, _inside(untrained, shape, budget))
+            found.update({(candidate.shape, candidate.precision): candidate for candidate in tried})
+        return tried
+
+    short = try_all(chosen, "short")
+    full = try_all(finalists(short, budget, request.finalists), "full")
+    front = Front(
+        target=request.target,
+        device=request.device or "CPU",
+        budget_ms=budget,
+        max_drop=request.max_drop,
+        teacher=site.teacher_accuracy,
+        candidates=tuple(sorted(found.values(), key=lambda candidate: candidate.latency_ms)),
+        pareto=tuple(candidate.name for candidate in pareto(found.values())),
+    )
+    taken = best(candidate for candidate in full if front.fits(candidate))
+    return front if taken is None else msgspec.structs.replace(front, chosen=taken.name)
+
+
+def _inside(untrained: Sequence[Candidate], shape: Shape, budget: float) -> list[Precision]:
+    """Return the precisions in which a shape keeps the budget."""
+    return [one.precision for one in untrained if one.shape == shape and one.latency_ms <= budget]
+
+
+def _claim(identity: _Identity, out: Path) -> None:
+    """Write down what the folder's search is made with, or make sure that it is made with the same."""
+    path = out / _IDENTITY
+    try:
+        if path.exists():
+            earlier = msgspec.json.decode(path.read_bytes(), type=_Identity)
+            names = _Identity.__struct_fields__
+            if changed := [name for name in names if getattr(earlier, name) != getattr(identity, name)]:
+                raise DataError(f"{out} holds a search with another {' and '.join(changed)}; give another --out")
+            return
+        if out.exists() and any(out.iterdir()):
+            raise DataError(f"{out} is not empty and holds no search; give another --out")
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(identity), indent=2))
+    except msgspec.DecodeError as exc:
+        raise DataError(f"{path} is no search's ({exc}); give another --out") from exc
+    except OSError as exc:
+        raise DataError(f"cannot write below {out}: {exc.strerror}") from exc
+
+
+def _teacher_accuracy(teacher: Path, data: FolderData, out: Path, say: Callable[[str], None]) -> Accuracy:
+    """Measure the teacher on validation data, once."""
+    path = out / "teacher.json"
+    if path.is_file():
+        return msgspec.json.decode(path.read_bytes(), type=Accuracy)
+    say("teacher: measuring on val")
+    network, header = load(teacher)
+    scores = score(network, data.splits["val"], header.input, batch_size=32, workers=1)
+    assert scores is not None  # there are images
+    accuracy = accuracy_of(scores, f"val of {data.root.resolve().name}")
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(accuracy), indent=2))
+    return accuracy
+
+
+def _publish(front: Front, out: Path) -> None:
+    """Copy the chosen artifact and write ``front.json``, each whole or not at all; an earlier choice goes."""
+    chosen = out / CHOSEN
+    taken = [one for one in front.candidates if one.name == front.chosen and one.stage == "full"]
+    shutil.rmtree(chosen, ignore_errors=True)
+    for candidate in taken:
+        with folder_beside(chosen) as temporary:
+            shutil.copytree((out / candidate.artifact).parent, temporary, dirs_exist_ok=True)
+            temporary.rename(chosen)
+    with atomic_file(out / FRONT) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(front), indent=2))

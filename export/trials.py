@@ -1,0 +1,297 @@
+"""The steps that a search takes with one candidate: an untrained graph, a short or full distillation, an artifact.
+
+Every step leaves its result below the search's folder and is not taken again where it is there.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+
+from edgefg.classifier import Classifier
+from edgefg.export.calibration import Calibration, choose_balanced, read_calibration
+from edgefg.export.candidates import Candidate, Precision, Shape, Stage, Target
+from edgefg.export.channels import remove_channels
+from edgefg.export.distill import distill
+from edgefg.export.export import export_checkpoint
+from edgefg.export.package import folder_beside
+from edgefg.export.prune import prune
+from edgefg.export.quantize import quantize_onnxruntime, quantize_openvino
+from edgefg.export.shares import Yardstick
+from edgefg.export.timing import alternate
+from edgefg.export.to_onnx import write_onnx
+from edgefg.export.to_openvino import convert, write_ir
+from edgefg.files import atomic_file
+from edgefg.manifest import Accuracy, read_manifest
+from edgefg.preprocess import InputSpec, UInt8Array
+from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
+from edgefg.sources import read_image
+from edgefg.training.data import FolderData
+from edgefg.training.models.network import Network
+from edgefg.training.weights import load_backbone
+
+_FRAMES = 16
+_TURNS, _TIMES = 12, 10
+# Of an untrained graph the time alone matters: what its ranges are is of no account.
+_CALIBRATION_IMAGES = 8
+_MULTIPLE = 16
+_LEAST_SIZE = 16
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    """How candidates are trained."""
+
+    recipe: Recipe
+    """Of the full distillation; its image and training sizes are each candidate's own."""
+    short_epochs: int
+    """Of the distillation that finds the finalists."""
+    prune_epochs: int
+    """Of the fine-tuning of a pruned finalist; of the others as many in proportion."""
+    train_share: float
+    """Side of the training crops, as a share of the image size."""
+    images: int
+    """How many calibrate INT8."""
+    transfer: Transfer = Transfer()
+
+    def of(self, size: int, stage: Stage) -> Recipe:
+        """Return the recipe of a distillation at an image size."""
+        train_size = max(_LEAST_SIZE, round(self.train_share * size / _MULTIPLE) * _MULTIPLE)
+        start = self.recipe.start_size if stage == "full" and self.recipe.start_size < train_size else 0
+        epochs = self.recipe.epochs if stage == "full" else self.short_epochs
+        return replace(
+            self.recipe, epochs=epochs, image_size=size, train_size=train_size, start_size=start, val_every=epochs
+        )
+
+    def after_pruning(self, size: int, stage: Stage) -> Recipe:
+        """Return the recipe of the fine-tuning after pruning, at half the rate."""
+        share = 1.0 if stage == "full" else self.short_epochs / self.recipe.epochs
+        epochs = max(1, round(self.prune_epochs * share))
+        return replace(self.of(size, stage), epochs=epochs, start_size=0, lr=self.recipe.lr / 2, val_every=epochs)
+
+
+class Site(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """Where a search works, and with what."""
+
+    teacher: Path
+    """A checkpoint."""
+    teacher_accuracy: Accuracy
+    data_root: Path
+    data: FolderData
+    input: InputSpec
+    """The teacher's; candidates have its crop rule."""
+    out: Path
+    target: Target
+    training: Training
+    device: str | None
+    """The engine's."""
+    hardware: Hardware
+    skip_corrupt: bool
+    say: Callable[[str], None]
+
+    def spec(self, shape: Shape) -> InputSpec:
+        """Return what a candidate takes."""
+        return replace(self.input, height=shape.size, width=shape.size)
+
+    def record(self, shape: Shape, precision: Precision, stage: Stage) -> Path:
+        """Return where a finished candidate is written down."""
+        return self.out / stage / shape.name / f"{precision}.json"
+
+
+def measure_untrained(site: Site, shapes: Sequence[Shape], precisions: Sequence[Precision]) -> list[Candidate]:
+    """Measure how long untrained networks take, all of them in turn; those that were measured before are read.
+
+    Raises:
+        WeightsError, ExportError: one cannot be built, pruned or exported.
+    """
+    every = [(shape, precision) for shape in shapes for precision in precisions]
+    missing = {key: Path() for key in every if not site.record(*key, "untrained").is_file()}
+    for shape in dict.fromkeys(shape for shape, _ in missing):
+        folder = site.out / "untrained" / shape.name
+        wanted = [precision for precision in precisions if (shape, precision) in missing]
+        made = {precision: folder / precision / _model_name(site) for precision in wanted}
+        if not all(path.is_file() for path in made.values()):
+            site.say(f"untrained: {shape.name}")
+            _write_untrained(site, shape, made)
+        missing |= {(shape, precision): path for precision, path in made.items()}
+    if missing:
+        site.say(f"measuring {len(missing)} untrained networks")
+        times = measure_latency(missing, site, {key: site.spec(key[0]) for key in missing})
+        for (shape, precision), (low, middle, high) in times.items():
+            _write_down(
+                Candidate(
+                    shape=shape,
+                    precision=precision,
+                    stage="untrained",
+                    latency_ms=middle,
+                    latency_low_ms=low,
+                    latency_high_ms=high,
+                ),
+                site,
+            )
+            shutil.rmtree(missing[shape, precision].parent)
+    return [_read(site.record(*key, "untrained")) for key in every]
+
+
+def train(site: Site, shape: Shape, stage: Stage) -> Path:
+    """Distil a shape, and prune it where it asks for that; return its checkpoint. Resumes; see `distill`, `prune`."""
+    answers = site.out / "answers.bin" if site.training.recipe.mix == "none" else None
+    trunk = distill(
+        site.teacher,
+        site.data_root,
+        site.out / stage / shape.trunk,
+        site.training.of(shape.size, stage),
+        student=shape.student.backbone,
+        weights=shape.student.weights,
+        transfer=site.training.transfer,
+        answers=answers,
+        hardware=site.hardware,
+        skip_corrupt=site.skip_corrupt,
+    )
+    if shape.macs == 1:
+        return trunk
+    return prune(
+        trunk,
+        site.data_root,
+        site.out / stage / shape.name,
+        site.training.after_pruning(shape.size, stage),
+        _pruning(shape, "taylor"),
+        teacher_path=site.teacher,
+        teacher_size=site.training.transfer.teacher_size,
+        answers=answers,
+        hardware=site.hardware,
+        skip_corrupt=site.skip_corrupt,
+        progress=site.say,
+    )
+
+
+def try_out(site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precision]) -> list[Candidate]:
+    """Train a shape, export it in some precisions and measure each; what was done before is read."""
+    if all(site.record(shape, precision, stage).is_file() for precision in precisions):
+        return [_read(site.record(shape, precision, stage)) for precision in precisions]
+    site.say(f"{stage}: {shape.name}")
+    checkpoint = train(site, shape, stage)
+    models = {}
+    for precision in precisions:
+        folder = site.out / stage / shape.name / precision
+        models[shape, precision] = folder / _model_name(site)
+        if not models[shape, precision].is_file():
+            site.say(f"export: {stage}/{shape.name}/{precision}")
+            export_checkpoint(
+                checkpoint,
+                folder,
+                to=site.target,
+                precision=precision,
+                calibration=site.data,
+                images=site.training.images,
+                progress=site.say,
+            )
+    times = measure_latency(models, site)
+    found = []
+    for (_, precision), (low, middle, high) in times.items():
+        model = models[shape, precision]
+        accuracy = read_manifest(model).accuracy
+        assert accuracy is not None  # a search has validation data
+        candidate = Candidate(
+            shape=shape,
+            precision=precision,
+            stage=stage,
+            latency_ms=middle,
+            latency_low_ms=low,
+            latency_high_ms=high,
+            accuracy=accuracy,
+            drop=100 * (site.teacher_accuracy.top1 - accuracy.top1),
+            artifact=str(model.relative_to(site.out)),
+        )
+        _write_down(candidate, site)
+        found.append(candidate)
+    return found
+
+
+def measure_latency(
+    models: Mapping[tuple[Shape, Precision], Path],
+    site: Site,
+    bare: Mapping[tuple[Shape, Precision], InputSpec] | None = None,
+) -> dict[tuple[Shape, Precision], tuple[float, float, float]]:
+    """Return quartiles of the time of `Classifier.predict`, milliseconds, on photographs; all models take turns.
+
+    ``bare`` are the inputs of models that have no manifest yet.
+    """
+    frames = [read_image(path) for path, _ in site.data.splits["val"][:_FRAMES]]
+    with ExitStack() as stack:
+        calls = []
+        for key, path in models.items():
+            labels, spec = (None, None) if bare is None else (site.data.labels, bare[key])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that nothing proves a bare model
+                classifier = Classifier(path, device=site.device, labels=labels, input=spec)
+            calls.append(_predictions(stack.enter_context(classifier), frames))
+        seconds = alternate(calls, turns=_TURNS, times=_TIMES)
+    quartiles = 1e3 * np.percentile(seconds, (25, 50, 75), axis=1).T
+    return {
+        key: (float(low), float(middle), float(high))
+        for key, (low, middle, high) in zip(models, quartiles, strict=True)
+    }
+
+
+def _predictions(classifier: Classifier, frames: Sequence[UInt8Array]) -> Callable[[], object]:
+    endless = itertools.cycle(frames)
+    return lambda: classifier.predict(next(endless))
+
+
+def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path]) -> None:
+    """Write the graphs of an untrained network, pruned by magnitude where the shape is pruned."""
+    body, mean, std = load_backbone(shape.student.backbone, len(site.data.labels), shape.student.weights)
+    network, spec = Network(body, mean, std).eval(), site.spec(shape)
+    if shape.macs < 1:
+        yardstick = Yardstick(copy.deepcopy(network), spec)
+        remove_channels(network, _pruning(shape, "magnitude"), yardstick, shape.macs, lambda _: None, lambda _: None)
+    paths = choose_balanced(site.data.splits["train"], _CALIBRATION_IMAGES)
+    with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
+        source = Path(scratch) / "model.onnx"
+        write_onnx(network.eval(), spec, source)
+        for precision, path in made.items():
+            calibration = read_calibration(paths, spec) if precision == "int8" else None
+            # Renamed when it is whole: a search that is cut off takes what it finds.
+            with folder_beside(path.parent) as temporary:
+                _emit(site.target, source, temporary / path.name, calibration)
+                temporary.rename(path.parent)
+
+
+def _emit(target: Target, source: Path, path: Path, calibration: Calibration | None) -> None:
+    if target == "openvino":
+        model = convert(source)
+        write_ir(model if calibration is None else quantize_openvino(model, calibration.inputs), path)
+    elif calibration is None:
+        path.write_bytes(source.read_bytes())
+    else:
+        quantize_onnxruntime(source, path, calibration.inputs)
+
+
+def _pruning(shape: Shape, importance: str) -> Pruning:
+    # The default cap of a layer's loss is met well before half of the operations are gone.
+    cap = min(0.95, max(Pruning().max_ratio, 1.05 - shape.macs))
+    return msgspec.convert({"macs": shape.macs, "importance": importance, "max_ratio": cap}, Pruning)
+
+
+def _model_name(site: Site) -> str:
+    return "model.xml" if site.target == "openvino" else "model.onnx"
+
+
+def _write_down(candidate: Candidate, site: Site) -> None:
+    path = site.record(candidate.shape, candidate.precision, candidate.stage)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(candidate), indent=2))
+
+
+def _read(record: Path) -> Candidate:
+    return msgspec.json.decode(record.read_bytes(), type=Candidate)

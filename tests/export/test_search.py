@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from edgefg import Classifier, cli
+from edgefg.errors import DataError
+from edgefg.export import search, trials
+from edgefg.export.candidates import Front, Student, read_front, space_of
+from edgefg.export.search import Request, compress
+from edgefg.export.trials import Training
+from edgefg.manifest import read_manifest, sha256
+from edgefg.recipe import Hardware, Recipe
+from edgefg.training.teacher import train_teacher
+from tests.synthetic import write_dataset
+
+HERE = Hardware(accelerator="cpu", workers=0)
+RECIPE = Recipe(epochs=2, image_size=32, batch_size=16)
+STUDENTS = [Student(backbone="test_resnet", weights="none"), Student(backbone="test_efficientnet", weights="none")]
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("birds"), classes=2, per_class=30, size=48, seed=2)
+
+
+@pytest.fixture(scope="module")
+def teacher(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("teacher")
+    return train_teacher(birds, out, RECIPE, backbone="test_resnet", weights="none", hardware=HERE)
+
+
+def request(**changed: object) -> Request:
+    asked = Request(
+        target="openvino",
+        budget_ms=1e4,
+        max_drop=100.0,
+        space=space_of(students=STUDENTS, sizes=[32], macs=[1.0, 0.8], precisions=["int8", "fp32"]),
+        training=Training(recipe=RECIPE, short_epochs=1, prune_epochs=1, train_share=0.8, images=8),
+        trials=2,
+        finalists=1,
+    )
+    return replace(asked, **changed)
+
+
+class Counted:
+    """Calls a function, counts how often, and is interrupted before the call of a given number."""
+
+    def __init__(self, function: Callable[..., object], stop: int = -1) -> None:
+        self.function, self.calls, self.stop = function, 0, stop
+
+    def __call__(self, *args: object, **others: object) -> object:
+        if self.calls == self.stop:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return self.function(*args, **others)
+
+
+@pytest.fixture(scope="module")
+def found(teacher: Path, birds: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Front]:
+    """A search that was interrupted in its second distillation and went on."""
+    out = tmp_path_factory.mktemp("search") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        distil = Counted(trials.distill, stop=1)
+        patch.setattr(trials, "distill", distil)
+        with pytest.raises(KeyboardInterrupt):
+            compress(teacher, birds, out, request(), hardware=HERE)
+        assert not (out / search.FRONT).exists()
+        again, measured = Counted(distil.function), Counted(trials._write_untrained)
+        patch.setattr(trials, "distill", again)
+        patch.setattr(trials, "_write_untrained", measured)
+        front = compress(teacher, birds, out, request(), hardware=HERE)
+        assert (distil.calls, again.calls, measured.calls) == (1, 2, 0)
+    return out, front
+
+
+def test_every_candidate_is_measured_and_some_are_trained(found: tuple[Path, Front]) -> None:
+    out, front = found
+    stages = [candidate.stage for candidate in front.candidates]
+    assert (len(stages), stages.count("short"), stages.count("full")) == (8, 2, 2)
+    for candidate in front.candidates:
+        assert 0 < candidate.latency_low_ms <= candidate.latency_ms <= candidate.latency_high_ms
+        assert (candidate.accuracy is None) == (candidate.stage == "untrained")
+    assert read_front(out / search.FRONT) == front
+    assert not list(out.glob("untrained/**/model.xml"))
+
+
+def test_the_chosen_artifact_is_whole_and_the_best_of_the_full_ones(found: tuple[Path, Front], teacher: Path) -> None:
+    out, front = found
+    full = [candidate for candidate in front.candidates if candidate.stage == "full"]
+    chosen = next(candidate for candidate in full if candidate.name == front.chosen)
+    assert chosen.accuracy is not None
+    assert chosen.accuracy.top1 == max(one.accuracy.top1 for one in full if one.accuracy is not None)
+    with Classifier(out / search.CHOSEN / "model.xml", verify=True) as classifier:
+        assert classifier.manifest.provenance.teacher == sha256(teacher)
+        assert classifier.manifest.accuracy == chosen.accuracy
+        assert classifier.manifest.precision == chosen.precision
+    assert chosen.drop == pytest.approx(100 * (front.teacher.top1 - chosen.accuracy.top1))
+
+
+def test_another_budget_begins_with_what_is_there(
+    found: tuple[Path, Front], teacher: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, front = found
+    distil = Counted(trials.distill)
+    monkeypatch.setattr(trials, "distill", distil)
+    said: list[str] = []
+    none = compress(teacher, birds, out, request(budget_ms=1e-4), hardware=HERE, say=said.append)
+    assert none.chosen is None
+    assert not (out / search.CHOSEN).exists()
+    assert {candidate.stage for candidate in none.candidates} == {"untrained"}
+    assert any("0 of 4 shapes keep 0.0001 ms" in line for line in said)
+    assert compress(teacher, birds, out, request(), hardware=HERE) == front
+    assert read_manifest(out / search.CHOSEN / "model.xml").accuracy is not None
+    assert distil.calls == 0
+
+
+def test_what_does_not_belong_together_is_refused_and_nothing_lost(
+    found: tuple[Path, Front], teacher: Path, birds: Path, tmp_path: Path
+) -> None:
+    out, _ = found
+    before = sorted(out.rglob("*"))
+    other = request(training=replace(request().training, short_epochs=2))
+    with pytest.raises(DataError, match="a search with another training; give another --out"):
+        compress(teacher, birds, out, other, hardware=HERE)
+    assert sorted(out.rglob("*")) == before
+    strange = write_dataset(tmp_path / "strange", classes=3, per_class=8, size=32, seed=5)
+    with pytest.raises(DataError):
+        compress(teacher, strange, tmp_path / "out", request(), hardware=HERE)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="is not empty and holds no search"):
+        compress(teacher, birds, tmp_path / "full", request(), hardware=HERE)
+
+
+def test_a_search_for_onnx_runtime(teacher: Path, birds: Path, tmp_path: Path) -> None:
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
+    front = compress(teacher, birds, tmp_path / "out", request(target="onnx", space=space), hardware=HERE)
+    with Classifier(tmp_path / "out" / search.CHOSEN / "model.onnx", verify=True) as classifier:
+        assert classifier.runtime_version.startswith("onnxruntime")
+    assert front.chosen is not None
+
+
+def test_on_the_command_line_a_budget_that_nothing_meets_ends_with_1(
+    found: tuple[Path, Front], teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    asked = [
+        "compress", teacher, birds, "--to", "openvino", "--budget", "1us", "--out", tmp_path / "out", "--student",
+        "test_resnet=none", "--size", 32, "--macs", 1, "--precision", "fp32", "--workers", 0,
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["edgefg", *map(str, asked)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert "no candidate keeps the budget" in printed
+    assert "test_resnet-32 fp32" in printed
+    assert (tmp_path / "out" / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert read_front(tmp_path / "out" / search.FRONT).chosen is None
