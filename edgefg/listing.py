@@ -5,7 +5,8 @@
 - ``path``: relative to the CSV's folder, or absolute;
 - ``label``: the class;
 - ``split``: ``train``, ``val`` or ``test``; the column may be absent or empty, and the images are then split here;
-- ``group``: what must not part: location, patient, lot; the column or single fields may be empty.
+- ``group``: what must not part: location, patient, lot; the column or single fields may be empty;
+- ``condition``: under what it was taken: day, night infrared; likewise. Calibration images are balanced over it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ TAXONOMY_FILE = "taxonomy.csv"
 BOXES_FILE = "boxes.csv"
 """In the same place: the boxes of the parts; see `edgefg.training.boxes`."""
 _NEEDED = ("path", "label")
+_OPTIONAL = ("split", "group", "condition")
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +44,8 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     """Samples by split (some of ``train``, ``val``, ``test``), or all under ``all`` where it names no splits."""
     groups: dict[Path, str] = {}
     """What must not part, by image: location, patient, lot. An image that is absent is a group of its own."""
+    conditions: dict[Path, str] = {}
+    """Under what an image was taken (day, night infrared), where that is said."""
     taxonomy: tuple[TaxonomyLevel, ...] = ()
     unread: dict[str, int] = {}
     """How many files in class folders have a suffix that is not read as an image, by suffix."""
@@ -53,6 +57,7 @@ class _Row(NamedTuple):
     label: str
     split: str
     group: str
+    condition: str
 
 
 def is_csv(data: Path) -> bool:
@@ -84,6 +89,7 @@ def read_csv(path: Path) -> Listing:
         labels=labels,
         found={part: tuple(sorted(samples)) for part, samples in found.items()},
         groups={row.path: row.group for row in rows if row.group},
+        conditions={row.path: row.condition for row in rows if row.condition},
     )
 
 
@@ -93,6 +99,7 @@ def write_csv(
     labels: Sequence[str],
     groups: Mapping[Path, str],
     taxonomy: Sequence[TaxonomyLevel] = (),
+    conditions: Mapping[Path, str] | None = None,
 ) -> None:
     """Write a CSV manifest of split data; paths are relative where the images lie below its folder, else absolute.
 
@@ -104,22 +111,23 @@ def write_csv(
         labels: class names by class index.
         groups: the images' groups; the column is left out where there are none.
         taxonomy: levels above the classes.
+        conditions: what the images were taken under; likewise.
 
     Raises:
         DataError: it cannot be written, or another data set's ``taxonomy.csv`` lies there.
     """
     folder = path.parent.resolve()
-    columns = ["path", "label", "split", *(["group"] if groups else [])]
+    extra = {name: column for name, column in (("group", groups), ("condition", conditions)) if column}
     try:
         if taxonomy or list(labels) != sorted(labels) or (folder / TAXONOMY_FILE).is_file():
             _write_taxonomy(folder / TAXONOMY_FILE, labels, taxonomy)
         with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
+            writer.writerow(["path", "label", "split", *extra])
             for split, samples in splits.items():
                 for image, label in samples:
-                    row = [name_from(folder, image), labels[label], split, groups.get(image, "")]
-                    writer.writerow(row[: len(columns)])
+                    more = (column.get(image, "") for column in extra.values())
+                    writer.writerow([name_from(folder, image), labels[label], split, *more])
     except OSError as exc:
         raise DataError(f"cannot write {path}: {exc.strerror}") from exc
 
@@ -182,10 +190,10 @@ def _read_rows(path: Path) -> list[_Row]:
 
 def _parse(path: Path, reader: Iterator[list[str]]) -> Iterator[_Row]:
     header = [name.strip() for name in next(reader, [])]
-    if any(header.count(name) != 1 for name in _NEEDED) or any(header.count(name) > 1 for name in ("split", "group")):
+    if any(header.count(name) != 1 for name in _NEEDED) or any(header.count(name) > 1 for name in _OPTIONAL):
         raise DataError(
-            f"{path} has the columns {', '.join(header) or 'none'}; needed path and label, and it may have split and"
-            " group, each once"
+            f"{path} has the columns {', '.join(header) or 'none'}; needed path and label, and it may have split,"
+            " group and condition, each once"
         )
     for number, fields in enumerate(reader, start=2):
         if not fields:
@@ -199,7 +207,8 @@ def _parse(path: Path, reader: Iterator[list[str]]) -> Iterator[_Row]:
         split = values.get("split", "")
         if split and split not in SPLITS:
             raise DataError(f"{where} has the split {split!r}; needed one of {', '.join(SPLITS)}")
-        yield _Row(where, path.parent / values["path"], values["label"], split, values.get("group", ""))
+        extra = (values.get(name, "") for name in _OPTIONAL)
+        yield _Row(where, path.parent / values["path"], values["label"], *extra)
 
 
 def _check_groups(path: Path, rows: Sequence[_Row]) -> None:

@@ -1,11 +1,15 @@
-"""Calibration images: as many of each class, from the training split, through the project's one preprocessing."""
+"""Calibration images, from the training split, through the project's one preprocessing.
+
+As many of each class and, where the data say under what an image was taken, as many of each condition within it: a
+network that is calibrated by daylight alone clips what it sees by night.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -29,21 +33,44 @@ class Calibration(msgspec.Struct, frozen=True, eq=False):
     """SHA-256 of the inputs' bytes."""
 
 
-def choose_balanced(samples: Sequence[Sample], count: int, seed: int = 0) -> list[Path]:
-    """Choose at most ``count`` images, class by class in turn, in seeded order.
+def choose_balanced(
+    samples: Sequence[Sample], count: int, seed: int = 0, conditions: Mapping[Path, str] | None = None
+) -> list[Path]:
+    """Choose at most ``count`` images, class by class in turn and within a class condition by condition, seeded.
 
-    No class has more than one image more than another, unless the other has no more to give.
+    No class has more than one image more than another, and within a class no condition more than one more than another,
+    unless the other has no more to give.
+
+    Args:
+        samples: labelled images.
+        count: how many to choose.
+        seed: orders the images.
+        conditions: under what an image was taken, by image; those that are absent are one condition more.
+
+    Raises:
+        DataError: ``count`` is not at least 1.
     """
     if count < 1:
         raise DataError(f"{count} calibration images were asked for; needed at least 1, better 300")
-    by_class: dict[int, list[Path]] = defaultdict(list)
+    cells: dict[int, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for path, label in sorted(samples):
-        by_class[label].append(path)
+        cells[label][(conditions or {}).get(path, "")].append(path)
     generator = random.Random(seed)
-    for paths in by_class.values():
-        generator.shuffle(paths)
+    by_class = {label: _in_turn(list(members.values()), generator) for label, members in cells.items()}
     turns = [(turn, label) for label, paths in by_class.items() for turn in range(len(paths))]
     return [by_class[label][turn] for turn, label in sorted(turns)[:count]]
+
+
+def _in_turn(cells: Sequence[list[Path]], generator: random.Random) -> list[Path]:
+    """Shuffle each list, then take one path of each in turn, the lists in another order from class to class.
+
+    With fewer images than cells the first condition would else be the only one that any class has.
+    """
+    for paths in cells:
+        generator.shuffle(paths)
+    order = generator.sample(range(len(cells)), len(cells)) if len(cells) > 1 else [0]
+    turns = [(turn, place) for place, cell in enumerate(order) for turn in range(len(cells[cell]))]
+    return [cells[order[place]][turn] for turn, place in sorted(turns)]
 
 
 def read_calibration(paths: Sequence[Path], spec: InputSpec) -> Calibration:

@@ -18,9 +18,11 @@ from edgefg import __version__
 from edgefg.classifier import Classifier
 from edgefg.errors import DataError, ExportError
 from edgefg.export.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
-from edgefg.export.half import to_half
+from edgefg.export.half import SENSITIVE, to_half
+from edgefg.export.keep_float import find_kept
 from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
-from edgefg.export.quantize import Calibrator, quantize_onnxruntime, quantize_openvino, quantize_tensorrt
+from edgefg.export.quantizer import Quantizer, Target
+from edgefg.export.ranges import CALIBRATORS, Calibrator
 from edgefg.export.to_onnx import check_parity, torch_logits, write_onnx
 from edgefg.export.to_openvino import convert, write_ir
 from edgefg.export.verify import measure
@@ -30,10 +32,10 @@ from edgefg.sources import read_image
 from edgefg.training.checkpoint import Header, load
 from edgefg.training.data import FolderData, load_data
 
-Target = Literal["openvino", "onnx", "tensorrt-onnx"]
 Precision = Literal["fp32", "fp16", "int8"]
 TARGETS: tuple[Target, ...] = ("openvino", "onnx", "tensorrt-onnx")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+_NAMES = {"openvino": "OpenVINO", "onnx": "ONNX Runtime", "tensorrt-onnx": "TensorRT"}
 # Floating point needs no more photographs than a golden set holds.
 _GOLDEN_CANDIDATES = 16
 
@@ -46,8 +48,19 @@ class _Job(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     batch: int
     calibrator: Calibrator
     any_cpu: bool
+    bias_correction: bool
     calibration: Calibration | None
+    keep: tuple[str, ...] = ()
+    """Layers that INT8 leaves in floating point."""
     say: Callable[[str], None]
+
+    def quantizer(self, source: Path) -> Quantizer:
+        """Return what quantises this export's FP32 graph."""
+        assert self.calibration is not None
+        return Quantizer(
+            self.to, source, self.calibration.inputs, batch=self.batch, calibrator=self.calibrator,
+            any_cpu=self.any_cpu, bias_correction=self.bias_correction,
+        )  # fmt: skip
 
 
 def export_checkpoint(
@@ -61,6 +74,8 @@ def export_checkpoint(
     batch: int = 1,
     calibrator: Calibrator = "minmax",
     any_cpu: bool = False,
+    bias_correction: bool = False,
+    keep_within: float | None = None,
     seed: int = 0,
     skip_corrupt: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -72,14 +87,18 @@ def export_checkpoint(
         out: folder for the artifact; an earlier artifact in it is replaced, and stays where this export fails.
         to: ``openvino`` (``model.xml``), ``onnx`` for ONNX Runtime, ``tensorrt-onnx`` for a TensorRT build on a
             device (both ``model.onnx``).
-        precision: ``fp32``, ``int8``, or, for TensorRT alone, ``fp16``.
+        precision: ``fp32``, ``int8``, or, for TensorRT and OpenVINO's GPUs, ``fp16``.
         calibration: the data set that the checkpoint was trained on; its training split calibrates INT8 and gives the
             golden frames, its validation split the accuracy in the manifest. Already checked data may be given as they
             are. Without it FP32 and FP16 get synthetic golden frames, and INT8 is refused.
         images: how many images calibrate, balanced by class.
         batch: fixed batch size of the network; 0 leaves it free.
-        calibrator: how activation ranges are found, see `edgefg.export.quantize`.
+        calibrator: how activation ranges are found, see `edgefg.export.ranges`.
         any_cpu: INT8 with 7-bit weights, exact also on x86 CPUs without VNNI; less exact than 8 bits on all others.
+        bias_correction: correct the biases of an INT8 network, see `edgefg.export.bias`; for OpenVINO, whose biases are
+            always corrected, by NNCF's slower and more exact way.
+        keep_within: how many points of top-1 INT8 may lose against FP32 on the validation split. What hurts most stays
+            in floating point until it loses no more, see `edgefg.export.keep_float`; None keeps nothing.
         seed: chooses the images.
         skip_corrupt: leave unreadable images out instead of raising.
         progress: called with one line before each step.
@@ -94,10 +113,7 @@ def export_checkpoint(
             f"cannot export {precision!r} at batch {batch} to {to!r}; needed {' or '.join(PRECISIONS)}, a batch of 0"
             f" (free) or more, and one of {', '.join(TARGETS)}"
         )
-    if precision == "fp16" and to != "tensorrt-onnx":
-        raise ExportError(f"FP16 was asked for {to}; it is there for tensorrt-onnx alone: export fp32 or int8")
-    if precision == "int8" and calibration is None:
-        raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
+    _check_options(to, precision, calibration, calibrator, keep_within)
     check_target(out)
     say = progress or (lambda _: None)
     say(f"reading {checkpoint}")
@@ -116,25 +132,59 @@ def export_checkpoint(
     calibrating, frames = _read_data(header, data, precision, images, seed, say)
     golden = golden_frames(frames, header.input, len(header.labels))
     inputs = np.stack([prepare(frame, header.input) for frame in golden])
+    job = _Job(
+        to=to, precision=precision, batch=batch, calibrator=calibrator, any_cpu=any_cpu,
+        bias_correction=bias_correction, calibration=calibrating, say=say,
+    )  # fmt: skip
+    if keep_within is not None and data is not None:
+        job = msgspec.structs.replace(job, keep=_search_kept(job, network, header, data, keep_within))
     draft = Draft(
         labels=header.labels,
         taxonomy=header.taxonomy,
         input=header.input,
         precision=precision,
-        provenance=_provenance(checkpoint, header, calibrating, calibrator, batch, any_cpu),
+        provenance=_provenance(checkpoint, header, job),
         frames=golden,
         parent_logits=torch_logits(network, inputs),
     )
-    job = _Job(
-        to=to,
-        precision=precision,
-        batch=batch,
-        calibrator=calibrator,
-        any_cpu=any_cpu,
-        calibration=calibrating,
-        say=say,
-    )
     return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder), _measure(data))
+
+
+def _check_options(
+    to: Target,
+    precision: Precision,
+    calibration: Path | FolderData | None,
+    calibrator: Calibrator,
+    keep_within: float | None,
+) -> None:
+    """Raise where options do not go together, before any work is done."""
+    if precision == "fp16" and to == "onnx":
+        raise ExportError(
+            "FP16 was asked for onnx, which ONNX Runtime computes in FP32 on a CPU; it is there for tensorrt-onnx and"
+            " openvino: export fp32 or int8"
+        )
+    if precision == "int8" and calibration is None:
+        raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
+    if calibrator not in CALIBRATORS:
+        raise ExportError(f"there is no calibrator {calibrator!r}; needed one of {', '.join(CALIBRATORS)}")
+    if keep_within is not None and (precision != "int8" or not keep_within >= 0):
+        raise ExportError(
+            f"layers were to be kept until {precision} loses at most {keep_within:g} points; needed int8 and 0 or more"
+        )
+
+
+def _search_kept(
+    job: _Job, network: nn.Module, header: Header, data: FolderData, keep_within: float
+) -> tuple[str, ...]:
+    """Search the layers to keep, on a graph of its own, since what is kept is stated beside the file to be written."""
+    if not data.splits["val"]:
+        raise DataError(f"{data.root} has no validation images; needed some to measure what INT8 loses")
+    with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
+        source = Path(scratch) / "model.onnx"
+        job.say("exporting to ONNX, to search what INT8 hurts")
+        write_onnx(network, header.input, source, batch=job.batch)
+        samples = data.splits["val"]
+        return find_kept(job.quantizer(source), samples, header.input, keep_within, batch=job.batch, say=job.say)
 
 
 def _read_data(
@@ -149,7 +199,7 @@ def _read_data(
     if data is None:
         return None, synthetic_frames(header.input)
     count = images if precision == "int8" else _GOLDEN_CANDIDATES
-    paths = choose_balanced(data.splits["train"], count, seed)
+    paths = choose_balanced(data.splits["train"], count, seed, data.conditions)
     frames = [read_image(path) for path in paths[:_GOLDEN_CANDIDATES]]
     if precision != "int8":
         return None, frames
@@ -172,48 +222,39 @@ def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array
         job.say("exporting to ONNX")
         write_onnx(network, draft.input, source, batch=job.batch)
         check_parity(network, source, inputs)
-        if job.to == "openvino":
-            return _write_openvino(job, source, folder / "model.xml")
-        target = folder / "model.onnx"
+        if job.calibration is not None:
+            job.say(f"quantising for {_NAMES[job.to]}")
+            quantizer = job.quantizer(source)
+            model = quantizer.write(folder, job.keep)
+            if quantizer.remark:
+                job.say(quantizer.remark)
+            return model
         if job.precision == "fp16":
-            to_half(source, target, batches(inputs, job.batch or 1))
-            return target
-        if job.calibration is None:
-            target.write_bytes(source.read_bytes())
-            return target
-        job.say(f"quantising for {'ONNX Runtime' if job.to == 'onnx' else 'TensorRT'}")
-        data, batch, calibrator = job.calibration.inputs, job.batch, job.calibrator
-        if job.to == "onnx":
-            quantize_onnxruntime(source, target, data, batch=batch, calibrator=calibrator, any_cpu=job.any_cpu)
-        else:
-            why_not = quantize_tensorrt(source, target, data, batch=batch, calibrator=calibrator)
-            job.say(f"what stays floating point is {f'FP32: {why_not}' if why_not else 'FP16'}")
+            half = Path(scratch) / "half.onnx"
+            full = SENSITIVE if job.to == "openvino" else ()
+            to_half(source, half, batches(inputs, job.batch or 1), full=full)
+            source = half
+        if job.to == "openvino":
+            job.say("converting to OpenVINO")
+            write_ir(convert(source), folder / "model.xml")
+            return folder / "model.xml"
+        target = folder / "model.onnx"
+        target.write_bytes(source.read_bytes())
         return target
 
 
-def _write_openvino(job: _Job, source: Path, target: Path) -> Path:
-    job.say("converting to OpenVINO")
-    model = convert(source)
-    if job.calibration is not None:
-        job.say("quantising for OpenVINO")
-        model = quantize_openvino(
-            model, job.calibration.inputs, batch=job.batch, calibrator=job.calibrator, any_cpu=job.any_cpu
-        )
-    write_ir(model, target)
-    return target
-
-
-def _provenance(
-    checkpoint: Path,
-    header: Header,
-    calibration: Calibration | None,
-    calibrator: Calibrator,
-    batch: int,
-    any_cpu: bool,
-) -> Provenance:
-    stages = [f"{header.kind} {header.backbone} ({header.method}): {header.recipe}", f"export: batch {batch or 'free'}"]
+def _provenance(checkpoint: Path, header: Header, job: _Job) -> Provenance:
+    stages = [
+        f"{header.kind} {header.backbone} ({header.method}): {header.recipe}",
+        f"export: batch {job.batch or 'free'}",
+    ]
+    calibration = job.calibration
     if calibration is not None:
-        stages.append(f"int8: {len(calibration.inputs)} images, {calibrator}{', any CPU' if any_cpu else ''}")
+        how = [f"{len(calibration.inputs)} images", job.calibrator]
+        how += ["any CPU"] if job.any_cpu else []
+        how += ["biases corrected"] if job.bias_correction else []
+        how += [f"in floating point: {' '.join(job.keep)}"] if job.keep else []
+        stages.append(f"int8: {', '.join(how)}")
     return Provenance(
         edgefg=__version__,
         parent=sha256(checkpoint),

@@ -1,7 +1,8 @@
-"""FP16 for TensorRT's strongly typed networks, which compute in the types that a graph has.
+"""FP16 for engines that compute in the types that a graph has: TensorRT's strongly typed networks, OpenVINO's GPUs.
 
-Of an FP32 graph everything is cast, of a QDQ graph what stays floating point, scales included. The uint8 input still
-feeds one Cast, now to FP16, which holds every level exactly; the logits leave as FP32.
+Of an FP32 graph everything is cast, for OpenVINO with `SENSITIVE` operators left in FP32; of a QDQ graph what stays
+floating point, scales included. The uint8 input still feeds one Cast, to FP16, which holds every level exactly, or, of
+a normalisation left in FP32, to FP32; the logits leave as FP32.
 """
 
 from __future__ import annotations
@@ -34,18 +35,27 @@ _LEAST_PRODUCT = 2.0**-22
 _HEADROOM = 2.0
 
 
-def to_half(source: Path, target: Path, data: Sequence[UInt8Array]) -> None:
+SENSITIVE = (
+    "Div", "Exp", "GlobalAveragePool", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Log",
+    "LogSoftmax", "LpNormalization", "Pow", "Reciprocal", "ReduceL2", "ReduceLogSumExp", "ReduceMean", "ReduceSum",
+    "ReduceSumSquare", "Softmax", "Sqrt",
+)  # fmt: skip
+"""Sums over many values, and what overflows, vanishes or has a steep slope near zero."""
+
+
+def to_half(source: Path, target: Path, data: Sequence[UInt8Array], *, full: Sequence[str] = ()) -> None:
     """Write the FP16 form of an FP32 ONNX file, by ONNX Runtime's converter.
 
     Args:
         source: FP32 ONNX of ``uint8 [batch, height, width, 3]``.
         target: where to write.
         data: batches of images to look for activations beyond FP16's range.
+        full: operators that stay in FP32.
 
     Raises:
         ExportError: a weight or an activation is beyond FP16's range, or the converter failed.
     """
-    half = _cast(onnx.load(source))
+    half = _cast(onnx.load(source), full)
     if overflow := activation_overflow(source, data):
         raise ExportError(overflow)
     target.write_bytes(half.SerializeToString())
@@ -130,7 +140,7 @@ def _round_up(name: str, scale: npt.NDArray[np.floating]) -> npt.NDArray[np.floa
     return np.where(half < wanted, np.nextafter(half, np.float16(_GREATEST)), half).astype(np.float64)
 
 
-def _cast(model: onnx.ModelProto) -> onnx.ModelProto:
+def _cast(model: onnx.ModelProto, full: Sequence[str] = ()) -> onnx.ModelProto:
     for tensor in model.graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT:
             continue
@@ -141,9 +151,10 @@ def _cast(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         with quiet():
             from onnxruntime.quantization.onnx_model import ONNXModel
-            from onnxruntime.transformers.float16 import convert_float_to_float16
+            from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-            half = ONNXModel(convert_float_to_float16(model, keep_io_types=True))
+            blocked = [*DEFAULT_OP_BLOCK_LIST, *full]
+            half = ONNXModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked))
             half.topological_sort()  # the converter appends its casts
         onnx.checker.check_model(half.model, full_check=True)
     except Exception as exc:  # the converter and the checker raise what they come upon

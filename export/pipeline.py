@@ -218,7 +218,7 @@ def _split_folders(data: Path, out: Path, split: SplitSpec, skip_corrupt: bool) 
         manifest = out / _LINKS / "data.csv"
         if not manifest.is_file():
             found = load_data(data, split, skip_corrupt=skip_corrupt)
-            write_csv(manifest, found.splits, found.labels, found.groups, found.taxonomy)
+            write_csv(manifest, found.splits, found.labels, found.groups, found.taxonomy, found.conditions)
         return manifest
     if not data.is_dir() or is_cub(data) or (data / "train").is_dir():
         return data

@@ -271,7 +271,7 @@ def _yardstick_of(job: _Job) -> Yardstick:
         return Yardstick(job.student, job.header.input)
     inputs = None
     if job.pruning.latency_precision == "int8":
-        paths = choose_balanced(job.data.splits["train"], _CALIBRATION_IMAGES, job.recipe.seed)
+        paths = choose_balanced(job.data.splits["train"], _CALIBRATION_IMAGES, job.recipe.seed, job.data.conditions)
         inputs = read_calibration(paths, job.header.input).inputs
     return Yardstick(job.student, job.header.input, Stopwatch(job.student, job.header.input, inputs))
 

@@ -10,51 +10,69 @@
 (held to AVX2 by ONEDNN_MAX_CPU_ISA), far beyond a golden set's tolerance. ``any_cpu`` halves the weights' range: 87 %
 on both.
 
-Entropy (KL) calibration is not offered: it costs EfficientNet-Lite0 44 points.
+Ranges come from `edgefg.export.ranges`, the correction of biases from `edgefg.export.bias`.
 """
 
 from __future__ import annotations
 
-import itertools
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from tqdm import tqdm
 
 from edgefg.errors import ExportError, one_line
+from edgefg.export.bias import correct_biases
 from edgefg.export.calibration import batches
-from edgefg.export.half import Batches, activation_overflow, rest_to_half
+from edgefg.export.graph import Graph
+from edgefg.export.half import activation_overflow, rest_to_half
+from edgefg.export.nncf_ranges import range_parameters
 from edgefg.export.quiet import quiet
+from edgefg.export.ranges import Calibrator, calibrate
 from edgefg.export.rules import FULL_PRECISION, INPUT, broken_rules, skip_tensors
 from edgefg.preprocess import UInt8Array
 
-Calibrator = Literal["minmax", "percentile"]
-"""How activation ranges come from the calibration images.
-
-``minmax``: the extremes over all images; ``percentile``: the 0.001th and 99.999th percentile, which drops outliers.
-"""
-
-_IMAGES_AT_ONCE = 4
 # How many calibration images tell whether a network bears FP16, and how far FP16 may move its logits away from the FP32
 # network's: as a multiple of the deviation that int8 makes alone, and as a share of the greatest logit.
 _COMPARED = 16
+# How many images a layer's mean output is taken over.
+_BIAS_IMAGES = 32
 _WORSE = 1.5
 _MARGIN = 0.01
+LAYERS = ("Conv", "Gemm", "MatMul")
+"""Operators with weights, which are quantised, or kept, one by one."""
 _TENSORRT_OPS = ["Conv", "Gemm"]
+_TENSORRT_OPTIONS: dict[str, Any] = {
+    "ActivationSymmetric": True,
+    "WeightSymmetric": True,
+    "AddQDQPairToWeight": True,
+    "QuantizeBias": False,
+    "OpTypesToExcludeOutputQuantization": _TENSORRT_OPS,
+}
 # What ONNX Runtime's CPU kernels run in 8 bits; others stay in floating point between dequantised tensors.
 _ONNXRUNTIME_OPS = [
     "Add", "AveragePool", "Clip", "Concat", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "Mul",
     "Relu", "Reshape", "Sigmoid",
 ]  # fmt: skip
+# So that no pair stands before a layer that is kept but those of other readers.
+_NO_OUTPUT_PAIRS = {"OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"]}
+_OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "MatMul")
+# The logits stay in floating point: 256 steps over all classes would blur neighbours.
+_ONNXRUNTIME_OPTIONS: dict[str, Any] = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["Gemm"]}
 
 
 def quantize_openvino(
-    model: Any, inputs: UInt8Array, *, batch: int = 1, calibrator: Calibrator = "minmax", any_cpu: bool = False
+    model: Any,
+    inputs: UInt8Array,
+    *,
+    batch: int = 1,
+    calibrator: Calibrator = "minmax",
+    any_cpu: bool = False,
+    bias_correction: bool = False,
+    keep: Collection[str] = (),
+    layers_only: bool = False,
 ) -> Any:
     """Quantise an `openvino.Model` with NNCF and return the new model.
 
@@ -62,52 +80,62 @@ def quantize_openvino(
         model: FP32, takes ``uint8 [batch, height, width, 3]``.
         inputs: ``uint8 [K, height, width, 3]`` RGB.
         batch: the model's fixed batch size; 0 where it is free.
-        calibrator: see `Calibrator`.
+        calibrator: see `edgefg.export.ranges`.
         any_cpu: 7-bit weights, for CPUs that would saturate with 8.
+        bias_correction: NNCF's correction layer by layer instead of its fast one, which is always there.
+        keep: names of the ONNX graph's layers that stay in floating point.
+        layers_only: leave every operator without weights in floating point too.
 
     Raises:
         ExportError: NNCF cannot quantise the model.
     """
     data = batches(inputs, batch or 1)
     try:
-        with quiet():
+        with quiet(), range_parameters(calibrator) as ranges:
             import nncf
 
-            estimators, advanced = nncf.quantization.range_estimator, nncf.quantization.advanced_parameters
-            known = estimators.RangeEstimatorParametersSet
-            ranges = known.MINMAX if calibrator == "minmax" else _nncf_percentile(estimators)
+            overflow = nncf.quantization.advanced_parameters.OverflowFix
             return nncf.quantize(
                 model,
                 nncf.Dataset(data),
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(data),
-                fast_bias_correction=True,
+                fast_bias_correction=not bias_correction,
+                ignored_scope=_ignored(model, keep, layers_only),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     activations_range_estimator_params=ranges,
-                    overflow_fix=advanced.OverflowFix.ENABLE if any_cpu else advanced.OverflowFix.DISABLE,
+                    overflow_fix=overflow.ENABLE if any_cpu else overflow.DISABLE,
                 ),
             )
     except Exception as exc:  # NNCF raises a family of its own, OpenVINO RuntimeError
         raise ExportError(f"NNCF could not quantise the network: {one_line(exc)[:300]}") from exc
 
 
-def _nncf_percentile(estimators: Any) -> Any:
-    """Describe, in NNCF's terms, the least 0.001th and the greatest 99.999th percentile of all images.
+def _ignored(model: Any, keep: Collection[str], layers_only: bool) -> Any:
+    """Return what NNCF is to leave in floating point."""
+    import nncf
 
-    The mean over the images, as in NNCF's own presets, kept 67 % of the classes where the extremes kept 92 %.
-    """
-    quantile, order = estimators.StatisticsType.QUANTILE, estimators.AggregatorType
-    low, high = (
-        estimators.StatisticsCollectorParameters(
-            statistics_type=quantile, aggregator_type=aggregator, quantile_outlier_prob=1e-5
-        )
-        for aggregator in (order.MIN, order.MAX)
-    )
-    return estimators.RangeEstimatorParameters(low, high)
+    if not keep and not layers_only:
+        return nncf.IgnoredScope()
+    # Of a layer with a bias OpenVINO makes an operation without, under this name, and an addition.
+    wanted = {name for layer in keep for name in (layer, f"{layer}/WithoutBiases")}
+    kinds = {op.get_friendly_name(): op.get_type_name() for op in model.get_ops()}
+    names = [name for name, kind in kinds.items() if kind in _OPENVINO_LAYERS and name in wanted]
+    others = sorted(set(kinds.values()) - set(_OPENVINO_LAYERS)) if layers_only else []
+    return nncf.IgnoredScope(names=names, types=others, validate=False)
 
 
 def quantize_tensorrt(
-    source: Path, target: Path, inputs: UInt8Array, *, batch: int = 1, calibrator: Calibrator = "minmax"
+    source: Path,
+    target: Path,
+    inputs: UInt8Array,
+    *,
+    batch: int = 1,
+    calibrator: Calibrator = "minmax",
+    bias_correction: bool = False,
+    keep: Collection[str] = (),
+    layers_only: bool = False,
+    ranges: Any = None,
 ) -> str:
     """Write the QDQ ONNX that TensorRT reads, from an FP32 ONNX file.
 
@@ -120,7 +148,11 @@ def quantize_tensorrt(
         target: where to write.
         inputs: ``uint8 [K, height, width, 3]`` RGB.
         batch: the file's fixed batch size; 0 where it is free.
-        calibrator: see `Calibrator`.
+        calibrator: see `edgefg.export.ranges`.
+        bias_correction: take off the biases what quantisation shifts, see `edgefg.export.bias`.
+        keep: names of the layers that stay in floating point.
+        layers_only: put no pair on residual skips either.
+        ranges: those of `activation_ranges`, where they are at hand; they are found anew otherwise.
 
     Returns:
         Why what stays floating point is FP32, in one line, which the file's metadata say too; empty where it is FP16.
@@ -128,14 +160,8 @@ def quantize_tensorrt(
     Raises:
         ExportError: ONNX Runtime cannot quantise the graph.
     """
-    options: dict[str, Any] = {
-        "ActivationSymmetric": True,
-        "WeightSymmetric": True,
-        "AddQDQPairToWeight": True,
-        "QuantizeBias": False,
-        "OpTypesToExcludeOutputQuantization": _TENSORRT_OPS,
-    }
-    _quantize_onnx(source, target, batches(inputs, batch or 1), calibrator, _TENSORRT_OPS, "QInt8", options)
+    how = _How("QInt8", _TENSORRT_OPS, _TENSORRT_OPTIONS, calibrator, bias_correction, keep, skips=not layers_only)
+    _quantize_onnx(source, target, batches(inputs, batch or 1), how, ranges)
     why_not = _rest_to_half(source, target, batches(inputs[:_COMPARED], batch or 1))
     model = onnx.load(target)
     if why_not:
@@ -182,72 +208,117 @@ def quantize_onnxruntime(
     batch: int = 1,
     calibrator: Calibrator = "minmax",
     any_cpu: bool = False,
+    bias_correction: bool = False,
+    keep: Collection[str] = (),
+    layers_only: bool = False,
+    ranges: Any = None,
 ) -> None:
     """Write the QDQ ONNX that ONNX Runtime's CPU provider runs best.
 
-    ``any_cpu`` takes 7-bit weights, for CPUs that would saturate with 8; other arguments as `quantize_tensorrt`.
+    ``any_cpu`` takes 7-bit weights, for CPUs that would saturate with 8; ``layers_only`` leaves every operator without
+    weights in floating point; other arguments as `quantize_tensorrt`.
     """
-    # The logits stay in floating point: 256 steps over all classes would blur neighbours.
-    options = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["Gemm"]}
-    data = batches(inputs, batch or 1)
-    _quantize_onnx(source, target, data, calibrator, _ONNXRUNTIME_OPS, "QUInt8", options, reduce_range=any_cpu)
+    op_types = [name for name in _ONNXRUNTIME_OPS if not layers_only or name in LAYERS]
+    how = _How("QUInt8", op_types, _ONNXRUNTIME_OPTIONS, calibrator, bias_correction, keep, reduce_range=any_cpu)
+    _quantize_onnx(source, target, batches(inputs, batch or 1), how, ranges)
 
 
-def _quantize_onnx(
-    source: Path, target: Path, data: Sequence[UInt8Array], calibrator: Calibrator, op_types: list[str],
-    activations: Literal["QInt8", "QUInt8"], options: dict[str, Any],
-    *, reduce_range: bool = False,
-) -> None:  # fmt: skip
+def activation_ranges(
+    to: Literal["onnx", "tensorrt-onnx"],
+    source: Path,
+    inputs: UInt8Array,
+    *,
+    batch: int = 1,
+    calibrator: Calibrator = "minmax",
+) -> Any:
+    """Return the ranges that `quantize_onnxruntime` or `quantize_tensorrt` would find, to be given to several calls."""
+    op_types = _ONNXRUNTIME_OPS if to == "onnx" else _TENSORRT_OPS
+    # "Add" for the skips, which TensorRT's graph quantises tensor by tensor.
+    return calibrate(
+        source, batches(inputs, batch or 1), calibrator, [*op_types, "Add"], symmetric=to == "tensorrt-onnx"
+    )
+
+
+class _How(NamedTuple):
+    """What ONNX Runtime's quantiser is told."""
+
+    activations: Literal["QInt8", "QUInt8"]
+    op_types: Sequence[str]
+    options: dict[str, Any]
+    calibrator: Calibrator
+    bias_correction: bool
+    keep: Collection[str]
+    reduce_range: bool = False
+    skips: bool = False
+    """Whether residual skips take a pair."""
+
+    @property
+    def symmetric(self) -> bool:
+        return self.activations == "QInt8"
+
+
+def _quantize_onnx(source: Path, target: Path, data: Sequence[UInt8Array], how: _How, ranges: Any) -> None:
     """Calibrate and quantise with ONNX Runtime's own tools, one step at a time.
 
     ``quantize_static`` would hold every activation of every image in memory for histograms, and cannot be told to
     quantise single tensors.
     """
-    from onnxruntime.quantization import QDQQuantizer, QuantType
-
-    model = onnx.shape_inference.infer_shapes(onnx.load(source))
-    symmetric = bool(options.get("ActivationSymmetric"))
-    excluded = _convolutions_behind_pad(model)
     try:
-        ranges = _calibrate(source, data, calibrator, [*op_types, "Add"], symmetric)
-        with quiet():
-            quantizer = QDQQuantizer(
-                model,
-                per_channel=True,
-                reduce_range=reduce_range,
-                weight_qType=QuantType.QInt8,
-                activation_qType=QuantType[activations],
-                tensors_range=ranges,
-                nodes_to_quantize=[],
-                nodes_to_exclude=excluded,
-                op_types_to_quantize=op_types,
-                extra_options=options,
-            )
-            if symmetric:
-                for name in skip_tensors(model):
-                    quantizer.quantize_activation_tensor(name)
-            quantizer.quantize_model()
+        model = onnx.shape_inference.infer_shapes(onnx.load(source))
+        if ranges is None:
+            ranges = calibrate(source, data, how.calibrator, [*how.op_types, "Add"], symmetric=how.symmetric)
+        if how.bias_correction:
+            probed = how._replace(options={**how.options, "QuantizeBias": False})
+            images = max(1, _BIAS_IMAGES // len(data[0]))
+            model = correct_biases(model, lambda own: _write_pairs(own, ranges, probed), data[:images])
+        quantised = _write_pairs(model, ranges, how)
+    except ExportError:
+        raise
     except Exception as exc:  # ONNX Runtime raises a family of its own and Python's
         raise ExportError(f"ONNX Runtime could not quantise the graph: {one_line(exc)[:300] or repr(exc)}") from exc
+    target.write_bytes(quantised.SerializeToString())
+
+
+def _write_pairs(source: onnx.ModelProto, ranges: Any, how: _How) -> onnx.ModelProto:
+    """Return a graph with Q/DQ pairs by calibrated ranges; the graph and the ranges are not changed."""
+    from onnxruntime.quantization import QDQQuantizer, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
+    with quiet():
+        quantizer = QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=how.reduce_range,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType[how.activations],
+            tensors_range=TensorsData(ranges.calibration_method, dict(ranges.items())),
+            nodes_to_quantize=[],
+            nodes_to_exclude=[*_convolutions_behind_pad(model), *how.keep, *_feeding(model, how.keep)],
+            op_types_to_quantize=list(how.op_types),
+            extra_options={**how.options, **(_NO_OUTPUT_PAIRS if how.keep else {})},
+        )
+        if how.skips:
+            for name in skip_tensors(model, how.keep):
+                quantizer.quantize_activation_tensor(name)
+        quantizer.quantize_model()
     quantizer.model.topological_sort()
-    target.write_bytes(quantizer.model.model.SerializeToString())
+    quantised: onnx.ModelProto = quantizer.model.model
+    return quantised
 
 
-def _calibrate(
-    source: Path, data: Sequence[UInt8Array], calibrator: Calibrator, op_types: list[str], symmetric: bool
-) -> Any:
-    from onnxruntime.quantization import CalibrationMethod, create_calibrator
-
-    method = CalibrationMethod.Percentile if calibrator == "percentile" else CalibrationMethod.MinMax
-    options = {"symmetric": symmetric and method is CalibrationMethod.Percentile}
-    # Min-max reads two scalars a tensor; histograms read the activations, so only a few images go at a time.
-    step = _IMAGES_AT_ONCE if method is CalibrationMethod.Percentile else len(data)
-    with tempfile.TemporaryDirectory(prefix="edgefg-") as folder, quiet():
-        tool = create_calibrator(source, op_types, str(Path(folder) / "augmented.onnx"), method, extra_options=options)
-        reader = iter(tqdm(data, "calibrating", disable=None, leave=False))
-        for _ in range(0, len(data), step):
-            tool.collect_data(Batches(itertools.islice(reader, step)))
-        return tool.compute_data()
+def _feeding(model: onnx.ModelProto, layers: Collection[str]) -> list[str]:
+    """Name what lies between layers and the layer or residual sum that they read: its pairs would round their input."""
+    graph = Graph(model)
+    found = []
+    for node in graph.nodes:
+        tensor = node.input[0] if node.name in layers else ""
+        while (writer := graph.writer(tensor)) is not None and writer.op_type not in LAYERS:
+            found.append(writer.name)
+            data = [name for name in writer.input if name not in graph.constants]
+            tensor = data[0] if len(data) == 1 else ""
+    return found
 
 
 def _convolutions_behind_pad(model: onnx.ModelProto) -> list[str]:

@@ -9,7 +9,7 @@ a GPU or torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -107,11 +107,12 @@ def full_precision_reason(model: onnx.ModelProto) -> str:
     return " ".join(stated.split())
 
 
-def skip_tensors(model: onnx.ModelProto) -> list[str]:
+def skip_tensors(model: onnx.ModelProto, keep: Collection[str] = ()) -> list[str]:
     """Name, for every residual Add, the tensor that its skip hands over.
 
     The Add fuses into the convolution that ends the other branch, which wants the skip in 8 bits. Where both branches
-    end in one, the skip is the branch with fewer nodes between it and the network's input.
+    end in one, the skip is the branch with fewer nodes between it and the network's input. Convolutions named in
+    ``keep`` stay in floating point and fuse with nothing.
     """
     graph = Graph(model)
     depth: dict[str, int] = {}
@@ -121,7 +122,11 @@ def skip_tensors(model: onnx.ModelProto) -> list[str]:
         depth.update(dict.fromkeys(node.output, deepest))
         if node.op_type != "Add" or set(node.input) & set(graph.constants):
             continue
-        convolutions = [name for name in node.input if graph.writer_op(name) == "Conv"]
+        convolutions = [
+            name
+            for name in node.input
+            if (writer := graph.writer(name)) is not None and writer.op_type == "Conv" and writer.name not in keep
+        ]
         if len(convolutions) == 2:
             skips.append(min(node.input, key=lambda name: depth[name]))
         elif len(convolutions) == 1:

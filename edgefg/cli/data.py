@@ -22,7 +22,7 @@ def data(
 
     Args:
         data: DATA/{train,val,test}/<class>/*.jpg; DATA/<class>/*.jpg; a CSV manifest with the columns path, label and,
-            if wanted, split and group; the folder of CUB-200-2011; or NAME:ROOT with NAME one of fgvc-aircraft,
+            if wanted, split, group, condition; the folder of CUB-200-2011; or NAME:ROOT with NAME one of fgvc-aircraft,
             stanford-cars, oxford-pets, flowers-102 and inaturalist, as torchvision reads them.
         csv: write the data set, as split, to this file as a CSV manifest, with taxonomy.csv beside it where needed.
         split_seed: seed of the split of data without splits of their own.

@@ -61,6 +61,8 @@ class FolderData(msgspec.Struct, frozen=True):
     """Image → ``float32 [parts, 4]``: x0, y0, x1, y1 in pixels of the file as decoded; NaN where absent."""
     groups: dict[Path, str] = {}
     """What must not part, by image, where the data set names it; see `edgefg.split.folds`."""
+    conditions: dict[Path, str] = {}
+    """Under what an image was taken (day, night infrared), where the data set says it."""
     format: str = "folders"
     """``folders``, ``csv``, ``cub``, or the name of a public data set."""
     digests: dict[Path, str] = {}
@@ -108,7 +110,7 @@ def load_data(
     parts, boxes = _read_boxes(listing, digests, bad)
     return FolderData(
         root, names, listing.taxonomy, splits, fingerprint, tuple(bad.values()), parts, boxes or None,
-        groups=listing.groups, format=listing.format, digests=digests,
+        groups=listing.groups, conditions=listing.conditions, format=listing.format, digests=digests,
         unread=listing.unread,
     )  # fmt: skip
 
@@ -127,7 +129,7 @@ def write_lists(
         DataError: a file cannot be written.
     """
     for path, splits in lists.items():
-        write_csv(path, splits, data.labels, groups, data.taxonomy)
+        write_csv(path, splits, data.labels, groups, data.taxonomy, data.conditions)
     first = next(iter(lists))
     images = {sample.path for samples in lists[first].values() for sample in samples}
     boxes = {image: found for image, found in (data.boxes or {}).items() if image in images}

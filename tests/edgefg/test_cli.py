@@ -20,7 +20,7 @@ from tests.synthetic import write_dataset
 VERBS = (
     *("train", "methods", "folds", "distill", "prune", "export", "pipeline"),
     *("data", "predict", "evaluate", "explain", "verify", "bench", "inspect", "doctor"),
-    *("build", "check", "sign"),
+    *("build", "check", "sensitivity", "sign"),
 )
 
 

@@ -31,13 +31,13 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def test_every_column(write, tmp_path: Path) -> None:
-    """Other columns and another order, spaces, a byte order mark, empty lines and quoted commas are no harm."""
+    """Another order, a column more, spaces, a byte order mark, empty lines and quoted commas are no harm."""
     path = write(
-        "\ufeffgroup,condition, label,path,split\n"
-        'lake, dusk ,"Owl, barn",a/1.jpg,train\n'
+        "\ufeffgroup,condition, label,path,split,camera\n"
+        'lake, dusk ,"Owl, barn",a/1.jpg,train,7\n'
         "\n"
-        ",dawn,Bee,/elsewhere/2.jpg,test\n"
-        "lake,,Bee,a/3.jpg,train\n"
+        ",dawn,Bee,/elsewhere/2.jpg,test,7\n"
+        "lake,,Bee,a/3.jpg,train,7\n"
     )
     listing = read_csv(path)
     assert (listing.format, listing.root, listing.labels) == ("csv", tmp_path, ("Bee", "Owl, barn"))
@@ -46,6 +46,7 @@ def test_every_column(write, tmp_path: Path) -> None:
         "test": (Sample(Path("/elsewhere/2.jpg"), 0),),
     }
     assert listing.groups == {tmp_path / "a/1.jpg": "lake", tmp_path / "a/3.jpg": "lake"}
+    assert listing.conditions == {tmp_path / "a/1.jpg": "dusk", Path("/elsewhere/2.jpg"): "dawn"}
 
 
 @pytest.mark.parametrize("text", ["path,label\na.jpg,x\nb.jpg,y\n", "path,label,split\na.jpg,x,\nb.jpg,y,\n"])
@@ -61,6 +62,7 @@ def test_without_splits(write, tmp_path: Path, text: str) -> None:
         ("", "has the columns none; needed path and label"),
         ("path,class\na.jpg,x\n", "has the columns path, class; needed path and label"),
         ("path,label,path\na.jpg,x,b.jpg\n", "each once"),
+        ("path,label,condition,condition\na.jpg,x,day,day\n", "split, group and condition, each once"),
         (HEADER, "lists no image"),
         ("path,label\na.jpg,x,y\n", "row 2 has 3 fields, the header 2; quote fields"),
         ("path,label\na.jpg,x\nb.jpg, \n", "row 3 has no label"),
@@ -108,6 +110,15 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert {part: [path for path, _ in members] for part, members in listing.found.items()} == {
         part: [path for path, _ in members] for part, members in splits.items() if members
     }
+
+
+def test_written_conditions_are_read_again(tmp_path: Path) -> None:
+    night, day = tmp_path / "a.jpg", tmp_path / "b.jpg"
+    splits = {"train": (Sample(night, 0), Sample(day, 1))}
+    write_csv(tmp_path / "list.csv", splits, ("ant", "bee"), {}, conditions={night: "night, infrared"})
+    text = 'path,label,split,condition\na.jpg,ant,train,"night, infrared"\nb.jpg,bee,train,\n'
+    assert (tmp_path / "list.csv").read_text() == text
+    assert read_csv(tmp_path / "list.csv").conditions == {night: "night, infrared"}
 
 
 def test_another_taxonomy_is_not_overwritten(tmp_path: Path) -> None:

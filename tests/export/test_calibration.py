@@ -29,6 +29,44 @@ def test_no_class_is_short_changed(sizes: list[int], count: int, seed: int) -> N
     assert chosen == choose_balanced(samples[::-1], count, seed)
 
 
+CELLS = st.dictionaries(
+    st.tuples(st.integers(0, 4), st.sampled_from(["", "day", "night infrared"])), st.integers(1, 9), min_size=1
+)
+
+
+@given(CELLS, st.integers(1, 60), st.integers(0, 3))
+def test_no_condition_is_short_changed(sizes: dict[tuple[int, str], int], count: int, seed: int) -> None:
+    """Conditions within a class keep the rule that classes keep, and classes keep theirs whatever the conditions."""
+    cells = {Path(f"{label}/{name}/{i}"): (label, name) for (label, name), size in sizes.items() for i in range(size)}
+    samples = [Sample(path, label) for path, (label, _) in cells.items()]
+    conditions = {path: name for path, (_, name) in cells.items() if name}
+    chosen = choose_balanced(samples, count, seed, conditions)
+    assert len(chosen) == len(set(chosen)) == min(count, len(samples))
+    assert chosen == choose_balanced(samples[::-1], count, seed, conditions)
+    found = Counter(cells[path] for path in chosen)
+    classes = Counter(cells[path][0] for path in chosen)
+    for (label, name), size in sizes.items():
+        most = max(found[other] for other in sizes if other[0] == label)
+        assert found[label, name] >= min(size, most - 1)
+        whole = sum(size for other, size in sizes.items() if other[0] == label)
+        assert classes[label] >= min(whole, max(classes.values()) - 1)
+
+
+def test_conditions_are_balanced_where_a_class_has_one_image_each() -> None:
+    """One image of each of 200 classes, nine in ten by day: still both conditions, about as often."""
+    cells = {Path(f"{label}/{i}"): "night" if i == 0 else "day" for label in range(200) for i in range(10)}
+    samples = [Sample(path, int(path.parent.name)) for path in cells]
+    found = Counter(cells[path] for path in choose_balanced(samples, 200, 0, cells))
+    assert 70 <= found["night"] <= 130
+    assert Counter(cells[path] for path in choose_balanced(samples, 200, 0))["night"] < 40
+
+
+def test_without_conditions_an_earlier_choice_is_made_again() -> None:
+    samples = [Sample(Path(f"{label}/{i}.jpg"), label) for label in range(2) for i in range(5)]
+    names = [path.as_posix() for path in choose_balanced(samples, 4, 7)]
+    assert names == ["0/4.jpg", "1/2.jpg", "0/0.jpg", "1/3.jpg"]
+
+
 def test_seed_changes_the_choice() -> None:
     samples = [Sample(Path(f"{i}.jpg"), 0) for i in range(30)]
     assert choose_balanced(samples, 10, 0) != choose_balanced(samples, 10, 1)

@@ -17,12 +17,15 @@ import pytest
 from edgefg import Classifier, __version__, golden
 from edgefg.errors import CheckpointError, DataError, ExportError
 from edgefg.export.export import Target, export_checkpoint
+from edgefg.export.graph import Graph
 from edgefg.export.quantize import quantize_openvino
+from edgefg.export.quantizer import Quantizer
 from edgefg.export.to_onnx import torch_logits
 from edgefg.export.to_openvino import convert, write_ir
 from edgefg.manifest import read_manifest, sha256
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.sources import image_files, read_image
+from edgefg.split import Sample
 from edgefg.training.checkpoint import load
 from edgefg.training.data import FolderData
 from edgefg.training.models.backbone import build_backbone
@@ -73,10 +76,30 @@ def test_fp16_for_tensorrt(lite0: Path, unseen: UInt8Array, tmp_path: Path) -> N
     assert _agreement(found, expected) == 1.0
 
 
-@pytest.mark.parametrize("to", ["openvino", "onnx"])
-def test_fp16_is_for_tensorrt_alone(to: Target, lite0: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=rf"FP16 was asked for {to}; it is there for tensorrt-onnx alone"):
-        export_checkpoint(lite0, tmp_path / "a", to=to, precision="fp16")
+def test_fp16_for_openvino(lite0: Path, lite0_onnx: Path, fp32: Path, unseen: UInt8Array, tmp_path: Path) -> None:
+    """Convolutions and their weights in FP16, the mean over places in FP32, uint8 in and float32 out."""
+    with reusing(lite0_onnx):
+        model = export_checkpoint(lite0, tmp_path / "a", to="openvino", precision="fp16")
+    assert read_manifest(model).precision == "fp16"
+    network = openvino.Core().read_model(model)
+    kinds: dict[str, set[str]] = {}
+    for op in network.get_ops():
+        kinds.setdefault(op.get_type_name(), set()).add(op.get_output_element_type(0).to_string())
+    for layer in ("Convolution", "GroupConvolution", "MatMul", "Clamp"):
+        assert kinds[layer] == {"f16"}
+    assert kinds["ReduceMean"] == {"f32"}
+    assert network.input().get_element_type().to_string() == "u8"
+    assert network.output().get_element_type().to_string() == "f32"
+    assert model.with_suffix(".bin").stat().st_size < 0.55 * fp32.with_suffix(".bin").stat().st_size
+    expected = torch_logits(load(lite0)[0], unseen)
+    found = _predict(model, unseen)
+    assert 0 < np.abs(found - expected).max() <= 0.01 * np.abs(expected).max()
+    assert _agreement(found, expected) == 1.0
+
+
+def test_fp16_is_not_for_onnx_runtime(lite0: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="FP16 was asked for onnx, which ONNX Runtime computes in FP32"):
+        export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp16")
 
 
 def test_manifest_tells_where_it_comes_from(lite0: Path, int8: Path, data: FolderData) -> None:
@@ -87,7 +110,7 @@ def test_manifest_tells_where_it_comes_from(lite0: Path, int8: Path, data: Folde
     assert (provenance.teacher, provenance.dataset) == ("e" * 64, "d" * 64)
     assert provenance.calibration is not None
     assert LITE0 in provenance.recipe
-    assert "24 images" in provenance.recipe
+    assert provenance.recipe.endswith("int8: 24 images, minmax")
 
 
 def test_the_manifest_has_the_accuracy_on_validation_data(int8: Path, data: FolderData) -> None:
@@ -108,6 +131,52 @@ def test_openvino_int8(lite0: Path, fp32: Path, int8: Path, unseen: UInt8Array) 
 def test_quantised_openvino_runs_its_convolutions_in_8_bits(int8: Path) -> None:
     operations = [node.get_type_name() for node in openvino.Core().read_model(int8).get_ops()]
     assert operations.count("FakeQuantize") >= 49
+
+
+def test_what_is_kept_is_in_the_manifest_and_in_floating_point(
+    lite0: Path, lite0_onnx: Path, data: FolderData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search is tested on a smaller network; here it stands for one that found two layers."""
+    layers = [node.name for node in onnx.load(lite0_onnx).graph.node if node.op_type == "Conv"][3:5]
+    asked: list[tuple[float, int]] = []
+
+    def found(
+        quantizer: Quantizer, samples: tuple[Sample, ...], spec: InputSpec, limit: float, **_: object
+    ) -> list[str]:
+        asked.append((limit, len(samples)))
+        return layers
+
+    monkeypatch.setattr("edgefg.export.export.find_kept", found)
+    with reusing(lite0_onnx):
+        model = export_checkpoint(
+            lite0, tmp_path / "a", to="onnx", precision="int8", calibration=data, images=4, keep_within=0.5
+        )
+    assert asked == [(0.5, len(data.splits["val"]))]
+    recipe = read_manifest(model).provenance.recipe
+    assert recipe.endswith(f"int8: 4 images, minmax, in floating point: {layers[0]} {layers[1]}")
+    graph = Graph(onnx.load(model))
+    floating = [
+        node.name for node in graph.nodes
+        if node.op_type == "Conv" and graph.writer_op(node.input[1]) != "DequantizeLinear"
+    ]  # fmt: skip
+    assert floating == layers
+
+
+def test_where_nothing_is_enough_there_is_no_artifact(
+    lite0: Path, lite0_onnx: Path, data: FolderData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = iter([0.9, 0.5, 0.5])
+    monkeypatch.setattr("edgefg.export.keep_float._top1", lambda *_: next(shares))
+    monkeypatch.setattr("edgefg.export.keep_float.Quantizer.layers", ("node_linear",))
+    monkeypatch.setattr("edgefg.export.keep_float._SCANNED", 2)
+    lines: list[str] = []
+    with reusing(lite0_onnx), pytest.raises(ExportError, match=r"loses 40\.00 points .* allowed are 1; allow more"):
+        export_checkpoint(
+            lite0, tmp_path / "a", to="onnx", precision="int8", calibration=data, images=2, keep_within=1.0,
+            progress=lines.append,
+        )  # fmt: skip
+    assert not (tmp_path / "a").exists()
+    assert len([line for line in lines if line.endswith("allowed are 1")]) == 2
 
 
 @pytest.mark.parametrize("to", ["onnx", "tensorrt-onnx"])
@@ -172,6 +241,16 @@ def test_bad_input_is_refused_before_the_work(lite0: Path, birds_folder: Path, t
         export_checkpoint(lite0, out, to="onnx", precision="int8")
     with pytest.raises(DataError, match="is not a folder"):
         export_checkpoint(lite0, out, to="onnx", precision="int8", calibration=tmp_path / "absent")
+    with pytest.raises(ExportError, match="no calibrator 'guess'; needed one of minmax, percentile, mse, entropy"):
+        export_checkpoint(
+            lite0, out, to="onnx", precision="int8", calibration=birds_folder,
+            calibrator="guess",  # type: ignore[arg-type]
+        )  # fmt: skip
+    for precision, points in (("int8", -1.0), ("int8", float("nan")), ("fp32", 1.0)):
+        with pytest.raises(ExportError, match="needed int8 and 0 or more"):
+            export_checkpoint(
+                lite0, out, to="onnx", precision=precision, calibration=birds_folder, keep_within=points,  # type: ignore[arg-type]
+            )  # fmt: skip
     with pytest.raises(ExportError, match="cannot export 'fp64'"):
         export_checkpoint(lite0, out, to="onnx", precision="fp64")  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="one of openvino, onnx, tensorrt-onnx"):
@@ -234,8 +313,8 @@ def test_openvino_refuses_what_is_no_onnx(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("calibrator", ["minmax", "percentile"])
-def test_every_calibrator_keeps_agreement_in_openvino(
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "mse"])
+def test_every_calibrator_but_entropy_keeps_agreement_in_openvino(
     lite0_onnx: Path, lite0: Path, data: FolderData, unseen: UInt8Array, calibrator: str, tmp_path: Path
 ) -> None:
     inputs = np.stack([prepare(read_image(s.path), load(lite0)[1].input) for s in data.splits["train"]])

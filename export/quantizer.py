@@ -1,0 +1,106 @@
+"""One FP32 graph, its calibration images and a target: INT8 model files of it, with any of its layers kept as they are.
+
+What `edgefg.export.export` writes once, and `edgefg.export.sensitivity` and `edgefg.export.keep_float` many times.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from edgefg.export.graph import Graph
+from edgefg.export.quantize import (
+    LAYERS,
+    activation_ranges,
+    quantize_onnxruntime,
+    quantize_openvino,
+    quantize_tensorrt,
+)
+from edgefg.export.ranges import Calibrator
+from edgefg.export.to_openvino import convert, write_ir
+from edgefg.preprocess import UInt8Array
+
+Target = Literal["openvino", "onnx", "tensorrt-onnx"]
+"""What is emitted: OpenVINO IR, ONNX for ONNX Runtime, ONNX to be built by TensorRT on a device."""
+
+
+class Quantizer:
+    """Writes INT8 model files of one network.
+
+    Args:
+        to: the target.
+        source: FP32 ONNX of ``uint8 [batch, height, width, 3]``; it must stay where it is.
+        inputs: calibration images, ``uint8 [K, height, width, 3]`` RGB.
+        batch: the file's fixed batch size; 0 where it is free.
+        calibrator: see `edgefg.export.ranges`.
+        any_cpu: 7-bit weights for CPUs that would saturate with 8; TensorRT needs none.
+        bias_correction: see `edgefg.export.bias`; with OpenVINO NNCF's correction layer by layer.
+    """
+
+    def __init__(
+        self,
+        to: Target,
+        source: Path,
+        inputs: UInt8Array,
+        *,
+        batch: int = 1,
+        calibrator: Calibrator = "minmax",
+        any_cpu: bool = False,
+        bias_correction: bool = False,
+    ) -> None:
+        self.to = to
+        self.source = source
+        self.remark = ""
+        """What is to be said of the last file that was written; empty where there is nothing."""
+        self._inputs = inputs
+        self._options: dict[str, Any] = {"batch": batch, "calibrator": calibrator}
+        self._bias_correction = bias_correction
+        self._any_cpu: dict[str, Any] = {} if to == "tensorrt-onnx" else {"any_cpu": any_cpu}
+
+    @functools.cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers with constant weights that this target quantises, in the order of the graph."""
+        graph = Graph(onnx.load(self.source))
+        kinds = LAYERS[:2] if self.to == "tensorrt-onnx" else LAYERS
+        return tuple(node.name for node in graph.nodes if node.op_type in kinds and node.input[1] in graph.constants)
+
+    @functools.cached_property
+    def _ranges(self) -> Any:
+        """The ranges of the activations, which do not depend on what is kept. NNCF finds its own every time."""
+        assert self.to != "openvino"
+        return activation_ranges(self.to, self.source, self._inputs, **self._options)
+
+    def write(self, folder: Path, keep: Collection[str] = ()) -> Path:
+        """Write the model file into a folder and return its path.
+
+        Args:
+            folder: an earlier file there is replaced.
+            keep: those of `layers` that stay in floating point.
+
+        Raises:
+            ExportError: the network cannot be quantised.
+        """
+        return self._write(folder, keep, bias_correction=self._bias_correction)
+
+    def write_alone(self, folder: Path, layer: str) -> Path:
+        """Write a file that has one layer in INT8, and nothing else; otherwise as `write`."""
+        keep = [name for name in self.layers if name != layer]
+        return self._write(folder, keep, bias_correction=False, layers_only=True)
+
+    def _write(self, folder: Path, keep: Collection[str], **how: Any) -> Path:
+        options = {**self._options, **self._any_cpu, **how, "keep": keep}
+        if self.to == "openvino":
+            target = folder / "model.xml"
+            write_ir(quantize_openvino(convert(self.source), self._inputs, **options), target)
+            return target
+        target = folder / "model.onnx"
+        if self.to == "onnx":
+            quantize_onnxruntime(self.source, target, self._inputs, ranges=self._ranges, **options)
+        else:
+            why_not = quantize_tensorrt(self.source, target, self._inputs, ranges=self._ranges, **options)
+            self.remark = f"what stays floating point is {f'FP32: {why_not}' if why_not else 'FP16'}"
+        return target
