@@ -90,6 +90,16 @@ class TemperatureScaling(_Part, frozen=True, kw_only=True):
     unchanged: str = ""
     """Why the temperature stayed at 1, where it did; the figures after are then those before."""
 
+    def render(self) -> str:
+        """Return it as one line of text for people."""
+        on = f"on {self.data} ({self.images} images)"
+        if self.unchanged:
+            return f"ECE {self.ece_before:.2%}, NLL {self.nll_before:.3f} {on}; temperature left at 1: {self.unchanged}"
+        return (
+            f"ECE {self.ece_before:.2%} → {self.ece_after:.2%}, NLL {self.nll_before:.3f} → {self.nll_after:.3f} {on},"
+            f" cross-validated in {self.parts} parts"
+        )
+
 
 class ClassDrop(_Part, frozen=True, kw_only=True):
     """A class that the artifact recognises less often than its parent."""
@@ -102,6 +112,10 @@ class ClassDrop(_Part, frozen=True, kw_only=True):
     chance: _Share
     """Probability of so many lost images by chance, corrected for the number of classes (`edgefg.export.gate`)."""
 
+    def render(self) -> str:
+        """Return it as a few words for people."""
+        return f"{self.label}: recall {self.parent_recall:.1%} → {self.recall:.1%} of {self.images} images"
+
 
 class Flip(_Part, frozen=True, kw_only=True):
     """Images that the parent has right with one class and the artifact takes for another."""
@@ -111,6 +125,10 @@ class Flip(_Part, frozen=True, kw_only=True):
     predicted: str
     """The artifact's answer."""
     images: Annotated[int, Meta(ge=1)]
+
+    def render(self) -> str:
+        """Return it as a few words for people."""
+        return f"{self.label} → {self.predicted} ({self.images})"
 
 
 class Comparison(_Part, frozen=True, kw_only=True):
@@ -142,3 +160,15 @@ class Comparison(_Part, frozen=True, kw_only=True):
     """Which class the lost images are taken for, the most frequent pair first; at most five pairs."""
     gate: Gate | None
     """The limits that it was held to; None where it was only measured."""
+
+    def render(self) -> str:
+        """Return it as a few lines of text for people."""
+        lines = [
+            f"drop {self.drop:+.2f} points (95 %: {self.drop_low:+.2f} to {self.drop_high:+.2f}; {self.lost} images"
+            f" lost, {self.gained} gained, McNemar p = {self.mcnemar_p:.2g}), top-1 agreement {self.agreement:.2%}",
+            f"greatest difference of a logit {self.logits:.3g} (parent's greatest logit: {self.parent_logits_max:.3g})",
+            *(f"  {worst.render()}" for worst in self.worst),
+        ]
+        if self.flips:
+            lines.append(f"  flips: {', '.join(flip.render() for flip in self.flips)}")
+        return "\n".join(lines)

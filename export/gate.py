@@ -185,10 +185,10 @@ def _failures(found: Comparison, classes: tuple[ClassDrop, ...], gate: Gate) -> 
     if too_much:
         failures.append(
             f"{'a class loses' if len(too_much) == 1 else f'{len(too_much)} classes lose'} more than"
-            f" {gate.max_class_drop:g} points of recall {on}: {_named([_drop_text(drop) for drop in too_much])}"
+            f" {gate.max_class_drop:g} points of recall {on}: {_named([drop.render() for drop in too_much])}"
         )
     if 100 * found.lost > gate.max_flips * images:
-        pairs = _named([_flip_text(flip) for flip in found.flips])
+        pairs = _named([flip.render() for flip in found.flips])
         failures.append(
             f"{found.lost} images that the parent has right flip {on}, allowed are {gate.max_flips:g} %: {pairs}"
         )
@@ -203,25 +203,6 @@ def _failures(found: Comparison, classes: tuple[ClassDrop, ...], gate: Gate) -> 
 def _is_lost(drop: ClassDrop, gate: Gate) -> bool:
     points = 100 * (drop.parent_recall - drop.recall)
     return points > gate.max_class_drop and drop.chance <= SIGNIFICANCE
-
-
-def comparison_lines(found: Comparison) -> list[str]:
-    """Return a comparison as lines of text for people."""
-    return [
-        f"drop {found.drop:+.2f} points (95 %: {found.drop_low:+.2f} to {found.drop_high:+.2f}; {found.lost} images"
-        f" lost, {found.gained} gained, McNemar p = {found.mcnemar_p:.2g}), top-1 agreement {found.agreement:.2%}",
-        f"greatest difference of a logit {found.logits:.3g} (parent's greatest logit: {found.parent_logits_max:.3g})",
-        *(f"  {_drop_text(worst)}" for worst in found.worst),
-        *([f"  flips: {_named([_flip_text(flip) for flip in found.flips])}"] if found.flips else []),
-    ]
-
-
-def _drop_text(drop: ClassDrop) -> str:
-    return f"{drop.label}: recall {drop.parent_recall:.1%} → {drop.recall:.1%} of {drop.images} images"
-
-
-def _flip_text(flip: Flip) -> str:
-    return f"{flip.label} → {flip.predicted} ({flip.images})"
 
 
 def _named(texts: list[str]) -> str:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from edgefg import golden
 from edgefg.classifier import Classifier
 from edgefg.errors import DataError
-from edgefg.export.gate import accuracy_of, compare, comparison_lines
+from edgefg.export.gate import accuracy_of, compare
 from edgefg.export.measure import answer_of, require, run
 from edgefg.folders import read_split
 from edgefg.golden import FloatArray, GoldenReport
@@ -53,7 +53,7 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
         if self.accuracy:
             lines.append(f"top-1 on {_figures(self.accuracy)}")
         if self.comparison:
-            lines += [f"parent on {_figures(self.comparison.parent)}", *comparison_lines(self.comparison)]
+            lines += [f"parent on {_figures(self.comparison.parent)}", self.comparison.render()]
         return "\n".join(lines)
 
 
@@ -105,7 +105,8 @@ def examine(
         raise DataError("a parent was given without data; needed a folder of labelled images to compare on")
     with Classifier(artifact) as classifier:
         checked = golden.check(classifier)
-        accuracy, comparison, failures = None, None, ()
+        accuracy, comparison = None, None
+        failures: tuple[str, ...] = ()
         if data is not None:
             name, samples = _samples(classifier, data, split)
             logits, *before = _logits(classifier, parent, [path for path, _ in samples], progress)

@@ -13,7 +13,7 @@ import typer
 from edgefg.classifier import Classifier
 from edgefg.cli.app import Count, MaybeCount, command, needs, print_json, say
 from edgefg.errors import DataError
-from edgefg.quality import Gate
+from edgefg.quality import Comparison, Gate, TemperatureScaling
 from edgefg.sources import image_files, read_image
 
 _GATE = Gate()
@@ -196,7 +196,9 @@ def inspect(path: Path, json: bool = False) -> None:
         return
     for name in described.__struct_fields__:
         value = msgspec.to_builtins(getattr(described, name))
-        if isinstance(value, (list, tuple)) and len(value) > 8:
+        if isinstance(measured := getattr(described, name), (Comparison, TemperatureScaling)):
+            print(f"{name}: {measured.render()}")
+        elif isinstance(value, (list, tuple)) and len(value) > 8:
             print(f"{name}: {len(value)} ({', '.join(str(entry) for entry in value[:4])}, …)")
         elif isinstance(value, dict) and len(value) > 8:
             print(f"{name}: {len(value)} entries")

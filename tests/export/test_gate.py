@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgefg.errors import ParityError
-from edgefg.export.gate import Verdict, accuracy_of, chance_of, compare, comparison_lines, paired_interval
+from edgefg.export.gate import Verdict, accuracy_of, chance_of, compare, paired_interval
 from edgefg.quality import ClassDrop, Gate
 
 OPEN = Gate(max_drop=100, max_class_drop=100, max_flips=100)
@@ -197,7 +197,7 @@ def test_without_a_gate_nothing_fails() -> None:
 def test_a_class_without_images_is_no_matter() -> None:
     found, failures = judge([0, 0], [0, 0], [0, 0], 3)
     assert (found.worst, found.flips, found.drop_error, failures) == ((), (), 0, ())
-    assert len(comparison_lines(found)) == 2
+    assert len(found.render().splitlines()) == 2
 
 
 @pytest.mark.parametrize("broken", [0, 1])
@@ -211,7 +211,7 @@ def test_logits_that_are_not_finite_are_refused(broken: int) -> None:
 def test_lines_for_people() -> None:
     labels = [0] * 20 + [1] * 20
     artifact = [1] * 5 + [0] * 15 + [1] * 20
-    lines = comparison_lines(judge(artifact, labels, labels, 2, OPEN).comparison)
+    lines = judge(artifact, labels, labels, 2, OPEN).comparison.render().splitlines()
     assert lines[0].startswith("drop +12.50 points (95 %: ")
     assert "5 images lost, 0 gained, McNemar p = 0.062), top-1 agreement 87.50%" in lines[0]
     assert lines[2:] == ["  c0: recall 100.0% → 75.0% of 20 images", "  flips: c0 → c1 (5)"]
