@@ -144,6 +144,27 @@ def test_examine_tells_everything_where_the_gate_fails(tiny: Tiny, worse: Path, 
     assert examine(worse, data=folder).failures == ()
 
 
+def test_the_command_tells_everything_whether_the_gate_holds_or_not(
+    tiny: Tiny, worse: Path, folder: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    command = ("verify", worse, "--parent", tiny("ir"), "--data", folder)
+    status, out, err = run(*command, "--json")
+    report = msgspec.json.decode(out, type=VerifyReport)
+    assert status == 1
+    assert report == examine(worse, parent=tiny("ir"), data=folder)
+    assert err.count("\n") == 1
+    assert "model.onnx does not pass the gate: top-1 drops by" in err
+    assert "disc: recall" in err
+    status, out, err = run(*command, "--max-drop", 100, "--max-class-drop", 100, "--max-flips", 100, "--json")
+    report = msgspec.json.decode(out, type=VerifyReport)
+    assert (status, err, report.failures) == (0, "", ())
+    assert report.comparison is not None
+    assert report.comparison.gate == OPEN
+    status, out, err = run(*command, "--max-flips", 100)
+    assert status == 1
+    assert "flips: disc → " in out, "people see the figures too"
+
+
 def test_improvement_is_a_negative_drop(tiny: Tiny, worse: Path, folder: Path) -> None:
     report = verify(tiny("ir"), parent=worse, data=folder, gate=Gate(max_drop=0))
     assert report.comparison is not None
