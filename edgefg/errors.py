@@ -16,6 +16,7 @@ One tree, so that a caller catches as wide or as narrow as it wants:
     ├── ExportError               a stage from checkpoint to artifact failed
     │   └── BuildError            an engine builder failed
     └── ParityError               an artifact does not reproduce its parent
+        └── GateError             it is worse than its parent by more than was allowed
 
 A message states what was found, what was needed and what to do. A vendor's exception is chained
 (``raise … from exc``).
@@ -83,3 +84,7 @@ class BuildError(ExportError):
 
 class ParityError(EdgefgError):
     """An artifact does not reproduce what its manifest or its parent says; the message names the step."""
+
+
+class GateError(ParityError):
+    """An artifact is worse than its parent by more than was allowed; the message names the classes."""

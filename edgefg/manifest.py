@@ -16,6 +16,8 @@ import msgspec
 
 from edgefg.errors import IntegrityError, ManifestError
 from edgefg.preprocess import InputSpec
+from edgefg.quality import Accuracy as Accuracy  # whose place is the manifest
+from edgefg.quality import Comparison, TemperatureScaling
 from edgefg.split import SplitSpec
 
 SCHEMA = 1
@@ -123,20 +125,6 @@ class Provenance(_Part, frozen=True, kw_only=True):
     """The stages and their settings, for people."""
 
 
-class Accuracy(_Part, frozen=True, kw_only=True):
-    """Accuracy measured through `Classifier`."""
-
-    data: str
-    """What it was measured on: split and data set's name."""
-    images: Annotated[int, msgspec.Meta(ge=1)]
-    top1: _Share
-    top1_low: _Share
-    """Lower end of the 95 % Wilson interval."""
-    top1_high: _Share
-    balanced: _Share
-    """Mean of the per-class recalls."""
-
-
 class Manifest(_Part, frozen=True, kw_only=True):
     """Everything that a device needs beside the model file."""
 
@@ -153,6 +141,9 @@ class Manifest(_Part, frozen=True, kw_only=True):
     golden: GoldenInfo | None = None
     provenance: Provenance
     accuracy: Accuracy | None = None
+    temperature_scaling: TemperatureScaling | None = None
+    comparison: Comparison | None = None
+    """With the checkpoint's own FP32 network, on validation data; plans, which were built elsewhere, have none."""
     taxonomy: tuple[TaxonomyLevel, ...] = ()
     plan: PlanInfo | None = None
     """Of TensorRT plans only."""

@@ -100,7 +100,7 @@ def score(logits: npt.NDArray[np.float32], labels: IntArray, classes: int, tempe
         ece=_calibration_error(confidence, correct, bins=15),
         aurc=aurc(confidence, correct),
         coverage_at_5_risk=coverage_at_risk(confidence, correct, 0.05),
-        nll=_negative_log_likelihood(logits, labels, temperature),
+        nll=negative_log_likelihood(logits, labels, temperature),
     )
 
 
@@ -170,6 +170,21 @@ def expected_calibration_error(probabilities: _Logits, labels: _Indices, bins: i
         raise ValueError(f"probabilities have shape {list(probabilities.shape)}; needed [N, classes]")
     _check_indices(labels, probabilities.shape[1], len(probabilities))
     return _calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
+
+
+def negative_log_likelihood(logits: _Logits, labels: _Indices, temperature: float = 1.0) -> float:
+    """Mean negative log-likelihood of the right class, in nats, of softmax(logits / temperature).
+
+    Args:
+        logits: ``[N, classes]``, finite.
+        labels: ``[N]``.
+        temperature: positive.
+    """
+    _check_lengths(len(logits), len(labels))
+    scaled = logits.astype(np.float64) / temperature
+    scaled -= scaled.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(scaled).sum(axis=1))
+    return float((log_sum - scaled[np.arange(len(labels)), labels]).mean())
 
 
 def calibration_bins(confidence: _Logits, correct: BoolArray, bins: int = 15) -> CalibrationBins:
@@ -286,13 +301,6 @@ def _calibration_error(confidence: _Logits, correct: BoolArray, bins: int) -> fl
     filled = found.images > 0
     gap = found.images[filled] * np.abs(found.accuracy[filled] - found.confidence[filled])
     return float(gap.sum() / len(confidence))
-
-
-def _negative_log_likelihood(logits: npt.NDArray[np.float32], labels: IntArray, temperature: float) -> float:
-    scaled = logits.astype(np.float64) / temperature
-    scaled -= scaled.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(scaled).sum(axis=1))
-    return float((log_sum - scaled[np.arange(len(labels)), labels]).mean())
 
 
 def _check_indices(indices: _Indices, classes: int, length: int) -> None:

@@ -20,14 +20,16 @@ from edgefg.errors import DataError, ExportError
 from edgefg.export.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
 from edgefg.export.half import SENSITIVE, to_half
 from edgefg.export.keep_float import find_kept
+from edgefg.export.measure import Measured, measure
 from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
 from edgefg.export.quantizer import Quantizer, Target
 from edgefg.export.ranges import CALIBRATORS, Calibrator
 from edgefg.export.to_onnx import check_parity, torch_logits, write_onnx
 from edgefg.export.to_openvino import convert, write_ir
-from edgefg.export.verify import measure
-from edgefg.manifest import Accuracy, Provenance, sha256
-from edgefg.preprocess import UInt8Array, prepare
+from edgefg.golden import FloatArray
+from edgefg.manifest import Provenance, sha256
+from edgefg.preprocess import InputSpec, UInt8Array, prepare
+from edgefg.quality import Gate
 from edgefg.sources import read_image
 from edgefg.training.checkpoint import Header, load
 from edgefg.training.data import FolderData, load_data
@@ -38,6 +40,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 _NAMES = {"openvino": "OpenVINO", "onnx": "ONNX Runtime", "tensorrt-onnx": "TensorRT"}
 # Floating point needs no more photographs than a golden set holds.
 _GOLDEN_CANDIDATES = 16
+_GATE = Gate()
 
 
 class _Job(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -78,6 +81,8 @@ def export_checkpoint(
     keep_within: float | None = None,
     seed: int = 0,
     skip_corrupt: bool = False,
+    gate: Gate | None = _GATE,
+    fit_temperature: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Export a checkpoint to a complete artifact, checked on this machine; return the path of its model file.
@@ -89,8 +94,9 @@ def export_checkpoint(
             device (both ``model.onnx``).
         precision: ``fp32``, ``int8``, or, for TensorRT and OpenVINO's GPUs, ``fp16``.
         calibration: the data set that the checkpoint was trained on; its training split calibrates INT8 and gives the
-            golden frames, its validation split the accuracy in the manifest. Already checked data may be given as they
-            are. Without it FP32 and FP16 get synthetic golden frames, and INT8 is refused.
+            golden frames, its validation split the accuracy in the manifest, the comparison with the checkpoint, and
+            the temperature. Already checked data may be given as they are. Without it FP32 and FP16 get synthetic
+            golden frames, and INT8 is refused.
         images: how many images calibrate, balanced by class.
         batch: fixed batch size of the network; 0 leaves it free.
         calibrator: how activation ranges are found, see `edgefg.export.ranges`.
@@ -101,11 +107,16 @@ def export_checkpoint(
             in floating point until it loses no more, see `edgefg.export.keep_float`; None keeps nothing.
         seed: chooses the images.
         skip_corrupt: leave unreadable images out instead of raising.
+        gate: how much worse than the checkpoint's own FP32 network the artifact may be on validation data; None
+            compares all the same, and refuses nothing.
+        fit_temperature: fit `OutputSpec.temperature` to the artifact's logits on validation data
+            (`edgefg.export.temperature`); without, it stays 1.
         progress: called with one line before each step.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
         DataError: the calibration data are missing or are not the checkpoint's.
+        GateError: the artifact does not pass the gate; it is not there, and an earlier one stays.
         ExportError: a step failed; nothing half-written is left.
     """
     if to not in TARGETS or precision not in PRECISIONS or batch < 0:
@@ -147,7 +158,8 @@ def export_checkpoint(
         frames=golden,
         parent_logits=torch_logits(network, inputs),
     )
-    return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder), _measure(data))
+    measuring = _measure(data, network, header.input, gate, fit_temperature, say)
+    return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder), measuring)
 
 
 def _check_options(
@@ -207,12 +219,28 @@ def _read_data(
     return read_calibration(paths, header.input), frames
 
 
-def _measure(data: FolderData | None) -> Callable[[Classifier], Accuracy] | None:
-    """Return what measures the accuracy for the manifest: on validation data, since ``test`` is for reporting alone."""
+def _measure(
+    data: FolderData | None,
+    network: nn.Module,
+    spec: InputSpec,
+    gate: Gate | None,
+    fit_temperature: bool,
+    say: Callable[[str], None],
+) -> Callable[[Classifier], Measured] | None:
+    """Return what measures an artifact beside its network on validation data; ``test`` is for reporting alone."""
     if data is None or not data.splits["val"]:
+        say("there are no validation images: nothing is compared with the checkpoint, and the temperature stays 1")
         return None
-    samples = data.splits["val"]
-    return lambda classifier: measure(classifier, samples, f"val of {data.root.resolve().name}")
+    samples, name = data.splits["val"], f"val of {data.root.resolve().name}"
+
+    def parent(frames: list[UInt8Array]) -> FloatArray:
+        return torch_logits(network, np.stack([prepare(frame, spec) for frame in frames]))
+
+    def measuring(classifier: Classifier) -> Measured:
+        say(f"comparing with the checkpoint on {len(samples)} images")
+        return measure(classifier, samples, name, parent=parent, gate=gate, fit_temperature=fit_temperature)
+
+    return measuring
 
 
 def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array, folder: Path) -> Path:

@@ -18,12 +18,12 @@ import numpy as np
 
 from edgefg import golden
 from edgefg.classifier import Classifier
-from edgefg.errors import EdgefgError, ExportError, one_line
+from edgefg.errors import EdgefgError, ExportError, GateError, one_line
+from edgefg.export.measure import Measured
 from edgefg.files import sync
 from edgefg.golden import FloatArray, GoldenSet
 from edgefg.manifest import (
     SCHEMA,
-    Accuracy,
     GoldenInfo,
     Manifest,
     OutputSpec,
@@ -97,7 +97,7 @@ def write_artifact(
     out: Path,
     draft: Draft,
     write_model: Callable[[Path], Path],
-    measure: Callable[[Classifier], Accuracy] | None = None,
+    measure: Callable[[Classifier], Measured] | None = None,
 ) -> Path:
     """Write an artifact folder and return the path of its model file.
 
@@ -105,9 +105,11 @@ def write_artifact(
         out: the folder. An earlier artifact there is replaced; anything else is left alone.
         draft: what to say about the model.
         write_model: writes the model file, called ``model.…``, into the folder that it is given, and returns its path.
-        measure: measures the accuracy that goes into the manifest.
+        measure: measures what goes into the manifest: accuracy, temperature, comparison with the parent. Where it
+            raises `GateError`, so does this, and ``out`` is as it was before.
 
     Raises:
+        GateError: see ``measure``.
         ExportError: ``out`` holds something else, the disk is full, or the written model does not load or does not
             reproduce its parent; ``out`` is as it was before.
     """
@@ -122,7 +124,7 @@ def stage(
     folder: Path,
     draft: Draft,
     write_model: Callable[[Path], Path],
-    measure: Callable[[Classifier], Accuracy] | None = None,
+    measure: Callable[[Classifier], Measured] | None = None,
 ) -> Path:
     """Write an artifact's files, proven and synced, into a folder of their own; return the path of the model file."""
     model = write_model(folder)
@@ -157,7 +159,7 @@ def _told(out: Path, after: str = "nothing was changed there") -> Iterator[None]
         yield
     except OSError as exc:
         raise ExportError(f"cannot write {out}: {exc.strerror or exc}; {after}") from exc
-    except ExportError:
+    except (ExportError, GateError):  # a gate that fails is no failure of the export
         raise
     except EdgefgError as exc:
         raise ExportError(f"the written artifact does not hold: {one_line(exc)}; nothing was changed in {out}") from exc
@@ -216,7 +218,7 @@ def _swap(temporary: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], Accuracy] | None) -> None:
+def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], Measured] | None) -> None:
     """Write the manifest and, through a `Classifier` on the same files, the golden set; prove that it holds."""
     manifest = Manifest(
         schema=SCHEMA,
@@ -236,7 +238,7 @@ def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], A
     with Classifier(model) as classifier:
         logits = np.stack([p.logits for p in classifier.predict_batch(list(inputs), color="rgb")])
         name, _, version = classifier.runtime_version.partition(" ")
-        accuracy = measure(classifier) if measure is not None else None
+        measured = measure(classifier) if measure is not None else None
     path = model.with_name(model.stem + _GOLDEN)
     golden.write(GoldenSet(draft.frames, inputs, draft.parent_logits, logits), path)
     manifest = msgspec.structs.replace(
@@ -244,8 +246,15 @@ def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], A
         runtime=RuntimeInfo(name=name, version=version),
         files=(*manifest.files, file_info(path)),
         golden=_tolerances(draft, logits, path.name),
-        accuracy=accuracy,
     )
+    if measured is not None:
+        manifest = msgspec.structs.replace(
+            manifest,
+            output=msgspec.structs.replace(draft.output, temperature=measured.temperature),
+            accuracy=measured.accuracy,
+            temperature_scaling=measured.scaling,
+            comparison=measured.comparison,
+        )
     manifest_path(model).write_bytes(encode_manifest(manifest))
     with Classifier(model) as classifier:
         golden.check(classifier)

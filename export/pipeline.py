@@ -22,6 +22,7 @@ from edgefg.files import atomic_file
 from edgefg.folders import public_root
 from edgefg.listing import write_csv
 from edgefg.manifest import check_files, read_manifest, sha256
+from edgefg.quality import Gate
 from edgefg.recipe import Hardware, Pruning, Recipe
 from edgefg.split import SPLITS, SplitSpec
 from edgefg.training.data import FolderData, load_data
@@ -30,6 +31,7 @@ from edgefg.training.teacher import train_teacher
 _KINDS = ("teacher", "student", "pruned")
 # Data without split folders, as folders of links; not "data", where `make demo` keeps the real ones.
 _LINKS = "split"
+_GATE = Gate()
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -92,7 +94,7 @@ def run(
     out: Path,
     *,
     hardware: Hardware | None = None,
-    max_drop: float = 1.0,
+    gate: Gate = _GATE,
     skip_corrupt: bool = False,
     restart: bool = False,
     say: Callable[[str], None] = print,
@@ -103,14 +105,15 @@ def run(
         plan: what to make.
         out: folder for all files.
         hardware: where to train.
-        max_drop: greatest loss of top-1 on ``val`` that INT8 may cost, in percentage points.
+        gate: how much worse than its checkpoint, and than the FP32 artifact, an artifact may be on ``val``.
         skip_corrupt: leave unreadable images out.
         restart: throw away what an earlier run left.
         say: told what begins.
 
     Raises:
         DataError: ``out`` holds another plan's files, or see the stages.
-        ParityError: an artifact does not reproduce its parent.
+        GateError: an artifact is worse than its parent by more than was allowed.
+        ParityError: an artifact does not reproduce what it did.
     """
     _claim(plan, out, restart)
     data = _split_folders(Path(plan.data), out, plan.split, skip_corrupt)
@@ -134,7 +137,7 @@ def run(
             hardware=hardware, skip_corrupt=skip_corrupt,
         )  # fmt: skip
     checked = load_data(data, plan.split, skip_corrupt=skip_corrupt)
-    reports = [(artifact, _export(artifact, out, checked, plan, max_drop, say)) for artifact in ARTIFACTS]
+    reports = [(artifact, _export(artifact, out, checked, plan, gate, say)) for artifact in ARTIFACTS]
     rows = [(artifact.row, _model_file(artifact, out)) for artifact in ARTIFACTS if artifact.row]
     split = "test" if checked.splits["test"] else "val"
     return PipelineResult(data, split, reports, rows, checked.splits[split][0].path)
@@ -149,7 +152,7 @@ def _export(
     out: Path,
     data: FolderData,
     plan: Plan,
-    max_drop: float,
+    gate: Gate,
     say: Callable[[str], None],
 ) -> VerifyReport:
     """Export one artifact unless it is there and of this checkpoint, and verify it."""
@@ -164,11 +167,12 @@ def _export(
             precision=artifact.precision,
             calibration=data,
             images=plan.calibration_images,
+            gate=gate,
         )
     if artifact.parent is None:
         return verify(model)
     parent = next(_model_file(other, out) for other in ARTIFACTS if other.folder == artifact.parent)
-    return verify(model, parent=parent, data=data.splits["val"], split="val", max_drop=max_drop)
+    return verify(model, parent=parent, data=data.splits["val"], split="val", gate=gate)
 
 
 def _is_current(model: Path, checkpoint: Path) -> bool:

@@ -13,7 +13,10 @@ import typer
 from edgefg.classifier import Classifier
 from edgefg.cli.app import Count, MaybeCount, command, needs, print_json, say
 from edgefg.errors import DataError
+from edgefg.quality import Comparison, Gate, TemperatureScaling
 from edgefg.sources import image_files, read_image
+
+_GATE = Gate()
 
 
 class Frame(str, Enum):
@@ -78,29 +81,32 @@ def verify(
     parent: Path | None = None,
     data: Path | None = None,
     split: str | None = None,
-    max_drop: float = 1.0,
+    gate: Gate = _GATE,
     json: bool = False,
 ) -> None:
     """Prove that an artifact is whole and does what it did when it was packaged.
 
     Checks sizes and SHA-256 sums, and reproduces the golden set step by step. With a parent and data it also compares
-    the two on those images. Exit status 1 where something does not reproduce, 2 where the artifact cannot be trusted.
+    the two on those images. Exit status 1 where something does not reproduce or the gate does not hold, 2 where the
+    artifact cannot be trusted.
 
     Args:
         artifact: the model file.
         parent: the artifact it was made from, for instance the FP32 one.
         data: labelled images to compare both on.
         split: which of their splits; val where left out.
-        max_drop: greatest loss of top-1 against the parent, in percentage points.
-        json: print the report as one JSON object.
+        gate: how much worse than the parent it may be, an option each.
+        json: print the report as one JSON object, also where the gate does not hold.
     """
-    from edgefg.export.verify import verify as run
+    from edgefg.export.measure import require
+    from edgefg.export.verify import examine
 
-    report = run(artifact, parent=parent, data=data, split=split, max_drop=max_drop)
+    report = examine(artifact, parent=parent, data=data, split=split, gate=gate)
     if json:
         print_json(report)
     else:
         print(report.render())
+    require(report.failures, report.artifact)
 
 
 @command
@@ -190,7 +196,9 @@ def inspect(path: Path, json: bool = False) -> None:
         return
     for name in described.__struct_fields__:
         value = msgspec.to_builtins(getattr(described, name))
-        if isinstance(value, (list, tuple)) and len(value) > 8:
+        if isinstance(measured := getattr(described, name), (Comparison, TemperatureScaling)):
+            print(f"{name}: {measured.render()}")
+        elif isinstance(value, (list, tuple)) and len(value) > 8:
             print(f"{name}: {len(value)} ({', '.join(str(entry) for entry in value[:4])}, …)")
         elif isinstance(value, dict) and len(value) > 8:
             print(f"{name}: {len(value)} entries")

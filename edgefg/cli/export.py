@@ -10,6 +10,9 @@ import typer
 
 from edgefg.cli.app import Count, command, needs, print_json, say
 from edgefg.cli.workstation import Out
+from edgefg.quality import Gate
+
+_GATE = Gate()
 
 
 class Target(str, Enum):
@@ -51,9 +54,16 @@ def export(
     bias_correction: bool = False,
     keep_within: float | None = None,
     seed: int = 0,
+    gate: Gate = _GATE,
+    no_gate: bool = False,
+    no_temperature: bool = False,
     skip_corrupt: bool = False,
 ) -> None:
     """Export a checkpoint as an artifact: model file, manifest and golden set in the folder OUT.
+
+    Where the data have validation images, the artifact is compared with the checkpoint on them before it gets its
+    name: if it does not pass the gate nothing is written, and the exit status is 1. The temperature, which makes
+    confidences mean what they say, is fitted on them too.
 
     Args:
         checkpoint: a teacher, student or pruned student.
@@ -70,6 +80,9 @@ def export(
         keep_within: points of top-1 that int8 may lose against fp32 on the validation split; what hurts most stays in
             floating point until it loses no more.
         seed: seed of the choice of images.
+        gate: how much worse than the checkpoint the artifact may be, an option each.
+        no_gate: only record the comparison, and write the artifact however it ends.
+        no_temperature: leave the temperature at 1.
         skip_corrupt: leave unreadable images out instead of stopping.
     """
     try:
@@ -89,6 +102,8 @@ def export(
         bias_correction=bias_correction,
         keep_within=keep_within,
         seed=seed,
+        gate=None if no_gate else gate,
+        fit_temperature=not no_temperature,
         skip_corrupt=skip_corrupt,
         progress=say,
     )

@@ -12,6 +12,7 @@ import typer
 
 from edgefg.cli.app import Count, Only, checked, command, needs, print_json, say
 from edgefg.errors import DataError
+from edgefg.quality import Gate
 from edgefg.recipe import Hardware, Recipe
 from edgefg.split import SplitSpec
 
@@ -23,6 +24,7 @@ Options = Annotated[list[str], typer.Option("--option", "-o")]
 _DEFAULTS = Recipe(epochs=10, image_size=224)
 PRUNE_DEFAULTS = Recipe(epochs=5, image_size=224, lr=5e-4)
 _HERE = Hardware()
+_GATE = Gate()
 
 
 class Average(str, Enum):
@@ -137,7 +139,7 @@ def pipeline(
     student_epochs: Count = 10,
     prune_epochs: Count = 5,
     macs: float = 0.7,
-    max_drop: float = 1.0,
+    gate: Gate = _GATE,
     split_seed: int = 0,
     group: str | None = None,
     hardware: Annotated[Hardware, Only("accelerator", "precision", "workers")] = _HERE,
@@ -159,7 +161,7 @@ def pipeline(
         student_epochs: the student's epochs.
         prune_epochs: epochs of fine-tuning after pruning.
         macs: share of the multiply-accumulates that pruning keeps.
-        max_drop: greatest loss of top-1 on val that INT8 may cost, in percentage points.
+        gate: how much worse than its parent an artifact may be on val, an option each.
         split_seed: seed of the split of data without split folders.
         group: regular expression; images whose paths match alike stay in one split.
         recipe: the training settings, an option each.
@@ -184,9 +186,7 @@ def pipeline(
         macs=macs,
         split=SplitSpec(seed=split_seed, group=group),
     )
-    result = stages.run(
-        plan, out, hardware=hardware, max_drop=max_drop, skip_corrupt=skip_corrupt, restart=restart, say=say
-    )
+    result = stages.run(plan, out, hardware=hardware, gate=gate, skip_corrupt=skip_corrupt, restart=restart, say=say)
     _summarise(result, out, json)
 
 

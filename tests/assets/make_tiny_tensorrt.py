@@ -16,10 +16,10 @@ import numpy as np
 
 from edgefg import Classifier, __version__, golden
 from edgefg.export.half import to_half
+from edgefg.export.measure import Measured, measure
 from edgefg.export.package import Draft, write_artifact
 from edgefg.export.quantize import quantize_tensorrt
-from edgefg.export.verify import measure
-from edgefg.manifest import Accuracy, Provenance, read_manifest, sha256
+from edgefg.manifest import Provenance, read_manifest, sha256
 from edgefg.preprocess import UInt8Array, prepare
 from edgefg.sources import read_image
 from edgefg.split import Sample
@@ -52,10 +52,10 @@ def make(precision: Literal["int8", "fp16"], calibration: UInt8Array, test: list
             assert quantize_tensorrt(SOURCE, target, calibration) == "", "the tiny network bears FP16"
         return target
 
-    def accuracy(classifier: Classifier) -> Accuracy:
-        return measure(classifier, test, "synthetic birds, test")
+    def measuring(classifier: Classifier) -> Measured:
+        return measure(classifier, test, "synthetic birds, test", fit_temperature=False)
 
-    return write_artifact(TINY / f"onnx-{precision}", draft, write, accuracy)
+    return write_artifact(TINY / f"onnx-{precision}", draft, write, measuring)
 
 
 def _samples(folder: Path, labels: tuple[str, ...]) -> list[Sample]:

@@ -30,17 +30,38 @@ from edgefg.manifest import (
     sha256,
 )
 from edgefg.preprocess import InputSpec
+from edgefg.quality import ClassDrop, Comparison, Flip, Gate, TemperatureScaling
 from tests.conftest import MODELS, TINY
 
 Tiny = Callable[[str], Path]
 PATH = Path("model.json")
 
 shares = st.floats(0, 1)
+points = st.floats(-100, 100)
+finite = st.floats(0, 1e6)
+counts = st.integers(1, 10**6)
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 names = st.text(st.characters(codec="utf-8", exclude_characters="/\\\x00"), min_size=1, max_size=40).filter(
     lambda name: name not in (".", "..")
 )
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
+
+
+accuracies = st.builds(
+    Accuracy, data=texts, images=counts, top1=shares, top1_low=shares, top1_high=shares, balanced=shares
+)
+scalings = st.builds(
+    TemperatureScaling, data=texts, images=counts, parts=st.integers(0, 9), ece_before=shares, ece_after=shares,
+    nll_before=finite, nll_after=finite, unchanged=texts,
+)  # fmt: skip
+drops = st.builds(ClassDrop, label=texts, images=counts, parent_recall=shares, recall=shares, chance=shares)
+comparisons = st.builds(
+    Comparison, parent=accuracies, drop=points, drop_low=points, drop_high=points, drop_error=finite,
+    lost=st.integers(0, 99), gained=st.integers(0, 99), mcnemar_p=shares, agreement=shares, logits=finite,
+    parent_logits_max=finite, worst=st.lists(drops, max_size=2).map(tuple),
+    flips=st.lists(st.builds(Flip, label=texts, predicted=texts, images=counts), max_size=2).map(tuple),
+    gate=st.none() | st.builds(Gate, max_drop=points, max_class_drop=st.floats(0, 100), min_agreement=shares),
+)  # fmt: skip
 
 
 @st.composite
@@ -71,10 +92,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
         files=tuple(FileInfo(name=n, size=draw(st.integers(0, 2**40)), sha256=draw(digests)) for n in files),
         golden=draw(st.none() | st.just(golden)),
         provenance=Provenance(edgefg=draw(texts), parent=draw(texts), teacher=draw(st.none() | texts)),
-        accuracy=draw(
-            st.none() | st.builds(Accuracy, data=texts, images=st.integers(1), top1=shares, top1_low=shares,
-                                  top1_high=shares, balanced=shares)
-        ),
+        accuracy=draw(st.none() | accuracies),
+        temperature_scaling=draw(st.none() | scalings),
+        comparison=draw(st.none() | comparisons),
         taxonomy=tuple(draw(st.lists(st.builds(TaxonomyLevel, name=texts, groups=groups), max_size=2))),
     )  # fmt: skip
 
@@ -155,6 +175,8 @@ def test_schema_that_never_was(fields: dict[str, Any], schema: object) -> None:
         {"taxonomy": [{"name": "level", "groups": ["a"]}]},
         {"precision": "int4"},
         {"unknown": 1},
+        {"comparison": {}},
+        {"temperature_scaling": {"data": "val", "images": 0}},
         {"output": {"temperature": 0}},
         {"output": {"temperature": -1}},
         {"output": {"reject_threshold": 1.5}},

@@ -96,7 +96,8 @@ def test_the_whole_list_and_its_resumption(
     arguments = (
         f"edgefg pipeline {data} --out {out} --backbone test_resnet --weights none --student test_efficientnet"
         " --student-weights none --image-size 32 --epochs 1 --student-epochs 1 --prune-epochs 1 --macs 0.9"
-        " --batch-size 16 --max-drop 60 --workers 0 --json"
+        " --batch-size 16 --max-drop 60 --max-class-drop 100 --max-flips 100 --workers 0"
+        " --json"
     ).split()
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as caught:

@@ -14,10 +14,11 @@ import pytest
 from onnx import numpy_helper
 
 from edgefg import Classifier, golden
-from edgefg.errors import DataError, IntegrityError, ManifestError, ParityError
-from edgefg.export.verify import VerifyReport, verify
+from edgefg.errors import DataError, GateError, IntegrityError, ManifestError, ParityError
+from edgefg.export.verify import VerifyReport, examine, verify
 from edgefg.manifest import Manifest, Provenance
 from edgefg.preprocess import UInt8Array
+from edgefg.quality import Gate
 
 Tiny = Callable[[str], Path]
 LABELS = ("bar", "cross", "disc", "pair")
@@ -71,7 +72,7 @@ def test_data_that_are_split_here_must_be_those_of_training(
 def test_two_engines_agree(tiny: Tiny, folder: Path) -> None:
     steps: list[tuple[int, int]] = []
     report = verify(
-        tiny("ir"), parent=tiny("onnx"), data=folder, max_drop=0, min_agreement=1,
+        tiny("ir"), parent=tiny("onnx"), data=folder, gate=Gate(max_drop=0, max_flips=0, min_agreement=1),
         progress=lambda done, total: steps.append((done, total)),
     )  # fmt: skip
     found = report.comparison
@@ -105,13 +106,17 @@ def worse(tiny: Tiny, rewrite: Callable[..., Manifest]) -> Path:
     return model
 
 
+OPEN = Gate(max_drop=100, max_class_drop=100, max_flips=100)
+"""Limits that hold whatever happens."""
+
+
 def test_lost_class_fails_and_is_named(tiny: Tiny, worse: Path, folder: Path) -> None:
     parent = tiny("ir")
-    with pytest.raises(ParityError, match=r"top-1 drops by .* points .*16 images.*allowed are 1; worst class: disc"):
+    with pytest.raises(GateError, match=r"top-1 drops by .* points .*16 images.*allowed are 1; worst class: disc"):
         verify(worse, parent=parent, data=folder)
-    with pytest.raises(ParityError, match=r"agree on .* needed are 99\.00%; worst class: disc"):
-        verify(worse, parent=parent, data=folder, max_drop=100, min_agreement=0.99)
-    report = verify(worse, parent=parent, data=folder, max_drop=100)
+    with pytest.raises(GateError, match=r"agree on .* needed are 99\.00%; worst class: disc"):
+        verify(worse, parent=parent, data=folder, gate=msgspec.structs.replace(OPEN, min_agreement=0.99))
+    report = verify(worse, parent=parent, data=folder, gate=OPEN)
     assert report.comparison is not None
     worst = report.comparison.worst[0]
     assert (worst.label, worst.images, worst.recall) == ("disc", 4, 0)
@@ -120,8 +125,48 @@ def test_lost_class_fails_and_is_named(tiny: Tiny, worse: Path, folder: Path) ->
     assert "disc: recall" in report.render()
 
 
+def test_a_lost_class_fails_though_the_mean_hardly_drops(tiny: Tiny, worse: Path, folder: Path) -> None:
+    gate = msgspec.structs.replace(OPEN, max_class_drop=10)
+    with pytest.raises(GateError, match=r"a class loses more than 10 points of recall on val .*: disc: recall"):
+        verify(worse, parent=tiny("ir"), data=folder, gate=gate)
+
+
+def test_examine_tells_everything_where_the_gate_fails(tiny: Tiny, worse: Path, folder: Path) -> None:
+    report = examine(worse, parent=tiny("ir"), data=folder)
+    found = report.comparison
+    assert found is not None
+    assert [failure.split()[0] for failure in report.failures] == ["top-1", "a", str(found.lost)]
+    assert found.gate == Gate()
+    assert found.lost > found.gained
+    assert {flip.label for flip in found.flips} == {"disc"}
+    assert sum(flip.images for flip in found.flips) == found.lost
+    assert f"flips: disc → {found.flips[0].predicted}" in report.render()
+    assert examine(worse, data=folder).failures == ()
+
+
+def test_the_command_tells_everything_whether_the_gate_holds_or_not(
+    tiny: Tiny, worse: Path, folder: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    command = ("verify", worse, "--parent", tiny("ir"), "--data", folder)
+    status, out, err = run(*command, "--json")
+    report = msgspec.json.decode(out, type=VerifyReport)
+    assert status == 1
+    assert report == examine(worse, parent=tiny("ir"), data=folder)
+    assert err.count("\n") == 1
+    assert "model.onnx does not pass the gate: top-1 drops by" in err
+    assert "disc: recall" in err
+    status, out, err = run(*command, "--max-drop", 100, "--max-class-drop", 100, "--max-flips", 100, "--json")
+    report = msgspec.json.decode(out, type=VerifyReport)
+    assert (status, err, report.failures) == (0, "", ())
+    assert report.comparison is not None
+    assert report.comparison.gate == OPEN
+    status, out, err = run(*command, "--max-flips", 100)
+    assert status == 1
+    assert "flips: disc → " in out, "people see the figures too"
+
+
 def test_improvement_is_a_negative_drop(tiny: Tiny, worse: Path, folder: Path) -> None:
-    report = verify(tiny("ir"), parent=worse, data=folder, max_drop=0)
+    report = verify(tiny("ir"), parent=worse, data=folder, gate=Gate(max_drop=0))
     assert report.comparison is not None
     assert report.comparison.drop < 0
 
