@@ -32,6 +32,7 @@ from edgefg.export.candidates import (
 )
 from edgefg.export.package import folder_beside
 from edgefg.export.trials import Site, Training, measure_untrained, try_out
+from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import atomic_file
 from edgefg.manifest import Accuracy, sha256
 from edgefg.recipe import Hardware
@@ -80,7 +81,7 @@ def compress(
     hardware: Hardware | None = None,
     skip_corrupt: bool = False,
     say: Callable[[str], None] | None = None,
-) -> Front:
+) -> tuple[Front, VerifyReport | None]:
     """Search for the best student of a teacher that keeps budget and tolerated loss.
 
     Args:
@@ -91,6 +92,9 @@ def compress(
         hardware: where to train.
         skip_corrupt: leave unreadable images out.
         say: called with one line before each step.
+
+    Returns:
+        What was found, and the chosen artifact's verification; None where no candidate fits.
 
     Raises:
         CheckpointError, DataError: the teacher cannot be used, the data are not its own or have no validation images,
@@ -125,8 +129,8 @@ def compress(
         say=say,
     )
     front = _search(site, request)
-    _publish(front, out)
-    return front
+    chosen = _publish(front, out)
+    return front, None if chosen is None else verify(chosen, data=data.splits["val"], split=front.teacher.data)
 
 
 def _search(site: Site, request: Request) -> Front:
@@ -199,8 +203,11 @@ def _teacher_accuracy(teacher: Path, data: FolderData, out: Path, say: Callable[
     return accuracy
 
 
-def _publish(front: Front, out: Path) -> None:
-    """Copy the chosen artifact and write ``front.json``, each whole or not at all; an earlier choice goes."""
+def _publish(front: Front, out: Path) -> Path | None:
+    """Copy the chosen artifact and write ``front.json``, each whole or not at all; an earlier choice goes.
+
+    Returns the chosen artifact's model file.
+    """
     chosen = out / CHOSEN
     taken = [one for one in front.candidates if one.name == front.chosen and one.stage == "full"]
     shutil.rmtree(chosen, ignore_errors=True)
@@ -210,3 +217,4 @@ def _publish(front: Front, out: Path) -> None:
             temporary.rename(chosen)
     with atomic_file(out / FRONT) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(front), indent=2))
+    return chosen / Path(taken[0].artifact).name if taken else None

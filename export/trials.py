@@ -19,14 +19,14 @@ import numpy as np
 from msgspec.structs import replace
 
 from edgefg.classifier import Classifier
-from edgefg.export.calibration import Calibration, choose_balanced, read_calibration
+from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.candidates import Candidate, Precision, Shape, Stage, Target
 from edgefg.export.channels import remove_channels
 from edgefg.export.distill import distill
 from edgefg.export.export import export_checkpoint
 from edgefg.export.package import folder_beside
 from edgefg.export.prune import prune
-from edgefg.export.quantize import quantize_onnxruntime, quantize_openvino
+from edgefg.export.quantizer import Quantizer
 from edgefg.export.shares import Yardstick
 from edgefg.export.timing import alternate
 from edgefg.export.to_onnx import write_onnx
@@ -180,41 +180,54 @@ def try_out(site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precisi
         return [_read(site.record(shape, precision, stage)) for precision in precisions]
     site.say(f"{stage}: {shape.name}")
     checkpoint = train(site, shape, stage)
-    models = {}
-    for precision in precisions:
-        folder = site.out / stage / shape.name / precision
-        models[shape, precision] = folder / _model_name(site)
-        if not models[shape, precision].is_file():
-            site.say(f"export: {stage}/{shape.name}/{precision}")
-            export_checkpoint(
-                checkpoint,
-                folder,
-                to=site.target,
-                precision=precision,
-                calibration=site.data,
-                images=site.training.images,
-                progress=site.say,
-            )
+    models = {(shape, precision): _export(site, checkpoint, shape, stage, precision) for precision in precisions}
     times = measure_latency(models, site)
-    found = []
-    for (_, precision), (low, middle, high) in times.items():
-        model = models[shape, precision]
-        accuracy = read_manifest(model).accuracy
-        assert accuracy is not None  # a search has validation data
-        candidate = Candidate(
-            shape=shape,
-            precision=precision,
-            stage=stage,
-            latency_ms=middle,
-            latency_low_ms=low,
-            latency_high_ms=high,
-            accuracy=accuracy,
-            drop=100 * (site.teacher_accuracy.top1 - accuracy.top1),
-            artifact=str(model.relative_to(site.out)),
-        )
+    found = [_candidate(site, shape, stage, precision, times[shape, precision]) for precision in precisions]
+    for candidate in found:
         _write_down(candidate, site)
-        found.append(candidate)
     return found
+
+
+def _export(site: Site, checkpoint: Path, shape: Shape, stage: Stage, precision: Precision) -> Path:
+    """Export a trained shape, unless it was before, and return its model file.
+
+    No gate is kept here: what counts is the loss against the teacher, and a candidate that lost too much is a result.
+    """
+    model = site.out / stage / shape.name / precision / _model_name(site)
+    if not model.is_file():
+        site.say(f"export: {stage}/{shape.name}/{precision}")
+        export_checkpoint(
+            checkpoint,
+            model.parent,
+            to=site.target,
+            precision=precision,
+            calibration=site.data,
+            images=site.training.images,
+            gate=None,
+            progress=site.say,
+        )
+    return model
+
+
+def _candidate(
+    site: Site, shape: Shape, stage: Stage, precision: Precision, times: tuple[float, float, float]
+) -> Candidate:
+    """Put together what is known of a trained candidate."""
+    model = site.out / stage / shape.name / precision / _model_name(site)
+    accuracy = read_manifest(model).accuracy
+    assert accuracy is not None  # a search has validation data
+    low, middle, high = times
+    return Candidate(
+        shape=shape,
+        precision=precision,
+        stage=stage,
+        latency_ms=middle,
+        latency_low_ms=low,
+        latency_high_ms=high,
+        accuracy=accuracy,
+        drop=100 * (site.teacher_accuracy.top1 - accuracy.top1),
+        artifact=str(model.relative_to(site.out)),
+    )
 
 
 def measure_latency(
@@ -260,21 +273,15 @@ def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path]) -
         source = Path(scratch) / "model.onnx"
         write_onnx(network.eval(), spec, source)
         for precision, path in made.items():
-            calibration = read_calibration(paths, spec) if precision == "int8" else None
             # Renamed when it is whole: a search that is cut off takes what it finds.
             with folder_beside(path.parent) as temporary:
-                _emit(site.target, source, temporary / path.name, calibration)
+                if precision == "int8":
+                    Quantizer(site.target, source, read_calibration(paths, spec).inputs).write(temporary)
+                elif site.target == "openvino":
+                    write_ir(convert(source), temporary / path.name)
+                else:
+                    (temporary / path.name).write_bytes(source.read_bytes())
                 temporary.rename(path.parent)
-
-
-def _emit(target: Target, source: Path, path: Path, calibration: Calibration | None) -> None:
-    if target == "openvino":
-        model = convert(source)
-        write_ir(model if calibration is None else quantize_openvino(model, calibration.inputs), path)
-    elif calibration is None:
-        path.write_bytes(source.read_bytes())
-    else:
-        quantize_onnxruntime(source, path, calibration.inputs)
 
 
 def _pruning(shape: Shape, importance: str) -> Pruning:

@@ -116,15 +116,18 @@ def compress(
         finalists=finalists,
         device=device,
     )
-    front = search.compress(teacher, data, out, request, hardware=hardware, skip_corrupt=skip_corrupt, say=say)
+    front, verified = search.compress(
+        teacher, data, out, request, hardware=hardware, skip_corrupt=skip_corrupt, say=say
+    )
     _draw(front, out)
     if json:
         print_json(front)
     else:
         print(candidates.render(front))
+        if verified is not None:
+            print(f"\nchosen: {front.chosen}\n{verified.render()}")
     if front.chosen is None:
         raise typer.Exit(1)
-    say(f"{out / search.CHOSEN} holds {front.chosen}")
 
 
 def _student(text: str) -> Student:

@@ -73,7 +73,9 @@ def found(teacher: Path, birds: Path, tmp_path_factory: pytest.TempPathFactory) 
         again, measured = Counted(distil.function), Counted(trials._write_untrained)
         patch.setattr(trials, "distill", again)
         patch.setattr(trials, "_write_untrained", measured)
-        front = compress(teacher, birds, out, request(), hardware=HERE)
+        front, verified = compress(teacher, birds, out, request(), hardware=HERE)
+        assert verified is not None
+        assert verified.artifact == str(out / search.CHOSEN / "model.xml")
         assert (distil.calls, again.calls, measured.calls) == (1, 2, 0)
     return out, front
 
@@ -109,12 +111,12 @@ def test_another_budget_begins_with_what_is_there(
     distil = Counted(trials.distill)
     monkeypatch.setattr(trials, "distill", distil)
     said: list[str] = []
-    none = compress(teacher, birds, out, request(budget_ms=1e-4), hardware=HERE, say=said.append)
-    assert none.chosen is None
+    none, verified = compress(teacher, birds, out, request(budget_ms=1e-4), hardware=HERE, say=said.append)
+    assert none.chosen is verified is None
     assert not (out / search.CHOSEN).exists()
     assert {candidate.stage for candidate in none.candidates} == {"untrained"}
     assert any("0 of 4 shapes keep 0.0001 ms" in line for line in said)
-    assert compress(teacher, birds, out, request(), hardware=HERE) == front
+    assert compress(teacher, birds, out, request(), hardware=HERE)[0] == front
     assert read_manifest(out / search.CHOSEN / "model.xml").accuracy is not None
     assert distil.calls == 0
 
@@ -140,7 +142,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_lost(
 
 def test_a_search_for_onnx_runtime(teacher: Path, birds: Path, tmp_path: Path) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
-    front = compress(teacher, birds, tmp_path / "out", request(target="onnx", space=space), hardware=HERE)
+    front, _ = compress(teacher, birds, tmp_path / "out", request(target="onnx", space=space), hardware=HERE)
     with Classifier(tmp_path / "out" / search.CHOSEN / "model.onnx", verify=True) as classifier:
         assert classifier.runtime_version.startswith("onnxruntime")
     assert front.chosen is not None
