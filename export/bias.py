@@ -41,9 +41,9 @@ def correct_biases(model: onnx.ModelProto, quantise: Quantise, data: Sequence[UI
     Raises:
         ExportError: ONNX Runtime cannot run the graphs.
     """
-    own = _with_own_biases(model)
-    layers = [node for node in own.graph.node if node.name in _biased(own)]
-    biases = {node.input[2]: Graph(own).array(node.input[2]) for node in layers}
+    own, layers = _with_own_biases(model)
+    constants = Graph(own)
+    biases = {node.input[2]: constants.array(node.input[2]) for node in layers}
     try:
         expected = _Means(own, layers, {}).run(data, {})
         measured = _Means(quantise(own), layers, biases)
@@ -60,38 +60,34 @@ def correct_biases(model: onnx.ModelProto, quantise: Quantise, data: Sequence[UI
     return own
 
 
-def _biased(model: onnx.ModelProto) -> set[str]:
-    """Name the nodes that have, or may be given, a bias of one constant a channel."""
-    graph = Graph(model)
-    return {node.name for node in graph.nodes if node.op_type in ("Conv", "Gemm") and _channels(graph, node)}
-
-
 def _channels(graph: Graph, node: onnx.NodeProto) -> int:
-    """Return how many output channels a layer has; 0 where its weights or bias are not of the usual form."""
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if node.input[1] not in graph.constants or attributes.get("beta", 1.0) != 1.0:
+    """Return how many output channels a node has; 0 where it is no layer of plain constants as weights and bias."""
+    if node.op_type not in ("Conv", "Gemm") or node.input[1] not in graph.constants:
         return 0
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     dims = graph.constants[node.input[1]].dims
     channels = int(dims[0] if node.op_type == "Conv" or attributes.get("transB") else dims[1])
     bias = next(iter(node.input[2:]), "")
     plain = not bias or (bias in graph.constants and list(graph.constants[bias].dims) == [channels])
-    return channels if plain else 0
+    return channels if plain and attributes.get("beta", 1.0) == 1.0 else 0
 
 
-def _with_own_biases(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a graph and give each layer a bias that no other one reads: of zeros where it had none."""
+def _with_own_biases(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
+    """Copy a graph and give each layer a bias that no other one reads, of zeros where it had none; return both."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = Graph(copy)
-    for node in graph.nodes:
-        if node.name not in _biased(model):
-            continue
+    layers = [node for node in graph.nodes if _channels(graph, node)]
+    for node in layers:
         values = graph.array(node.input[2]) if node.input[2:] else np.zeros(_channels(graph, node), np.float32)
         name = f"{node.name}_own_bias"
         copy.graph.initializer.append(numpy_helper.from_array(np.array(values, np.float32), name))
         del node.input[2:]
         node.input.append(name)
-    return copy
+    read = {name for node in copy.graph.node for name in node.input}
+    for tensor in [tensor for tensor in copy.graph.initializer if tensor.name not in read]:
+        copy.graph.initializer.remove(tensor)
+    return copy, layers
 
 
 class _Means:

@@ -1,8 +1,8 @@
 """FP16 for engines that compute in the types that a graph has: TensorRT's strongly typed networks, OpenVINO's GPUs.
 
 Of an FP32 graph everything is cast, for OpenVINO with `SENSITIVE` operators left in FP32; of a QDQ graph what stays
-floating point, scales included. The uint8 input still feeds one Cast, to FP16, which holds every level exactly, or, of
-a normalisation left in FP32, to FP32; the logits leave as FP32.
+floating point, scales included. The uint8 input still feeds one Cast, now to FP16, which holds every level exactly; the
+logits leave as FP32.
 """
 
 from __future__ import annotations
@@ -148,6 +148,8 @@ def _cast(model: onnx.ModelProto, full: Sequence[str] = ()) -> onnx.ModelProto:
         # The converter would cut it off with no more than a warning.
         if not largest <= _GREATEST:
             raise ExportError(_beyond(tensor.name, largest))
+    # The converter infers types itself; where a constant has one noted, it goes to FP16 and back before an FP32 node.
+    del model.graph.value_info[:]
     try:
         with quiet():
             from onnxruntime.quantization.onnx_model import ONNXModel

@@ -37,10 +37,10 @@ from edgefg.preprocess import UInt8Array
 # How many calibration images tell whether a network bears FP16, and how far FP16 may move its logits away from the FP32
 # network's: as a multiple of the deviation that int8 makes alone, and as a share of the greatest logit.
 _COMPARED = 16
-# How many images a layer's mean output is taken over.
-_BIAS_IMAGES = 32
 _WORSE = 1.5
 _MARGIN = 0.01
+# How many images a layer's mean output is taken over.
+_BIAS_IMAGES = 32
 LAYERS = ("Conv", "Gemm", "MatMul")
 """Operators with weights, which are quantised, or kept, one by one."""
 _TENSORRT_OPS = ["Conv", "Gemm"]
@@ -56,11 +56,11 @@ _ONNXRUNTIME_OPS = [
     "Add", "AveragePool", "Clip", "Concat", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "Mul",
     "Relu", "Reshape", "Sigmoid",
 ]  # fmt: skip
+# The logits stay in floating point: 256 steps over all classes would blur neighbours.
+_ONNXRUNTIME_OPTIONS: dict[str, Any] = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["Gemm"]}
 # So that no pair stands before a layer that is kept but those of other readers.
 _NO_OUTPUT_PAIRS = {"OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"]}
 _OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "MatMul")
-# The logits stay in floating point: 256 steps over all classes would blur neighbours.
-_ONNXRUNTIME_OPTIONS: dict[str, Any] = {"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["Gemm"]}
 
 
 def quantize_openvino(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.split import Sample
 from edgefg.training.models.network import Network
 from tests.conftest import TINY
+from tests.export.conftest import write_checkpoint
 
 TARGETS: tuple[Target, ...] = ("openvino", "onnx", "tensorrt-onnx")
 SPEC = InputSpec(height=64, width=64)
@@ -154,6 +156,24 @@ def test_the_layer_that_hurts_is_kept(
     assert lines[0].startswith("with no layers in floating point INT8 loses ")
     assert lines[-1] == f"kept in floating point: {HURT}"
     assert find_kept(Quantizer(to, spoilt, inputs), samples, SPEC, 100.0) == ()
+
+
+def test_the_command_prints_a_table_or_json(
+    run, resnet: tuple[Network, InputSpec], birds_folder: Path, tmp_path: Path
+) -> None:
+    labels = ("bar", "cross", "disc", "pair")
+    checkpoint = write_checkpoint(tmp_path / "r.safetensors", resnet[0], "resnet10t", labels, 32)
+    options = ("--to", "tensorrt-onnx", "--images", 4, "--compared", 6)
+    status, out, err = run("sensitivity", checkpoint, birds_folder, *options, "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert (found["to"], found["images"]) == ("tensorrt-onnx", 6)
+    ratios = [row["sqnr"] for row in found["layers"]]
+    assert len(ratios) > 10
+    assert ratios == sorted(ratios)
+    status, out, err = run("sensitivity", checkpoint, birds_folder, *options)
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[2:]] == [row["layer"] for row in found["layers"]]
 
 
 def test_the_search_doubles_and_stops() -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from edgefg.errors import DataError
+from edgefg.export.calibration import choose_balanced
 from edgefg.listing import write_csv
 from edgefg.split import SplitSpec
-from edgefg.training.data import load_data
+from edgefg.training.data import load_data, write_lists
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -193,6 +194,19 @@ def test_a_csv_manifest_is_the_same_data(root: Path) -> None:
     listed = load_data(root.parent / "list.csv")
     assert listed.splits == folders.splits
     assert (listed.labels, listed.format, listed.root) == (folders.labels, "csv", root.parent)
+
+
+def test_conditions_are_carried_and_balance_the_calibration(root: Path) -> None:
+    folders = load_data(root)
+    images = [path for samples in folders.splits.values() for path, _ in samples]
+    conditions = {path: "night infrared" for path in images if path.stem == "0"}
+    write_csv(root.parent / "list.csv", folders.splits, folders.labels, {}, conditions=conditions)
+    listed = load_data(root.parent / "list.csv")
+    assert listed.conditions == conditions
+    write_lists({root.parent / "again.csv": listed.splits}, listed, {})
+    assert (root.parent / "again.csv").read_text() == (root.parent / "list.csv").read_text()
+    chosen = choose_balanced(listed.splits["train"], 4, conditions=listed.conditions)
+    assert sorted(conditions.get(path, "") for path in chosen) == ["", "", "night infrared", "night infrared"]
 
 
 def test_a_csv_manifest_without_splits_is_split_by_its_groups(root: Path) -> None:
