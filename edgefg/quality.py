@@ -18,8 +18,11 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Base of these structs, as of all in the manifest: frozen, closed, defaults left out of the JSON."""
 
 
-class Gate(_Part, frozen=True, kw_only=True):
-    """How much worse than its FP32 parent an artifact may be on the same images; `edgefg.export.gate` has the rules."""
+class Gate(_Part, frozen=True, kw_only=True, omit_defaults=False):
+    """How much worse than its FP32 parent an artifact may be on the same images; `edgefg.export.gate` has the rules.
+
+    Encoded whole: a manifest's limits stay what they were where a later edgefg has other defaults.
+    """
 
     max_drop: Annotated[
         float,
