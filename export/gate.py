@@ -140,13 +140,25 @@ def chance_of(lost: int, images: int, classes: int) -> float:
     """
     if lost < 2:
         return 1.0
-    # In logarithms, for a class of many thousands; later terms follow from the first.
-    ways = math.lgamma(images + 1) - math.lgamma(lost + 1) - math.lgamma(images - lost + 1)
-    term = tail = math.exp(ways + lost * math.log(CHANCE) + (images - lost) * math.log1p(-CHANCE))
-    for k in range(lost, images):
-        term *= (images - k) / (k + 1) * CHANCE / (1 - CHANCE)
-        tail += term
+    odds = CHANCE / (1 - CHANCE)
+    # From the mean outwards, so that what rounds to nothing is nothing, in a class of many thousands too.
+    if lost > images * CHANCE:
+        term = tail = _binomial(lost, images)
+        for k in range(lost, images):
+            term *= (images - k) / (k + 1) * odds
+            tail += term
+    else:
+        term = fewer = _binomial(lost - 1, images)
+        for k in range(lost - 1, 0, -1):
+            term *= k / (images - k + 1) / odds
+            fewer += term
+        tail = 1 - fewer
     return min(1.0, tail * classes)
+
+
+def _binomial(k: int, images: int) -> float:
+    ways = math.lgamma(images + 1) - math.lgamma(k + 1) - math.lgamma(images - k + 1)
+    return math.exp(ways + k * math.log(CHANCE) + (images - k) * math.log1p(-CHANCE))
 
 
 def _class_drops(

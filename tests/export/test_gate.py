@@ -55,7 +55,9 @@ def test_figures_by_hand() -> None:
     assert (found.logits, found.parent_logits_max, found.gate) == (5, 5, OPEN)
 
 
-@pytest.mark.parametrize(("lost", "images", "classes"), [(2, 2, 80), (2, 3, 10), (4, 12, 81), (7, 40, 5), (3, 2000, 1)])
+@pytest.mark.parametrize(
+    ("lost", "images", "classes"), [(2, 2, 80), (2, 3, 10), (4, 12, 81), (7, 40, 5), (3, 2000, 1), (35, 2000, 1)]
+)
 def test_chance_is_the_binomial_tail_over_all_classes(lost: int, images: int, classes: int) -> None:
     p = Fraction(2, 100)
     tail = sum(math.comb(images, k) * p**k * (1 - p) ** (images - k) for k in range(lost, images + 1))
@@ -65,6 +67,7 @@ def test_chance_is_the_binomial_tail_over_all_classes(lost: int, images: int, cl
 def test_chance_of_many_thousand_images_neither_overflows_nor_vanishes() -> None:
     assert 0.4 < chance_of(20_000, 1_000_000, 1) < 0.6
     assert chance_of(50_000, 1_000_000, 100) == 0
+    assert chance_of(2, 1_000_000, 1) == 1
     assert chance_of(1, 1, 1) == chance_of(1, 5000, 3) == 1
 
 
