@@ -38,8 +38,8 @@ class Gate(_Part, frozen=True, kw_only=True, omit_defaults=False):
         Meta(
             ge=0,
             le=100,
-            description="greatest loss of a class's recall, percentage points; a single image, or so few that chance"
-            " may have taken them, fails no class",
+            description="greatest loss of a class's recall, percentage points; so few images that chance may have"
+            " taken them fail no class, a single one never does",
         ),
     ] = 10.0
     max_flips: Annotated[
@@ -48,7 +48,7 @@ class Gate(_Part, frozen=True, kw_only=True, omit_defaults=False):
             ge=0,
             le=100,
             description="most images that the parent has right and the artifact takes for another class, percent of"
-            " all; what others gain does not make up for them",
+            " all; one standard error more is allowed for; what others gain does not make up for them",
         ),
     ] = 5.0
     min_agreement: Annotated[
