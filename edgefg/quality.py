@@ -18,8 +18,11 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Base of these structs, as of all in the manifest: frozen, closed, defaults left out of the JSON."""
 
 
-class Gate(_Part, frozen=True, kw_only=True):
-    """How much worse than its FP32 parent an artifact may be on the same images; `edgefg.export.gate` has the rules."""
+class Gate(_Part, frozen=True, kw_only=True, omit_defaults=False):
+    """How much worse than its FP32 parent an artifact may be on the same images; `edgefg.export.gate` has the rules.
+
+    Encoded whole: a manifest's limits stay what they were where a later edgefg has other defaults.
+    """
 
     max_drop: Annotated[
         float,
@@ -35,8 +38,8 @@ class Gate(_Part, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=100,
-            description="greatest loss of a class's recall, percentage points; a single image, or so few that chance"
-            " may have taken them, fails no class",
+            description="greatest loss of a class's recall, percentage points; so few images that chance may have"
+            " taken them fail no class, a single one never does",
         ),
     ] = 10.0
     max_flips: Annotated[
@@ -45,7 +48,7 @@ class Gate(_Part, frozen=True, kw_only=True):
             ge=0,
             le=100,
             description="most images that the parent has right and the artifact takes for another class, percent of"
-            " all; what others gain does not make up for them",
+            " all; one standard error more is allowed for; what others gain does not make up for them",
         ),
     ] = 5.0
     min_agreement: Annotated[

@@ -2,14 +2,15 @@
 
 Every limit leaves room for chance, since a validation split has few images, of many classes very few:
 
-- The mean drop of top-1 fails where it exceeds its limit by more than its standard error: on 300 images 0.8 points or
+- The mean drop of top-1 fails where it exceeds its limit by more than its standard error: on 300 images 0.9 points or
   so, on 3,000 0.25. Plainly compared with 1 point, 300 images would fail one sound INT8 artifact in 20.
 - A class fails where its recall drops by more than its limit **and** chance does not explain it: a sound artifact is
   taken to lose each image that its parent has right with a probability of 2 % (measured: 0.6 to 1.1 %), and that many
   lost images of one class must be less probable than 5 % over the number of classes (exact binomial test, Bonferroni).
-  So two of three images are a finding among ten classes, and two of two among eighty. A single image never is.
-- The flips, images that the parent has right and the artifact does not, fail where they are more than their limit,
-  whatever else the artifact gains: one that trades look-alikes for each other is another classifier.
+  So three of eight images are a finding, among ten classes and among eighty. A single image never is, and two are
+  where the class has no other one left.
+- The flips, images that the parent has right and the artifact does not, fail where they are more than their limit and
+  a standard error, whatever else the artifact gains: one that trades look-alikes for each other is another classifier.
 
 McNemar's p and the 95 % interval of the drop are told beside them and are no limits: with enough images the smallest
 drop is significant, with few a great one is not. Torch-free.
@@ -35,6 +36,7 @@ IntArray = npt.NDArray[np.int64]
 CHANCE = 0.02
 """Probability with which a sound artifact loses an image that its parent has right."""
 SIGNIFICANCE = 0.05
+_Z = NormalDist().inv_cdf(0.975)
 _KEPT = 5
 _NAMED = 10
 
@@ -68,16 +70,16 @@ def compare(
     found, expected = logits.argmax(axis=1), parent.argmax(axis=1)
     right, parent_right = found == labels, expected == labels
     lost, gained = int((parent_right & ~right).sum()), int((~parent_right & right).sum())
-    low, high = paired_interval(lost, gained, len(labels))
+    middle, error = paired_error(lost, gained, len(labels))
     classes = _class_drops(right, parent_right, labels, names)
     flipped = parent_right & ~right
     pairs = confusions(found[flipped], labels[flipped], len(names)) if lost else ()
     comparison = Comparison(
         parent=accuracy_of(parent, labels, names, data),
         drop=100 * (lost - gained) / len(labels),
-        drop_low=100 * low,
-        drop_high=100 * high,
-        drop_error=100 * math.sqrt(lost + gained - (lost - gained) ** 2 / len(labels)) / len(labels),
+        drop_low=100 * max(-1.0, middle - _Z * error),
+        drop_high=100 * min(1.0, middle + _Z * error),
+        drop_error=100 * error,
         lost=lost,
         gained=gained,
         mcnemar_p=mcnemar_p(right, parent_right),
@@ -106,29 +108,28 @@ def accuracy_of(logits: FloatArray, labels: IntArray, names: tuple[str, ...], da
     )
 
 
-def paired_interval(lost: int, gained: int, images: int, level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of (lost - gained) / images, the difference of two shares of the same images.
+def paired_error(lost: int, gained: int, images: int) -> tuple[float, float]:
+    """Estimate (lost - gained) / images, the difference of two shares of the same images, and its standard error.
 
-    The adjusted Wald interval for paired samples (Bonett & Price 2012): one image is added to both kinds,
-    which keeps the coverage where few or none differ.
+    That of the adjusted Wald interval for paired samples (Bonett & Price 2012): one image is added to both kinds, which
+    keeps the interval's coverage where few or none differ.
 
     Args:
         lost: images that only the first of the two has right.
         gained: images that only the second one has right.
         images: all of them, at least 1.
-        level: coverage probability, in (0, 1).
 
     Returns:
-        Lower and upper end, in [-1, 1].
+        The adjusted difference, the middle of its interval, and its standard error.
     """
     first, second = (lost + 1) / (images + 2), (gained + 1) / (images + 2)
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    half = z * math.sqrt((first + second - (first - second) ** 2) / (images + 2))
-    return max(-1.0, first - second - half), min(1.0, first - second + half)
+    return first - second, math.sqrt((first + second - (first - second) ** 2) / (images + 2))
 
 
 def chance_of(lost: int, images: int, classes: int) -> float:
-    """Tell how probable it is that chance takes so many images of some class; 1 for a single one, which is no finding.
+    """Tell how probable it is that chance takes so many images of some class.
+
+    A single one is no finding, nor are two of more: then it is 1.
 
     Args:
         lost: images that the class lost, less those that it gained.
@@ -138,15 +139,27 @@ def chance_of(lost: int, images: int, classes: int) -> float:
     Returns:
         P(X ≥ lost) of the binomial distribution of ``images`` at `CHANCE`, times ``classes`` (Bonferroni), at most 1.
     """
-    if lost < 2:
+    if lost < 2 or lost == 2 < images:
         return 1.0
-    # In logarithms, for a class of many thousands; later terms follow from the first.
-    ways = math.lgamma(images + 1) - math.lgamma(lost + 1) - math.lgamma(images - lost + 1)
-    term = tail = math.exp(ways + lost * math.log(CHANCE) + (images - lost) * math.log1p(-CHANCE))
-    for k in range(lost, images):
-        term *= (images - k) / (k + 1) * CHANCE / (1 - CHANCE)
-        tail += term
+    odds = CHANCE / (1 - CHANCE)
+    # From the mean outwards, so that what rounds to nothing is nothing, in a class of many thousands too.
+    if lost > images * CHANCE:
+        term = tail = _binomial(lost, images)
+        for k in range(lost, images):
+            term *= (images - k) / (k + 1) * odds
+            tail += term
+    else:
+        term = fewer = _binomial(lost - 1, images)
+        for k in range(lost - 1, 0, -1):
+            term *= k / (images - k + 1) / odds
+            fewer += term
+        tail = 1 - fewer
     return min(1.0, tail * classes)
+
+
+def _binomial(k: int, images: int) -> float:
+    ways = math.lgamma(images + 1) - math.lgamma(k + 1) - math.lgamma(images - k + 1)
+    return math.exp(ways + k * math.log(CHANCE) + (images - k) * math.log1p(-CHANCE))
 
 
 def _class_drops(
@@ -187,7 +200,8 @@ def _failures(found: Comparison, classes: tuple[ClassDrop, ...], gate: Gate) -> 
             f"{'a class loses' if len(too_much) == 1 else f'{len(too_much)} classes lose'} more than"
             f" {gate.max_class_drop:g} points of recall {on}: {_named([drop.render() for drop in too_much])}"
         )
-    if 100 * found.lost > gate.max_flips * images:
+    error = math.sqrt(found.lost * (1 - found.lost / images))
+    if 100 * (found.lost - error) > gate.max_flips * images:
         pairs = _named([flip.render() for flip in found.flips])
         failures.append(
             f"{found.lost} images that the parent has right flip {on}, allowed are {gate.max_flips:g} %: {pairs}"

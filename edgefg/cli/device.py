@@ -197,7 +197,7 @@ def inspect(path: Path, json: bool = False) -> None:
     for name in described.__struct_fields__:
         value = msgspec.to_builtins(getattr(described, name))
         if isinstance(measured := getattr(described, name), (Comparison, TemperatureScaling)):
-            print(f"{name}: {measured.render()}")
+            print(f"{name}:", measured.render().replace("\n", "\n  "))
         elif isinstance(value, (list, tuple)) and len(value) > 8:
             print(f"{name}: {len(value)} ({', '.join(str(entry) for entry in value[:4])}, …)")
         elif isinstance(value, dict) and len(value) > 8:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgefg.errors import ParityError
-from edgefg.export.gate import Verdict, accuracy_of, chance_of, compare, paired_interval
+from edgefg.export.gate import Verdict, accuracy_of, chance_of, compare, paired_error
 from edgefg.quality import ClassDrop, Gate
 
 OPEN = Gate(max_drop=100, max_class_drop=100, max_flips=100)
@@ -39,7 +39,10 @@ def test_figures_by_hand() -> None:
     artifact = [1, 1, 2, 0, 1, 0, 0, 2, 2, 1]  # 4 right
     found = judge(artifact, parent, labels, 3, OPEN).comparison
     assert (found.lost, found.gained, found.drop) == (4, 1, pytest.approx(30))
-    assert found.drop_error == pytest.approx(100 * math.sqrt(5 - 9 / 10) / 10)
+    assert found.drop_error == pytest.approx(100 * math.sqrt(7 - 9 / 12) / 12)
+    assert (found.drop_low, found.drop_high) == pytest.approx(
+        (25 - 1.96 * found.drop_error, 25 + 1.96 * found.drop_error), abs=1e-2
+    )
     assert found.mcnemar_p == pytest.approx(2 * (1 + 5) / 32)
     assert found.agreement == pytest.approx(0.4)
     assert (found.parent.images, found.parent.top1) == (10, 0.7)
@@ -55,7 +58,9 @@ def test_figures_by_hand() -> None:
     assert (found.logits, found.parent_logits_max, found.gate) == (5, 5, OPEN)
 
 
-@pytest.mark.parametrize(("lost", "images", "classes"), [(2, 2, 80), (2, 3, 10), (4, 12, 81), (7, 40, 5), (3, 2000, 1)])
+@pytest.mark.parametrize(
+    ("lost", "images", "classes"), [(2, 2, 80), (3, 3, 10), (4, 12, 81), (7, 40, 5), (3, 2000, 1), (35, 2000, 1)]
+)
 def test_chance_is_the_binomial_tail_over_all_classes(lost: int, images: int, classes: int) -> None:
     p = Fraction(2, 100)
     tail = sum(math.comb(images, k) * p**k * (1 - p) ** (images - k) for k in range(lost, images + 1))
@@ -65,22 +70,27 @@ def test_chance_is_the_binomial_tail_over_all_classes(lost: int, images: int, cl
 def test_chance_of_many_thousand_images_neither_overflows_nor_vanishes() -> None:
     assert 0.4 < chance_of(20_000, 1_000_000, 1) < 0.6
     assert chance_of(50_000, 1_000_000, 100) == 0
-    assert chance_of(1, 1, 1) == chance_of(1, 5000, 3) == 1
+    assert chance_of(3, 1_000_000, 1) == 1
+
+
+def test_one_image_is_no_finding_nor_are_two_of_more() -> None:
+    assert chance_of(1, 1, 1) == chance_of(1, 5000, 3) == chance_of(2, 3, 2) == 1
+    assert chance_of(2, 2, 2) < 0.01
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(80, 500))
-def test_the_interval_holds_the_drop_and_turns_with_it(lost: int, gained: int, images: int) -> None:
-    low, high = paired_interval(lost, gained, images)
-    assert low <= (lost - gained) / images <= high
-    assert paired_interval(gained, lost, images) == pytest.approx((-high, -low))
-    assert paired_interval(lost, gained, images, 0.5)[1] < high
+def test_the_error_turns_with_the_drop_and_is_never_zero(lost: int, gained: int, images: int) -> None:
+    middle, error = paired_error(lost, gained, images)
+    assert error > 0
+    assert middle == pytest.approx((lost - gained) / (images + 2))
+    assert paired_error(gained, lost, images) == pytest.approx((-middle, error))
 
 
 def test_the_interval_covers_the_true_drop() -> None:
     """What 95 % promises, for rates as low as those of INT8: 2 % lost, 1 % gained, 300 images."""
     draws = np.random.default_rng(0).multinomial(300, [0.02, 0.01, 0.97], size=4000)
-    inside = [low <= 0.01 <= high for low, high in (paired_interval(int(a), int(b), 300) for a, b, _ in draws)]
-    assert 0.94 <= np.mean(inside) <= 0.99
+    found = [paired_error(int(a), int(b), 300) for a, b, _ in draws]
+    assert 0.94 <= np.mean([abs(middle - 0.01) <= 1.96 * error for middle, error in found]) <= 0.99
 
 
 def _split(classes: int, each: int, right: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -141,8 +151,13 @@ def test_many_lost_images_of_a_large_class_fail_by_points_alone() -> None:
     )
 
 
-@pytest.mark.parametrize(("lost", "images", "fails"), [(5, 300, False), (6, 300, True), (11, 1000, False),
-                                                       (14, 1000, True), (1, 16, False), (3, 16, True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lost", "images", "fails"),
+    [
+        *((5, 300, False), (6, 300, True), (11, 1000, False), (15, 1000, True)),
+        *((1, 16, False), (3, 16, True), (2, 32, False), (3, 32, True)),
+    ],
+)
 def test_the_mean_may_exceed_its_limit_by_a_standard_error(lost: int, images: int, fails: bool) -> None:
     labels = [i % 4 for i in range(images)]
     artifact = [(label + 1) % 4 if i < lost else label for i, label in enumerate(labels)]
@@ -151,24 +166,33 @@ def test_the_mean_may_exceed_its_limit_by_a_standard_error(lost: int, images: in
     assert [failure.startswith("top-1 drops by") for failure in failures] == [True] * fails
 
 
-def test_no_drop_is_allowed_where_none_is_asked_for() -> None:
-    labels = [0, 1] * 50
+def test_a_limit_of_zero_leaves_no_more_than_chance() -> None:
+    labels = [0, 1] * 150
     strict = msgspec.structs.replace(OPEN, max_drop=0)
     assert judge(labels, labels, labels, 2, strict).failures == ()
-    assert "worst class: c0" in judge([1, *labels[1:]], labels, labels, 2, strict).failures[0]
+    assert judge([1, *labels[1:]], labels, labels, 2, strict).failures == ()
+    assert "worst class: c0" in judge([1, 1, 1, 1, 1, *labels[5:]], labels, labels, 2, strict).failures[0]
     assert judge(labels, labels, labels, 2, msgspec.structs.replace(OPEN, max_drop=-1)).failures
+
+
+@pytest.mark.parametrize(("limit", "fails"), [(0, True), (2, True), (3, True), (4, False)])
+def test_flips_may_exceed_their_limit_by_a_standard_error(limit: float, fails: bool) -> None:
+    labels = [0, 1] * 50
+    artifact = [1, 0, 1, 0, 1, 0, *labels[6:]]  # 6 ± 2.4
+    failures = judge(artifact, labels, labels, 2, msgspec.structs.replace(OPEN, max_flips=limit)).failures
+    assert [" flip on " in failure for failure in failures] == [True] * fails
 
 
 def test_flips_count_though_as_many_images_are_gained() -> None:
     labels = [0] * 50 + [1] * 50
     parent = [0] * 44 + [1] * 6 + [1] * 50
     artifact = [0] * 50 + [0] * 6 + [1] * 44
-    found, failures = judge(artifact, parent, labels, 2, msgspec.structs.replace(OPEN, max_flips=5))
+    found, failures = judge(artifact, parent, labels, 2, msgspec.structs.replace(OPEN, max_flips=3))
     assert (found.drop, found.mcnemar_p) == (0, 1)
     assert failures == (
-        "6 images that the parent has right flip on val of x (100 images), allowed are 5 %: c1 → c0 (6)",
+        "6 images that the parent has right flip on val of x (100 images), allowed are 3 %: c1 → c0 (6)",
     )
-    assert judge(artifact, parent, labels, 2, msgspec.structs.replace(OPEN, max_flips=6)).failures == ()
+    assert judge(artifact, parent, labels, 2, msgspec.structs.replace(OPEN, max_flips=4)).failures == ()
 
 
 def test_agreement_counts_wrong_answers_too() -> None:
@@ -196,7 +220,7 @@ def test_without_a_gate_nothing_fails() -> None:
 
 def test_a_class_without_images_is_no_matter() -> None:
     found, failures = judge([0, 0], [0, 0], [0, 0], 3)
-    assert (found.worst, found.flips, found.drop_error, failures) == ((), (), 0, ())
+    assert (found.worst, found.flips, found.drop, failures) == ((), (), 0, ())
     assert len(found.render().splitlines()) == 2
 
 
