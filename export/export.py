@@ -21,16 +21,18 @@ from edgefg.export.calibration import Calibration, batches, choose_balanced, rea
 from edgefg.export.half import to_half
 from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
 from edgefg.export.quantize import Calibrator, quantize_onnxruntime, quantize_openvino, quantize_tensorrt
+from edgefg.export.quantized_graph import write_quantized
+from edgefg.export.quantized_network import QuantizedNetwork, open_quantized
 from edgefg.export.to_onnx import check_parity, torch_logits, write_onnx
 from edgefg.export.to_openvino import convert, write_ir
 from edgefg.export.verify import measure
 from edgefg.manifest import Accuracy, Provenance, sha256
 from edgefg.preprocess import UInt8Array, prepare
 from edgefg.sources import read_image
-from edgefg.training.checkpoint import Header, load
+from edgefg.training.checkpoint import Header, Target, load, read_header
 from edgefg.training.data import FolderData, load_data
+from edgefg.training.models.network import Network
 
-Target = Literal["openvino", "onnx", "tensorrt-onnx"]
 Precision = Literal["fp32", "fp16", "int8"]
 TARGETS: tuple[Target, ...] = ("openvino", "onnx", "tensorrt-onnx")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -68,14 +70,15 @@ def export_checkpoint(
     """Export a checkpoint to a complete artifact, checked on this machine; return the path of its model file.
 
     Args:
-        checkpoint: ``.safetensors`` of a teacher, a student or a pruned student.
+        checkpoint: ``.safetensors`` of a teacher, a student or a pruned student, or of a quantised network, which is
+            exported in INT8, for the target that it was trained for, without calibration.
         out: folder for the artifact; an earlier artifact in it is replaced, and stays where this export fails.
         to: ``openvino`` (``model.xml``), ``onnx`` for ONNX Runtime, ``tensorrt-onnx`` for a TensorRT build on a
             device (both ``model.onnx``).
         precision: ``fp32``, ``int8``, or, for TensorRT alone, ``fp16``.
         calibration: the data set that the checkpoint was trained on; its training split calibrates INT8 and gives the
             golden frames, its validation split the accuracy in the manifest. Already checked data may be given as they
-            are. Without it FP32 and FP16 get synthetic golden frames, and INT8 is refused.
+            are. Without it an export gets synthetic golden frames, and INT8 is refused, but for a quantised network.
         images: how many images calibrate, balanced by class.
         batch: fixed batch size of the network; 0 leaves it free.
         calibrator: how activation ranges are found, see `edgefg.export.quantize`.
@@ -96,13 +99,16 @@ def export_checkpoint(
         )
     if precision == "fp16" and to != "tensorrt-onnx":
         raise ExportError(f"FP16 was asked for {to}; it is there for tensorrt-onnx alone: export fp32 or int8")
-    if precision == "int8" and calibration is None:
+    trained = read_header(checkpoint).quantized is not None
+    calibrates = precision == "int8" and not trained
+    if calibrates and calibration is None:
         raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
     check_target(out)
     say = progress or (lambda _: None)
     say(f"reading {checkpoint}")
-    network, header = load(checkpoint)
-    if not network.single_pass:
+    network: Network | QuantizedNetwork
+    network, header = open_quantized(checkpoint, to, precision, any_cpu=any_cpu) if trained else load(checkpoint)
+    if isinstance(network, Network) and not network.single_pass:
         raise ExportError(
             f"{checkpoint} is a {header.method} teacher, which looks at an image several times and so is no single"
             " graph; distil it with `edgefg distill` and export the student"
@@ -113,7 +119,7 @@ def export_checkpoint(
         data = load_data(data, header.split, skip_corrupt=skip_corrupt, like=header)
     if data is not None and data.labels != header.labels:
         raise DataError(f"{data.root} does not have the classes of {checkpoint}; needed the data it was trained on")
-    calibrating, frames = _read_data(header, data, precision, images, seed, say)
+    calibrating, frames = _read_data(header, data, calibrates, images, seed, say)
     golden = golden_frames(frames, header.input, len(header.labels))
     inputs = np.stack([prepare(frame, header.input) for frame in golden])
     draft = Draft(
@@ -140,18 +146,18 @@ def export_checkpoint(
 def _read_data(
     header: Header,
     data: FolderData | None,
-    precision: Precision,
+    calibrates: bool,
     images: int,
     seed: int,
     say: Callable[[str], None],
 ) -> tuple[Calibration | None, list[UInt8Array]]:
-    """Return what calibrates, None for FP32, and photographs for the golden set."""
+    """Return what calibrates, None where nothing is calibrated, and photographs for the golden set."""
     if data is None:
         return None, synthetic_frames(header.input)
-    count = images if precision == "int8" else _GOLDEN_CANDIDATES
+    count = images if calibrates else _GOLDEN_CANDIDATES
     paths = choose_balanced(data.splits["train"], count, seed)
     frames = [read_image(path) for path in paths[:_GOLDEN_CANDIDATES]]
-    if precision != "int8":
+    if not calibrates:
         return None, frames
     say(f"reading {len(paths)} calibration images")
     return read_calibration(paths, header.input), frames
@@ -167,6 +173,8 @@ def _measure(data: FolderData | None) -> Callable[[Classifier], Accuracy] | None
 
 def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array, folder: Path) -> Path:
     """Write the model file of one artifact into ``folder``; what lies between goes elsewhere and is removed."""
+    if isinstance(network, QuantizedNetwork):
+        return write_quantized(network, draft.input, job.to, folder, inputs, batch=job.batch, say=job.say)
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
         source = Path(scratch) / "model.onnx"
         job.say("exporting to ONNX")
