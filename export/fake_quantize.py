@@ -6,7 +6,7 @@ were not, and what is cut off learns nothing. The exporter writes each as one Qu
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ class FakeQuantizer(nn.Module):
 
     def _as_pair(self, real: torch.Tensor) -> torch.Tensor:
         """Return what an exporter writes as a QuantizeLinear and a DequantizeLinear, by ONNX's own names."""
-        axis = {"axis": self._axis} if self.scale.ndim else {}
+        axis: dict[str, Any] = {"axis": self._axis} if self.scale.ndim else {}
         integers = torch.onnx.ops.symbolic(
             "QuantizeLinear", (real, self.scale, self.zero), axis, dtype=self.zero.dtype, shape=real.shape
         )

@@ -6,6 +6,7 @@ the deployed graph has them folded and 8 bits must fit the weights that it has; 
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import onnx
@@ -50,7 +51,7 @@ def trace(network: Network, spec: InputSpec, *, fold_scale: bool) -> Traced:
     Raises:
         ExportError: the exporter does not support the network.
     """
-    network.eval()
+    network = copy.deepcopy(network).eval()
     example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
     batch = {"images": {0: torch.export.Dim("batch")}}
     try:
@@ -127,8 +128,12 @@ def _fold_batch_norms(graph: fx.GraphModule) -> None:
             continue
         data, weight, *rest = conv.args
         bias = rest.pop(0) if rest else None
-        scale, shift = (value_of(graph, node) for node in norm.args[1:3])
-        weights, mean, variance = (_needed(graph, node) for node in (weight, *norm.args[3:5]))
+        weights, (scale, shift, mean, variance) = (
+            value_of(graph, weight),
+            (value_of(graph, it) for it in norm.args[1:5]),
+        )
+        if weights is None or mean is None or variance is None:
+            continue  # computed while the network runs
         folded = fuse_conv_bn_weights(weights, value_of(graph, bias), mean, variance, norm.args[7], scale, shift)
         owner = str(weight.target).rpartition(".")[0]
         for leaf, value in zip(("weight", "bias"), folded, strict=True):
@@ -146,11 +151,11 @@ def _fold_scale(graph: fx.GraphModule) -> None:
     if division is None or len(division.users) != 1:
         return
     scale, conv = value_of(graph, division.args[1]), _only_reader(division)
-    if scale is None or operator_of(conv) is not _ATEN.conv2d or scale.numel() != _needed(graph, conv.args[1]).shape[1]:
+    weights = value_of(graph, conv.args[1]) if operator_of(conv) is _ATEN.conv2d else None
+    if scale is None or weights is None or scale.numel() != weights.shape[1]:
         return
-    weight = _needed(graph, conv.args[1])
     with torch.no_grad():
-        weight.div_(scale.to(weight).reshape(1, -1, 1, 1))
+        weights.div_(scale.to(weights).reshape(1, -1, 1, 1))
     division.replace_all_uses_with(division.args[0])
     graph.graph.erase_node(division)
 
@@ -162,10 +167,3 @@ def _only_reader(node: fx.Node) -> Any:
         if operator_of(node) not in _LAYOUT:
             return node
     return None
-
-
-def _needed(graph: fx.GraphModule, node: Any) -> torch.Tensor:
-    value = value_of(graph, node)
-    if value is None:
-        raise ExportError(f"{node} is computed while the network runs; needed a parameter of the network")
-    return value
