@@ -90,7 +90,7 @@ def qat(
     data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, like=header)
     _, data = Network.prepare(NoOptions(), data)
     recipe = replace(recipe, image_size=header.input.height)
-    header = _header_of(header, student_path, teacher, Quantized(to=to, any_cpu=any_cpu, torch=torch.__version__))
+    header = _header_of(header, student_path, teacher, Quantized(to=to, any_cpu=any_cpu, torch=str(torch.__version__)))
     header = replace(header, recipe=f"{header.recipe}, {images} images, {calibrator}")
     trained: nn.Module = network
     # A finished run is for `train_and_save` to recognise, by its header alone.

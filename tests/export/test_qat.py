@@ -20,7 +20,6 @@ from edgefg.errors import CheckpointError, DataError, ExportError
 from edgefg.export import qat as stage
 from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.export import export_checkpoint
-from edgefg.export.fake_quantize import Quantizer
 from edgefg.export.prune import prune
 from edgefg.export.qat import qat, quantized_for
 from edgefg.export.quantize import quantize_tensorrt
@@ -117,7 +116,7 @@ def test_the_tensorrt_graph_keeps_every_rule_and_is_symmetric_int8(trt_onnx: Pat
             assert constants[weights.input[1]].shape == (constants[writer[weights.input[0]].input[0]].shape[0],)
             assert constants[node.input[2]].dtype == np.float16
     header = read_header(trt)
-    assert header.quantized == Quantized(to="tensorrt-onnx", torch=torch.__version__)
+    assert header.quantized == Quantized(to="tensorrt-onnx", torch=str(torch.__version__))
     assert "; qat for tensorrt-onnx, teacher " in header.recipe
     assert header.validation is not None
 
@@ -154,7 +153,7 @@ def _inputs_of_layers(model: onnx.ModelProto) -> list[tuple[str, list[float]]]:
 
 
 def _header(header: Header, to: Target = "tensorrt-onnx", *, any_cpu: bool = False) -> Header:
-    return replace(header, kind="qat", quantized=Quantized(to=to, any_cpu=any_cpu, torch=torch.__version__))
+    return replace(header, kind="qat", quantized=Quantized(to=to, any_cpu=any_cpu, torch=str(torch.__version__)))
 
 
 def test_the_graph_computes_what_the_network_does(trt: Path, trt_onnx: Path, inputs: UInt8Array) -> None:
@@ -205,24 +204,26 @@ def test_onnxruntime_gets_a_graph_too(student: Path, birds: Path, data: FolderDa
         quantize(gated, birds, tmp_path / "gated", "onnx")
 
 
-def test_training_recovers_what_coarse_ranges_lost(
-    student: Path, birds: Path, data: FolderData, inputs: UInt8Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_training_recovers_what_rounding_lost(
+    student: Path, birds: Path, inputs: UInt8Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ranges eight times too wide leave 5 bits: that hurts, and training with the quantisers makes up for much."""
-    read = stage.quantizers_of_onnx
+    """Weights of five levels hurt; 40 steps on the network's own FP32 predictions make up for most of it (0.50 → 0.06).
 
-    def coarse(model: onnx.ModelProto) -> dict[str, Quantizer]:
-        return {name: found._replace(scale=8 * found.scale) for name, found in read(model).items()}
-
-    monkeypatch.setattr(stage, "quantizers_of_onnx", coarse)
+    The teacher says nothing of what all logits have in common, so that is left out.
+    """
+    monkeypatch.setattr("edgefg.export.quantized_network._LIMIT", 2)
     network, header = load(student)
-    expected = torch_logits(network, inputs)
-    before = np.abs(torch_logits(quantized_for(network, _header(header), inputs).freeze(), inputs) - expected).mean()
-    recipe = replace(RECIPE, epochs=8, lr=2e-3, val_every=8)
+    expected = _centred(torch_logits(network, inputs))
+    before = np.abs(_centred(torch_logits(quantized_for(network, _header(header), inputs).eval(), inputs)) - expected)
+    recipe = replace(RECIPE, epochs=20, lr=3e-4, val_every=20)
     quantized, _ = load_quantized(quantize(student, birds, tmp_path, "tensorrt-onnx", recipe))
-    after = np.abs(torch_logits(quantized, inputs) - expected).mean()
-    assert before > 0.02 * np.abs(expected).max(), "nothing was lost"
-    assert after < 0.7 * before
+    after = np.abs(_centred(torch_logits(quantized, inputs)) - expected)
+    assert before.mean() > 0.2 * np.abs(expected).max(), "nothing was lost"
+    assert after.mean() < 0.4 * before.mean()
+
+
+def _centred(logits: np.ndarray) -> np.ndarray:
+    return logits - logits.mean(axis=1, keepdims=True)
 
 
 def test_a_killed_run_goes_on_where_it_was(student: Path, birds: Path, tmp_path: Path) -> None:
