@@ -22,7 +22,9 @@ from edgefg.export.half import SENSITIVE, to_half
 from edgefg.export.keep_float import find_kept
 from edgefg.export.measure import Measured, measure
 from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
-from edgefg.export.quantizer import Quantizer, Target
+from edgefg.export.quantized_graph import write_quantized
+from edgefg.export.quantized_network import QuantizedNetwork, open_quantized
+from edgefg.export.quantizer import Quantizer
 from edgefg.export.ranges import CALIBRATORS, Calibrator
 from edgefg.export.to_onnx import check_parity, torch_logits, write_onnx
 from edgefg.export.to_openvino import convert, write_ir
@@ -31,8 +33,9 @@ from edgefg.manifest import Provenance, sha256
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.quality import Gate
 from edgefg.sources import read_image
-from edgefg.training.checkpoint import Header, load
+from edgefg.training.checkpoint import Header, Target, load, read_header
 from edgefg.training.data import FolderData, load_data
+from edgefg.training.models.network import Network
 
 Precision = Literal["fp32", "fp16", "int8"]
 TARGETS: tuple[Target, ...] = ("openvino", "onnx", "tensorrt-onnx")
@@ -88,15 +91,16 @@ def export_checkpoint(
     """Export a checkpoint to a complete artifact, checked on this machine; return the path of its model file.
 
     Args:
-        checkpoint: ``.safetensors`` of a teacher, a student or a pruned student.
+        checkpoint: ``.safetensors`` of a teacher, a student or a pruned student, or of a quantised network, which is
+            exported in INT8, for the target that it was trained for, without calibration.
         out: folder for the artifact; an earlier artifact in it is replaced, and stays where this export fails.
         to: ``openvino`` (``model.xml``), ``onnx`` for ONNX Runtime, ``tensorrt-onnx`` for a TensorRT build on a
             device (both ``model.onnx``).
         precision: ``fp32``, ``int8``, or, for TensorRT and OpenVINO's GPUs, ``fp16``.
         calibration: the data set that the checkpoint was trained on; its training split calibrates INT8 and gives the
             golden frames, its validation split the accuracy in the manifest, the comparison with the checkpoint, and
-            the temperature. Already checked data may be given as they are. Without it FP32 and FP16 get synthetic
-            golden frames, and INT8 is refused.
+            the temperature. Already checked data may be given as they are. Without it an export gets synthetic golden
+            frames, and INT8 is refused, but for a quantised network.
         images: how many images calibrate, balanced by class.
         batch: fixed batch size of the network; 0 leaves it free.
         calibrator: how activation ranges are found, see `edgefg.export.ranges`.
@@ -124,12 +128,17 @@ def export_checkpoint(
             f"cannot export {precision!r} at batch {batch} to {to!r}; needed {' or '.join(PRECISIONS)}, a batch of 0"
             f" (free) or more, and one of {', '.join(TARGETS)}"
         )
-    _check_options(to, precision, calibration, calibrator, keep_within)
+    trained = read_header(checkpoint).quantized is not None
+    calibrates = precision == "int8" and not trained
+    _check_options(to, precision, calibrator, keep_within, calibrates)
+    if calibrates and calibration is None:
+        raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
     check_target(out)
     say = progress or (lambda _: None)
     say(f"reading {checkpoint}")
-    network, header = load(checkpoint)
-    if not network.single_pass:
+    network: Network | QuantizedNetwork
+    network, header = open_quantized(checkpoint, to, precision, any_cpu=any_cpu) if trained else load(checkpoint)
+    if isinstance(network, Network) and not network.single_pass:
         raise ExportError(
             f"{checkpoint} is a {header.method} teacher, which looks at an image several times and so is no single"
             " graph; distil it with `edgefg distill` and export the student"
@@ -140,7 +149,7 @@ def export_checkpoint(
         data = load_data(data, header.split, skip_corrupt=skip_corrupt, like=header)
     if data is not None and data.labels != header.labels:
         raise DataError(f"{data.root} does not have the classes of {checkpoint}; needed the data it was trained on")
-    calibrating, frames = _read_data(header, data, precision, images, seed, say)
+    calibrating, frames = _read_data(header, data, calibrates, images, seed, say)
     golden = golden_frames(frames, header.input, len(header.labels))
     inputs = np.stack([prepare(frame, header.input) for frame in golden])
     job = _Job(
@@ -165,9 +174,9 @@ def export_checkpoint(
 def _check_options(
     to: Target,
     precision: Precision,
-    calibration: Path | FolderData | None,
     calibrator: Calibrator,
     keep_within: float | None,
+    calibrates: bool,
 ) -> None:
     """Raise where options do not go together, before any work is done."""
     if precision == "fp16" and to == "onnx":
@@ -175,13 +184,12 @@ def _check_options(
             "FP16 was asked for onnx, which ONNX Runtime computes in FP32 on a CPU; it is there for tensorrt-onnx and"
             " openvino: export fp32 or int8"
         )
-    if precision == "int8" and calibration is None:
-        raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
     if calibrator not in CALIBRATORS:
         raise ExportError(f"there is no calibrator {calibrator!r}; needed one of {', '.join(CALIBRATORS)}")
-    if keep_within is not None and (precision != "int8" or not keep_within >= 0):
+    if keep_within is not None and not (calibrates and keep_within >= 0):
         raise ExportError(
-            f"layers were to be kept until {precision} loses at most {keep_within:g} points; needed int8 and 0 or more"
+            f"layers were to be kept until {precision} loses at most {keep_within:g} points; needed int8 that"
+            " is still to be calibrated, and 0 or more"
         )
 
 
@@ -202,18 +210,18 @@ def _search_kept(
 def _read_data(
     header: Header,
     data: FolderData | None,
-    precision: Precision,
+    calibrates: bool,
     images: int,
     seed: int,
     say: Callable[[str], None],
 ) -> tuple[Calibration | None, list[UInt8Array]]:
-    """Return what calibrates, None for FP32, and photographs for the golden set."""
+    """Return what calibrates, None where nothing is calibrated, and photographs for the golden set."""
     if data is None:
         return None, synthetic_frames(header.input)
-    count = images if precision == "int8" else _GOLDEN_CANDIDATES
+    count = images if calibrates else _GOLDEN_CANDIDATES
     paths = choose_balanced(data.splits["train"], count, seed, data.conditions)
     frames = [read_image(path) for path in paths[:_GOLDEN_CANDIDATES]]
-    if precision != "int8":
+    if not calibrates:
         return None, frames
     say(f"reading {len(paths)} calibration images")
     return read_calibration(paths, header.input), frames
@@ -245,6 +253,8 @@ def _measure(
 
 def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array, folder: Path) -> Path:
     """Write the model file of one artifact into ``folder``; what lies between goes elsewhere and is removed."""
+    if isinstance(network, QuantizedNetwork):
+        return write_quantized(network, draft.input, job.to, folder, inputs, batch=job.batch, say=job.say)
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
         source = Path(scratch) / "model.onnx"
         job.say("exporting to ONNX")

@@ -162,6 +162,14 @@ def quantize_tensorrt(
     """
     how = _How("QInt8", _TENSORRT_OPS, _TENSORRT_OPTIONS, calibrator, bias_correction, keep, skips=not layers_only)
     _quantize_onnx(source, target, batches(inputs, batch or 1), how, ranges)
+    return finish_tensorrt(source, target, inputs, batch=batch)
+
+
+def finish_tensorrt(source: Path, target: Path, inputs: UInt8Array, *, batch: int = 1) -> str:
+    """Cast what stays floating point in the QDQ ONNX ``target`` to FP16, and check the rules.
+
+    Arguments, return value and errors as `quantize_tensorrt`; ``source`` is the same graph without pairs.
+    """
     why_not = _rest_to_half(source, target, batches(inputs[:_COMPARED], batch or 1))
     model = onnx.load(target)
     if why_not:

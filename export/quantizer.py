@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 
@@ -23,9 +23,7 @@ from edgefg.export.quantize import (
 from edgefg.export.ranges import Calibrator
 from edgefg.export.to_openvino import convert, write_ir
 from edgefg.preprocess import UInt8Array
-
-Target = Literal["openvino", "onnx", "tensorrt-onnx"]
-"""What is emitted: OpenVINO IR, ONNX for ONNX Runtime, ONNX to be built by TensorRT on a device."""
+from edgefg.training.checkpoint import Target
 
 
 class Quantizer:

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from edgefg import runtime
 from edgefg.errors import DataError
 from edgefg.export.calibration import batches, choose_balanced, read_calibration
-from edgefg.export.quantizer import Quantizer, Target
+from edgefg.export.quantizer import Quantizer
 from edgefg.export.ranges import Calibrator
 from edgefg.export.to_onnx import write_onnx
 from edgefg.preprocess import UInt8Array
-from edgefg.training.checkpoint import load
+from edgefg.training.checkpoint import Target, load
 from edgefg.training.data import load_data
 
 _Floats = npt.NDArray[np.float32]

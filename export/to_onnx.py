@@ -37,11 +37,27 @@ def write_onnx(network: nn.Module, spec: InputSpec, path: Path, *, batch: int = 
     Raises:
         ExportError: the exporter does not support the network, or its graph is not what was needed.
     """
+    with contiguous_planes(network):
+        model, _ = to_graph(network, spec, batch=batch)
+    path.write_bytes(model.SerializeToString())
+
+
+def to_graph(
+    network: nn.Module, spec: InputSpec, *, batch: int = 1
+) -> tuple[onnx.ModelProto, torch.export.ExportedProgram]:
+    """Export a network as `write_onnx` does; return the graph and the program that it was written from.
+
+    Tensors of the graph have the names of the program's nodes, but for those inside an operator that ONNX has not, and
+    for names that a parameter or buffer of the network bears too.
+
+    Raises:
+        ExportError: as `write_onnx`.
+    """
     # With two images torch.export does not take a free batch for the constant 1.
     example = torch.zeros(batch or 2, spec.height, spec.width, 3, dtype=torch.uint8)
     free: dict[str, Any] = {} if batch else {"dynamic_shapes": {"images": {0: torch.export.Dim("batch")}}}
     try:
-        with quiet(), _contiguous_planes(network):
+        with quiet():
             program = torch.onnx.export(
                 network, (example,), dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"],
                 external_data=False, optimize=True, verbose=False, **free,
@@ -53,11 +69,13 @@ def write_onnx(network: nn.Module, spec: InputSpec, path: Path, *, batch: int = 
     model = program.model_proto
     _strip(model)
     check_graph(model)
-    path.write_bytes(model.SerializeToString())
+    exported = program.exported_program
+    assert exported is not None  # of a dynamo export
+    return model, exported
 
 
 @contextlib.contextmanager
-def _contiguous_planes(network: nn.Module) -> Iterator[None]:
+def contiguous_planes(network: nn.Module) -> Iterator[None]:
     """Let the network normalise to a plainly laid out tensor while exporting; it becomes no node.
 
     Permuted NHWC images look like channels-last tensors, for which pooling would be exported as a Gather of indices.

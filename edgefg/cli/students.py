@@ -1,4 +1,4 @@
-"""The verbs that make a student: distill, prune."""
+"""The verbs that make a student: distill, prune, qat."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from edgefg.cli.app import Only, checked, command, needs, say
+from edgefg.cli.app import Count, Only, checked, command, needs, say
+from edgefg.cli.export import Target
 from edgefg.cli.workstation import PRUNE_DEFAULTS, Out
 from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
 
@@ -29,6 +30,8 @@ _PRUNE = (
     "val_every",
     "seed",
 )
+_QAT = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "min_area", "color", "flip", "val_every", "seed")
+_QAT_DEFAULTS = Recipe(epochs=3, image_size=224, lr=3e-5)
 _DISTILL = (*_PRUNE, "train_size", "start_size", "min_area", "color", "hue", "randaugment", "layer_decay")
 
 
@@ -129,6 +132,58 @@ def prune(
         recipe,
         pruning,
         teacher_path=teacher,
+        hardware=hardware,
+        skip_corrupt=skip_corrupt,
+        restart=restart,
+        progress=say,
+    )
+    print(path)
+
+
+@command
+def qat(
+    student: Path,
+    data: Path,
+    to: Annotated[Target, typer.Option()],
+    out: Out,
+    teacher: Path | None = None,
+    images: Count = 300,
+    any_cpu: bool = False,
+    recipe: Annotated[Recipe, Only(*_QAT)] = _QAT_DEFAULTS,
+    hardware: Hardware = _HERE,
+    skip_corrupt: bool = False,
+    restart: bool = False,
+) -> None:
+    """Train a student on as the INT8 graph that a target will run. Writes OUT/qat.safetensors.
+
+    Export that with --precision int8 and the same --to; it is not calibrated again.
+
+    Args:
+        student: the checkpoint of a student, a pruned student, or a teacher of a single pass.
+        data: the data it was trained on.
+        to: openvino (IR), onnx (for ONNX Runtime) or tensorrt-onnx, whose quantiser says where the graph rounds.
+        out: folder for the checkpoint and the logs.
+        teacher: learn this checkpoint's predictions; where left out those of the student itself, in FP32.
+        images: how many training images find the ranges of activations, balanced by class.
+        any_cpu: 7-bit weights, for x86 CPUs without VNNI, which saturate with 8.
+        recipe: the training settings, an option each.
+        hardware: where to run, an option each.
+        skip_corrupt: leave unreadable images out instead of stopping.
+        restart: begin anew where an unfinished run lies in OUT.
+    """
+    try:
+        from edgefg.export.qat import qat as run
+    except ImportError as exc:
+        raise needs("export", exc) from exc
+    path = run(
+        student,
+        data,
+        out,
+        recipe,
+        to=to.value,
+        teacher_path=teacher,
+        images=images,
+        any_cpu=any_cpu,
         hardware=hardware,
         skip_corrupt=skip_corrupt,
         restart=restart,

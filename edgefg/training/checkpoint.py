@@ -7,7 +7,7 @@ the plan is laid over a freshly built backbone before the tensors are loaded.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 import safetensors.torch
@@ -32,15 +32,28 @@ _WIDTHS = (
     *("num_features", "num_channels", "normalized_shape"),
 )
 
+Target = Literal["openvino", "onnx", "tensorrt-onnx"]
+"""What a network is exported for."""
 ChannelPlan = dict[str, dict[str, int | tuple[int, ...]]]
 Option = bool | int | float | str | tuple[str, ...] | None
+
+
+class Quantized(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What a network of kind ``qat`` was quantised for."""
+
+    to: Target
+    """Target, whose rules say where it rounds."""
+    any_cpu: bool = False
+    """7-bit weights."""
+    torch: str
+    """Version that trained it: the names of the quantisers are its."""
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """Everything about a checkpoint but its tensors."""
 
     schema: int
-    kind: Literal["teacher", "student", "pruned"]
+    kind: Literal["teacher", "student", "pruned", "qat"]
     method: str
     """How the network was made; one of `edgefg.training.methods.METHODS`, or ``ensemble``."""
     options: dict[str, Option] = {}
@@ -61,7 +74,9 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     teacher: str | None = None
     """SHA-256 of the teacher's file."""
     parent: str | None = None
-    """SHA-256 of the checkpoint that this one was pruned from."""
+    """SHA-256 of the checkpoint that this one was pruned or quantised from."""
+    quantized: Quantized | None = None
+    """Of kind ``qat`` alone; `edgefg.export.quantized_network` reads its tensors."""
     recipe: str = ""
     """The stage's settings as JSON."""
     validation: Accuracy | None = None
@@ -119,6 +134,11 @@ def read_header(path: Path) -> Header:
 def load(path: Path) -> tuple[Network, Header]:
     """Rebuild the network, in evaluation mode, and return it with its header. Raises `CheckpointError`."""
     header = read_header(path)
+    if header.quantized is not None:
+        raise CheckpointError(
+            f"{path} is a quantised network, which counts by what its INT8 graph says: give the artifact that"
+            f" `edgefg export {path} --to {header.quantized.to} --precision int8` makes"
+        )
     try:
         network = rebuild(header, safetensors.torch.load_file(path))
     except (RuntimeError, AttributeError, SafetensorError) as exc:
@@ -135,11 +155,27 @@ def rebuild(header: Header, tensors: dict[str, torch.Tensor]) -> Network:
                 for number, member in enumerate(header.members)
             ]
         )
+    network = blank(header, tensors)
+    network.load_state_dict(tensors)
+    return network
+
+
+def blank(header: Header, tensors: dict[str, torch.Tensor]) -> Network:
+    """Build the network that a header describes, in the shapes of the tensors, with no values of theirs.
+
+    Batch norms, which a quantised network has folded away, take their widths from the channel plan.
+    """
     backbone = build_backbone(header.backbone, len(header.labels))
     network = build(header.method, backbone, header.mean, header.std, header.options)
     apply_channels(network, header.channels)
-    _resize_to(network, tensors)
-    network.load_state_dict(tensors)
+    known = network.state_dict()
+    folded = {
+        f"{name}.{leaf}": torch.empty(cast(int, widths["num_features"]))
+        for name, widths in header.channels.items()
+        for leaf in ("weight", "bias", "running_mean", "running_var")
+        if "num_features" in widths and f"{name}.{leaf}" in known
+    }
+    _resize_to(network, folded | {name: tensor for name, tensor in tensors.items() if name in known})
     return network
 
 

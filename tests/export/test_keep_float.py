@@ -18,11 +18,12 @@ from edgefg.errors import ExportError
 from edgefg.export.check import check
 from edgefg.export.graph import Graph
 from edgefg.export.keep_float import find_kept, search
-from edgefg.export.quantizer import Quantizer, Target
+from edgefg.export.quantizer import Quantizer
 from edgefg.export.sensitivity import logits_of, scan
 from edgefg.export.to_onnx import write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.split import Sample
+from edgefg.training.checkpoint import Target
 from edgefg.training.models.network import Network
 from tests.conftest import TINY
 from tests.export.conftest import write_checkpoint

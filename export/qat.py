@@ -1,0 +1,164 @@
+"""Quantisation-aware training: the last step, which recovers what INT8 lost. Student → quantised student.
+
+    edgefg qat runs/x/pruned.safetensors DATA --teacher runs/x/teacher.safetensors --to tensorrt-onnx --out runs/x/trt
+
+The target's own quantiser is run once, as for an export, and says where the deployed graph rounds and in which ranges.
+The network, batch norms folded, then learns with fake quantisers in those places (Jacob et al. 2018): activations keep
+their calibrated ranges, weights have ranges that follow them. What it learns are the teacher's predictions on identical
+crops; without a teacher those of the student before quantisation.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import torch
+from msgspec.structs import replace
+from torch import nn
+
+from edgefg import __version__
+from edgefg.errors import DataError
+from edgefg.export.calibration import choose_balanced, read_calibration
+from edgefg.export.distill_objective import Distillation, Teacher, read_teachers
+from edgefg.export.fake_quantize import Quantizer
+from edgefg.export.quantize import quantize_onnxruntime, quantize_openvino, quantize_tensorrt
+from edgefg.export.quantized_network import QuantizedNetwork
+from edgefg.export.quantizers import quantizers_of_onnx, quantizers_of_openvino
+from edgefg.export.ranges import Calibrator
+from edgefg.export.to_openvino import convert
+from edgefg.export.trace import trace
+from edgefg.manifest import sha256
+from edgefg.preprocess import UInt8Array
+from edgefg.recipe import Hardware, Recipe
+from edgefg.training.checkpoint import Header, Quantized, Target, load
+from edgefg.training.data import load_data
+from edgefg.training.models.network import Network, NoOptions
+from edgefg.training.stage import train_and_save
+
+
+def qat(
+    student_path: Path,
+    data_root: Path,
+    out: Path,
+    recipe: Recipe,
+    *,
+    to: Target,
+    teacher_path: Path | None = None,
+    images: int = 300,
+    calibrator: Calibrator = "minmax",
+    any_cpu: bool = False,
+    hardware: Hardware | None = None,
+    skip_corrupt: bool = False,
+    restart: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Train a network for the INT8 graph of one target; return the path of ``out/qat.safetensors``.
+
+    Args:
+        student_path: checkpoint of a network of a single pass: a student, a pruned one, or a teacher.
+        data_root: the data it was trained on.
+        out: folder for the checkpoint and the run's files.
+        recipe: the training's settings; the input size stays the student's.
+        to: target, as for `edgefg.export.export.export_checkpoint`.
+        teacher_path: whose predictions to learn; those of the network itself in FP32 where left out.
+        images: how many training images calibrate, balanced by class.
+        calibrator: how activation ranges are found, see `edgefg.export.quantize`.
+        any_cpu: 7-bit weights, for x86 CPUs that would saturate with 8.
+        hardware: where to run; ``auto`` precision is FP32, since FP16 and bfloat16 round more coarsely than 8 bits do.
+        skip_corrupt: leave unreadable images out.
+        restart: begin anew where an unfinished run lies in ``out``.
+        progress: called with one line for each step.
+
+    Raises:
+        CheckpointError, DataError, TrainingError: before the first step.
+        ExportError: the network cannot be traced or quantised.
+    """
+    say = progress or (lambda _: None)
+    if any_cpu and to == "tensorrt-onnx":
+        raise DataError("7-bit weights are for CPUs; leave out --any-cpu for tensorrt-onnx")
+    network, header = load(student_path)
+    if not network.single_pass:
+        raise DataError(
+            f"{student_path} is a {header.method} teacher, which looks at an image several times and so is no single"
+            " graph; distil it with `edgefg distill` and quantise the student"
+        )
+    (teacher,) = read_teachers([teacher_path or student_path])
+    if teacher.header.labels != header.labels:
+        raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
+    data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, like=header)
+    _, data = Network.prepare(NoOptions(), data)
+    recipe = replace(recipe, image_size=header.input.height)
+    header = _header_of(header, student_path, teacher, Quantized(to=to, any_cpu=any_cpu, torch=str(torch.__version__)))
+    header = replace(header, recipe=f"{header.recipe}, {images} images, {calibrator}")
+    trained: nn.Module = network
+    # A finished run is for `train_and_save` to recognise, by its header alone.
+    if restart or not (out / f"{header.kind}.safetensors").exists():
+        chosen = choose_balanced(data.splits["train"], images, recipe.seed)
+        say(f"reading {len(chosen)} calibration images")
+        inputs = read_calibration(chosen, header.input).inputs
+        say(f"quantising for {to}")
+        trained = quantized_for(network, header, inputs, calibrator)
+    say("training with the quantisers")
+    hardware = hardware or Hardware()
+    if hardware.precision == "auto":
+        hardware = replace(hardware, precision="32-true")
+    return train_and_save(
+        trained,
+        header,
+        data,
+        recipe,
+        Distillation([teacher], trained, recipe),
+        out,
+        hardware=hardware,
+        aides=[teacher.network],
+        restart=restart,
+    )
+
+
+def _header_of(header: Header, student_path: Path, teacher: Teacher, quantized: Quantized) -> Header:
+    """Return the header of the quantised network but for how it was calibrated."""
+    any_cpu = ", any CPU" if quantized.any_cpu else ""
+    return replace(
+        header,
+        kind="qat",
+        quantized=quantized,
+        parent=sha256(student_path),
+        recipe=f"{header.recipe}; qat for {quantized.to}{any_cpu}, teacher {teacher.sha256[:12]}",
+        validation=None,
+        edgefg=__version__,
+    )
+
+
+def quantized_for(
+    network: Network, header: Header, inputs: UInt8Array, calibrator: Calibrator = "minmax"
+) -> QuantizedNetwork:
+    """Return a network with fake quantisers where its target's quantiser has quantisers, in the same ranges.
+
+    Args:
+        network: FP32, in evaluation mode.
+        header: of the quantised network: its input, and what it is quantised for.
+        inputs: ``uint8 [K, height, width, 3]`` RGB that calibrate.
+        calibrator: see `edgefg.export.quantize`.
+
+    Raises:
+        ExportError: the network cannot be traced or quantised.
+    """
+    quantized = header.quantized
+    assert quantized is not None
+    traced = trace(network, header.input, fold_scale=quantized.to == "openvino")
+    with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
+        source, target = (Path(scratch) / name for name in ("float.onnx", "int8.onnx"))
+        source.write_bytes(traced.model.SerializeToString())
+        found: dict[str, Quantizer]
+        if quantized.to == "openvino":
+            found = quantizers_of_openvino(quantize_openvino(convert(source), inputs, batch=0, calibrator=calibrator))
+        else:
+            if quantized.to == "onnx":
+                quantize_onnxruntime(source, target, inputs, batch=0, calibrator=calibrator)
+            else:
+                quantize_tensorrt(source, target, inputs, batch=0, calibrator=calibrator)
+            found = quantizers_of_onnx(onnx.load(target))
+    return QuantizedNetwork(traced.graph, found, any_cpu=quantized.any_cpu)
