@@ -26,7 +26,7 @@ from edgefg.export.quantized_graph import write_quantized
 from edgefg.export.quantized_network import QuantizedNetwork, open_quantized
 from edgefg.export.quantizer import Quantizer
 from edgefg.export.ranges import CALIBRATORS, Calibrator
-from edgefg.export.to_onnx import check_parity, torch_logits, write_onnx
+from edgefg.export.to_onnx import check_parity, need_one_graph, torch_logits, write_onnx
 from edgefg.export.to_openvino import convert, write_ir
 from edgefg.golden import FloatArray
 from edgefg.manifest import Provenance, sha256
@@ -138,11 +138,8 @@ def export_checkpoint(
     say(f"reading {checkpoint}")
     network: Network | QuantizedNetwork
     network, header = open_quantized(checkpoint, to, precision, any_cpu=any_cpu) if trained else load(checkpoint)
-    if isinstance(network, Network) and not network.single_pass:
-        raise ExportError(
-            f"{checkpoint} is a {header.method} teacher, which looks at an image several times and so is no single"
-            " graph; distil it with `edgefg distill` and export the student"
-        )
+    if isinstance(network, Network):
+        need_one_graph(network, header, checkpoint, "export")
     data = calibration
     if isinstance(data, Path):
         say(f"checking {data}")

@@ -28,6 +28,7 @@ from edgefg.export.quantize import quantize_onnxruntime, quantize_openvino, quan
 from edgefg.export.quantized_network import QuantizedNetwork
 from edgefg.export.quantizers import quantizers_of_onnx, quantizers_of_openvino
 from edgefg.export.ranges import Calibrator
+from edgefg.export.to_onnx import need_one_graph
 from edgefg.export.to_openvino import convert
 from edgefg.export.trace import trace
 from edgefg.manifest import sha256
@@ -74,17 +75,13 @@ def qat(
 
     Raises:
         CheckpointError, DataError, TrainingError: before the first step.
-        ExportError: the network cannot be traced or quantised.
+        ExportError: the network is no single graph, or cannot be traced or quantised.
     """
     say = progress or (lambda _: None)
     if any_cpu and to == "tensorrt-onnx":
         raise DataError("7-bit weights are for CPUs; leave out --any-cpu for tensorrt-onnx")
     network, header = load(student_path)
-    if not network.single_pass:
-        raise DataError(
-            f"{student_path} is a {header.method} teacher, which looks at an image several times and so is no single"
-            " graph; distil it with `edgefg distill` and quantise the student"
-        )
+    need_one_graph(network, header, student_path, "quantise")
     (teacher,) = read_teachers([teacher_path or student_path])
     if teacher.header.labels != header.labels:
         raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")

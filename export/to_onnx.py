@@ -17,12 +17,23 @@ from edgefg.errors import ExportError, one_line
 from edgefg.export.calibration import batches
 from edgefg.export.quiet import quiet
 from edgefg.preprocess import InputSpec, UInt8Array
+from edgefg.training.checkpoint import Header
+from edgefg.training.models.network import Network
 
 OPSET = 18
 """ONNX Runtime's quantiser writes int8 QDQ that TensorRT reads between 13 and 20."""
 PARITY = 1e-4
 """Greatest deviation of an FP32 graph from its parent, as a share of the greatest logit."""
 _BATCH_AT_ONCE = 8
+
+
+def need_one_graph(network: Network, header: Header, path: Path, verb: str) -> None:
+    """Raise `ExportError` unless a network looks at an image once; ``verb`` is what to do with its student instead."""
+    if not network.single_pass:
+        raise ExportError(
+            f"{path} is a {header.method} teacher, which looks at an image several times and so is no single graph;"
+            f" distil it with `edgefg distill` and {verb} the student"
+        )
 
 
 def write_onnx(network: nn.Module, spec: InputSpec, path: Path, *, batch: int = 1) -> None:

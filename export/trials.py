@@ -26,6 +26,7 @@ from edgefg.export.distill import distill
 from edgefg.export.export import export_checkpoint
 from edgefg.export.package import folder_beside
 from edgefg.export.prune import prune
+from edgefg.export.qat import qat
 from edgefg.export.quantizer import Quantizer
 from edgefg.export.shares import Yardstick
 from edgefg.export.timing import alternate
@@ -45,6 +46,8 @@ _TURNS, _TIMES = 12, 10
 # Of an untrained graph the time alone matters: what its ranges are is of no account.
 _CALIBRATION_IMAGES = 8
 _MULTIPLE = 16
+# As `edgefg qat` has it.
+_QAT_RATE = 3e-5
 _LEAST_SIZE = 16
 
 
@@ -61,6 +64,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     """Side of the training crops, as a share of the image size."""
     images: int
     """How many calibrate INT8."""
+    qat_epochs: int = 0
+    """Of quantisation-aware training of INT8 finalists; 0: they are calibrated alone."""
     transfer: Transfer = Transfer()
 
     def of(self, size: int, stage: Stage) -> Recipe:
@@ -71,6 +76,12 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         return replace(
             self.recipe, epochs=epochs, image_size=size, train_size=train_size, start_size=start, val_every=epochs
         )
+
+    def in_int8(self, size: int) -> Recipe:
+        """Return the recipe of quantisation-aware training: short, at a small rate, whole pictures."""
+        recipe = self.of(size, "full")
+        epochs = max(1, self.qat_epochs)
+        return replace(recipe, epochs=epochs, start_size=0, lr=_QAT_RATE, randaugment=0, val_every=epochs)
 
     def after_pruning(self, size: int, stage: Stage) -> Recipe:
         """Return the recipe of the fine-tuning after pruning, at half the rate."""
@@ -195,6 +206,8 @@ def _export(site: Site, checkpoint: Path, shape: Shape, stage: Stage, precision:
     """
     model = site.out / stage / shape.name / precision / _model_name(site)
     if not model.is_file():
+        if precision == "int8" and stage == "full" and site.training.qat_epochs:
+            checkpoint = _train_in_int8(site, checkpoint, shape)
         site.say(f"export: {stage}/{shape.name}/{precision}")
         export_checkpoint(
             checkpoint,
@@ -207,6 +220,22 @@ def _export(site: Site, checkpoint: Path, shape: Shape, stage: Stage, precision:
             progress=site.say,
         )
     return model
+
+
+def _train_in_int8(site: Site, checkpoint: Path, shape: Shape) -> Path:
+    """Train a finalist on as the target's INT8 graph; return that checkpoint."""
+    return qat(
+        checkpoint,
+        site.data_root,
+        site.out / "full" / shape.name / "qat",
+        site.training.in_int8(shape.size),
+        to=site.target,
+        teacher_path=site.teacher,
+        images=site.training.images,
+        hardware=site.hardware,
+        skip_corrupt=site.skip_corrupt,
+        progress=site.say,
+    )
 
 
 def _candidate(

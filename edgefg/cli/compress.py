@@ -46,6 +46,7 @@ def compress(
     finalists: Count = 2,
     short_epochs: Count = 3,
     prune_epochs: Count = 8,
+    qat_epochs: Annotated[int, typer.Option(min=0)] = 0,
     train_share: float = 0.85,
     images: Count = 300,
     device: str | None = None,
@@ -79,6 +80,7 @@ def compress(
         finalists: how many of them are trained in full.
         short_epochs: epochs of the short distillation.
         prune_epochs: epochs of fine-tuning after pruning a finalist.
+        qat_epochs: epochs of quantisation-aware training of INT8 finalists; 0: they are calibrated alone.
         train_share: side of the training crops, as a share of the image size.
         images: how many images calibrate INT8.
         device: the engine's device, for instance GPU with OpenVINO.
@@ -103,6 +105,7 @@ def compress(
         short_epochs=short_epochs,
         prune_epochs=prune_epochs,
         train_share=train_share,
+        qat_epochs=qat_epochs,
         images=images,
         transfer=transfer,
     )

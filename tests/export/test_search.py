@@ -148,6 +148,16 @@ def test_a_search_for_onnx_runtime(teacher: Path, birds: Path, tmp_path: Path) -
     assert front.chosen is not None
 
 
+def test_an_int8_finalist_may_be_trained_as_such(teacher: Path, birds: Path, tmp_path: Path) -> None:
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8"])
+    asked = request(space=space, training=replace(request().training, qat_epochs=1))
+    _, verified = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert verified is not None
+    made = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance
+    assert made.parent == sha256(tmp_path / "out" / "full" / "test_resnet-32" / "qat" / "qat.safetensors")
+    assert "qat for openvino" in made.recipe
+
+
 def test_on_the_command_line_a_budget_that_nothing_meets_ends_with_1(
     found: tuple[Path, Front], teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
