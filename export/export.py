@@ -128,12 +128,12 @@ def export_checkpoint(
             f"cannot export {precision!r} at batch {batch} to {to!r}; needed {' or '.join(PRECISIONS)}, a batch of 0"
             f" (free) or more, and one of {', '.join(TARGETS)}"
         )
+    check_target(out)
     trained = read_header(checkpoint).quantized is not None
     calibrates = precision == "int8" and not trained
     _check_options(to, precision, calibrator, keep_within, calibrates)
     if calibrates and calibration is None:
         raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
-    check_target(out)
     say = progress or (lambda _: None)
     say(f"reading {checkpoint}")
     network: Network | QuantizedNetwork

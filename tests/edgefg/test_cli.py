@@ -18,7 +18,7 @@ from tests.conftest import BLOCKER
 from tests.synthetic import write_dataset
 
 VERBS = (
-    *("train", "methods", "folds", "distill", "prune", "qat", "export", "pipeline"),
+    *("train", "methods", "ensemble", "folds", "distill", "prune", "qat", "export", "compress", "pipeline"),
     *("data", "predict", "evaluate", "explain", "verify", "bench", "inspect", "doctor"),
     *("build", "check", "sensitivity", "sign"),
 )

@@ -48,7 +48,7 @@ def change_head(graph: Path, target: Path, scale: float, shift: tuple[float, ...
 def quantize_as(monkeypatch: pytest.MonkeyPatch, scale: float, shift: tuple[float, ...]) -> None:
     """Let quantisation for ONNX Runtime do this to the head, and nothing else."""
     monkeypatch.setattr(
-        "edgefg.export.export.quantize_onnxruntime",
+        "edgefg.export.quantizer.quantize_onnxruntime",
         lambda source, target, *_, **__: change_head(source, target, scale, shift),
     )
 
