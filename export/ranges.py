@@ -8,8 +8,8 @@ Four calibrators, compared by measurement:
   that is used, int8 symmetric or uint8 asymmetric (Banner et al. 2019, "Post training 4-bit quantization of
   convolutional networks for rapid-deployment", section 3, searched in a histogram);
 * ``entropy``: the clipping range of the least Kullback–Leibler divergence (Migacz 2017, "8-bit Inference with
-  TensorRT"). It takes what is rare for an outlier: alone it costs EfficientNet-Lite0 44 points on ImageNet. It is here
-  to be compared, not to be relied on.
+  TensorRT"). It takes what is rare for an outlier, and has cost EfficientNet-Lite0 44 points on ImageNet elsewhere: it
+  is here to be compared, not to be relied on unmeasured.
 
 ONNX Runtime has no ``mse``, and its ``entropy`` takes three minutes for a small network; NNCF has no ``entropy``, and
 an ``mse`` that stops early. Both searches are here, over histograms of fixed size that see one batch at a time: ONNX
@@ -175,11 +175,16 @@ def entropy_range(histogram: Histogram) -> tuple[float, float]:
     """Return the range, symmetric as far as the extremes reach, of the least Kullback–Leibler divergence.
 
     Migacz's search: of the distribution of magnitudes, cut off and with the outliers in its last bin, from the same one
-    in 128 levels.
+    in 128 levels. The zeros of a ReLU count no more than their neighbours, as in NVIDIA's pytorch-quantization: every
+    grid holds them exactly, and their spike would draw the range towards itself. With it EfficientNet-Lite0 kept 1 % of
+    300 grocery photographs' classes, without it 97 %.
     """
     half = len(histogram.counts) // 2
     magnitudes = histogram.counts[half:] + histogram.counts[half - 1 :: -1]
     counts = magnitudes.reshape(_ENTROPY_BINS, -1).sum(1)
+    counts[0] = counts[1]
+    if not counts.any():  # zeros alone, or next to nothing else
+        return histogram.low, histogram.high
     ends = np.arange(_ENTROPY_LEVELS, _ENTROPY_BINS + 1, _ENTROPY_STEP)
     best = ends[np.argmin([_divergence(counts, int(end)) for end in ends])]
     limit = histogram.reach * float(best) / _ENTROPY_BINS

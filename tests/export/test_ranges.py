@@ -88,15 +88,17 @@ def test_mse_clips_an_outlier_where_that_pays_and_leaves_a_uniform_tensor_whole(
 
 
 def test_entropy_is_migaczs_search() -> None:
-    values = np.append(np.random.default_rng(0).laplace(0, 1, 20_000), 30.0)
+    values = np.concatenate([np.random.default_rng(0).laplace(0, 1, 20_000), np.zeros(20_000), [30.0]])
     histogram = _histogram(values)
     counts = np.histogram(np.abs(values), 2048, (0, histogram.reach))[0]
+    counts[0] = counts[1]
     ends = np.arange(128, 2049, 8)
     best = ends[np.argmin([_divergence(counts, end) for end in ends])]
     low, high = entropy_range(histogram)
     assert high == pytest.approx(histogram.reach * best / 2048)
     assert high < 15
     assert low == pytest.approx(max(values.min(), -high))
+    assert entropy_range(_histogram(values[values != 0])) == (low, high), "zeros must not matter"
 
 
 def test_a_tensor_that_is_always_zero() -> None:
