@@ -130,9 +130,9 @@ def measure_untrained(site: Site, shapes: Sequence[Shape], precisions: Sequence[
         folder = site.out / "untrained" / shape.name
         wanted = [precision for precision in precisions if (shape, precision) in missing]
         made = {precision: folder / precision / _model_name(site) for precision in wanted}
-        if not all(path.is_file() for path in made.values()):
+        if lacking := {precision: path for precision, path in made.items() if not path.is_file()}:
             site.say(f"untrained: {shape.name}")
-            _write_untrained(site, shape, made)
+            _write_untrained(site, shape, lacking)
         missing |= {(shape, precision): path for precision, path in made.items()}
     if missing:
         site.say(f"measuring {len(missing)} untrained networks")

@@ -148,6 +148,20 @@ def test_a_search_for_onnx_runtime(teacher: Path, birds: Path, tmp_path: Path) -
     assert front.chosen is not None
 
 
+def test_a_search_that_was_cut_off_between_two_precisions_goes_on(
+    teacher: Path, birds: Path, tmp_path: Path
+) -> None:
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
+    asked = request(space=space, budget_ms=1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials, "convert", Counted(trials.convert, stop=0))
+        with pytest.raises(KeyboardInterrupt):
+            compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert [path.parent.name for path in tmp_path.rglob("model.xml")] == ["int8"]
+    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert {candidate.precision for candidate in front.candidates} == {"int8", "fp32"}
+
+
 def test_an_int8_finalist_may_be_trained_as_such(teacher: Path, birds: Path, tmp_path: Path) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8"])
     asked = request(space=space, training=replace(request().training, qat_epochs=1))
