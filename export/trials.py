@@ -19,6 +19,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from edgefg.classifier import Classifier
+from edgefg.errors import DataError
 from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.candidates import Candidate, Precision, Shape, Stage, Target
 from edgefg.export.channels import remove_channels
@@ -123,9 +124,13 @@ def measure_untrained(site: Site, shapes: Sequence[Shape], precisions: Sequence[
 
     Raises:
         WeightsError, ExportError: one cannot be built, pruned or exported.
+        DataError: one was measured with other weights, or pruned otherwise, before.
     """
     every = [(shape, precision) for shape in shapes for precision in precisions]
     missing = {key: Path() for key in every if not site.record(*key, "untrained").is_file()}
+    for key in every:
+        if key not in missing:
+            _read(site, *key, "untrained")  # raises before anything is done
     for shape in dict.fromkeys(shape for shape, _ in missing):
         folder = site.out / "untrained" / shape.name
         wanted = [precision for precision in precisions if (shape, precision) in missing]
@@ -150,7 +155,7 @@ def measure_untrained(site: Site, shapes: Sequence[Shape], precisions: Sequence[
                 site,
             )
             shutil.rmtree(missing[shape, precision].parent)
-    return [_read(site.record(*key, "untrained")) for key in every]
+    return [_read(site, *key, "untrained") for key in every]
 
 
 def train(site: Site, shape: Shape, stage: Stage) -> Path:
@@ -188,7 +193,7 @@ def train(site: Site, shape: Shape, stage: Stage) -> Path:
 def try_out(site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precision]) -> list[Candidate]:
     """Train a shape, export it in some precisions and measure each; what was done before is read."""
     if all(site.record(shape, precision, stage).is_file() for precision in precisions):
-        return [_read(site.record(shape, precision, stage)) for precision in precisions]
+        return [_read(site, shape, precision, stage) for precision in precisions]
     site.say(f"{stage}: {shape.name}")
     checkpoint = train(site, shape, stage)
     models = {(shape, precision): _export(site, checkpoint, shape, stage, precision) for precision in precisions}
@@ -329,5 +334,10 @@ def _write_down(candidate: Candidate, site: Site) -> None:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(candidate), indent=2))
 
 
-def _read(record: Path) -> Candidate:
-    return msgspec.json.decode(record.read_bytes(), type=Candidate)
+def _read(site: Site, shape: Shape, precision: Precision, stage: Stage) -> Candidate:
+    """Read a candidate that was written down. Raises `DataError` where one of its name was made otherwise."""
+    found = msgspec.json.decode(site.record(shape, precision, stage).read_bytes(), type=Candidate)
+    if found.shape != shape:
+        earlier, asked = (f"{it.student.backbone}={it.student.weights}, MACs {it.macs:g}" for it in (found.shape, shape))
+        raise DataError(f"{site.out} holds {found.name} as {earlier}, asked was {asked}; give another --out")
+    return found

@@ -129,6 +129,10 @@ def test_what_does_not_belong_together_is_refused_and_nothing_lost(
     other = request(training=replace(request().training, short_epochs=2))
     with pytest.raises(DataError, match="a search with another training; give another --out"):
         compress(teacher, birds, out, other, hardware=HERE)
+    students = [replace(STUDENTS[0], weights="hub")]
+    space = space_of(students=students, sizes=[32], macs=[1.0], precisions=["int8"])
+    with pytest.raises(DataError, match="test_resnet=none, MACs 1, asked was test_resnet=hub, MACs 1; give another"):
+        compress(teacher, birds, out, request(space=space), hardware=HERE)
     assert sorted(out.rglob("*")) == before
     strange = write_dataset(tmp_path / "strange", classes=3, per_class=8, size=32, seed=5)
     with pytest.raises(DataError):
