@@ -160,7 +160,8 @@ def measure_untrained(site: Site, shapes: Sequence[Shape], precisions: Sequence[
 
 def train(site: Site, shape: Shape, stage: Stage) -> Path:
     """Distil a shape, and prune it where it asks for that; return its checkpoint. Resumes; see `distill`, `prune`."""
-    answers = site.out / "answers.bin" if site.training.recipe.mix == "none" else None
+    kept = site.training.recipe.mix == "none" and not site.training.transfer.needs_maps
+    answers = site.out / "answers.bin" if kept else None
     trunk = distill(
         site.teacher,
         site.data_root,

@@ -14,7 +14,7 @@ from edgefg.export.candidates import Front, Student, read_front, space_of
 from edgefg.export.search import Request, compress
 from edgefg.export.trials import Training
 from edgefg.manifest import read_manifest, sha256
-from edgefg.recipe import Hardware, Recipe
+from edgefg.recipe import Hardware, Recipe, Transfer
 from edgefg.training.teacher import train_teacher
 from tests.synthetic import write_dataset
 
@@ -164,6 +164,14 @@ def test_a_search_that_was_cut_off_between_two_precisions_goes_on(
     assert [path.parent.name for path in tmp_path.rglob("model.xml")] == ["int8"]
     front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
     assert {candidate.precision for candidate in front.candidates} == {"int8", "fp32"}
+
+
+@pytest.mark.parametrize("transfer", [Transfer(temperature=4.0), Transfer(feature_weight=0.1)])
+def test_whatever_is_learnt_of_the_teacher(teacher: Path, birds: Path, tmp_path: Path, transfer: Transfer) -> None:
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[0.8], precisions=["fp32"])
+    asked = request(space=space, training=replace(request().training, transfer=transfer))
+    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert front.chosen is not None
 
 
 def test_an_int8_finalist_may_be_trained_as_such(teacher: Path, birds: Path, tmp_path: Path) -> None:
