@@ -184,6 +184,18 @@ def test_an_int8_finalist_may_be_trained_as_such(teacher: Path, birds: Path, tmp
     assert "qat for openvino" in made.recipe
 
 
+@pytest.mark.parametrize("option", ["--train-share=85", "--train-share=0", "--max-drop=inf", "--max-drop=nan"])
+def test_numbers_that_make_no_sense_are_refused(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    asked = ["compress", teacher, birds, "--to", "openvino", "--budget", "3ms", "--out", tmp_path / "out", option]
+    monkeypatch.setattr(sys, "argv", ["edgefg", *map(str, asked)])
+    monkeypatch.setattr(search, "compress", lambda *_, **__: pytest.fail("began"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+
+
 def test_on_the_command_line_a_budget_that_nothing_meets_ends_with_1(
     found: tuple[Path, Front], teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
