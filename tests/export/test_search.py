@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,22 @@ def test_another_budget_begins_with_what_is_there(
     assert compress(teacher, birds, out, request(), hardware=HERE)[0] == front
     assert read_manifest(out / search.CHOSEN / "model.xml").accuracy is not None
     assert distil.calls == 0
+
+
+def test_a_full_disk_leaves_the_earlier_choice(
+    found: tuple[Path, Front], teacher: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, front = found
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(search.shutil, "copytree", fail)
+    with pytest.raises(OSError, match="No space left"):
+        compress(teacher, birds, out, request(), hardware=HERE)
+    assert read_front(out / search.FRONT) == front
+    assert read_manifest(out / search.CHOSEN / "model.xml").accuracy is not None
+    assert not list(out.glob(".chosen.*"))
 
 
 def test_what_does_not_belong_together_is_refused_and_nothing_lost(
