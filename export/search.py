@@ -31,7 +31,7 @@ from edgefg.export.candidates import (
     worth_training,
 )
 from edgefg.export.package import folder_beside, swap
-from edgefg.export.trials import Site, Training, measure_untrained, try_out
+from edgefg.export.trials import Site, Training, finished, measure_untrained, try_out
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import atomic_file, sync
 from edgefg.manifest import Accuracy, sha256
@@ -150,6 +150,10 @@ def _search(site: Site, request: Request) -> Front:
 
     short = try_all(chosen, "short")
     full = try_all(finalists(short, budget, request.finalists), "full")
+    # What an earlier search in this folder trained in full is as good a choice.
+    earlier = finished(site, [(one.shape, one.precision) for one in untrained if one.latency_ms <= budget], "full")
+    full += [one for one in earlier if one not in full]
+    found.update({(candidate.shape, candidate.precision): candidate for candidate in full})
     front = Front(
         target=request.target,
         device=request.device or "CPU",

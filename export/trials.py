@@ -10,7 +10,7 @@ import itertools
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -203,6 +203,11 @@ def try_out(site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precisi
     for candidate in found:
         _write_down(candidate, site)
     return found
+
+
+def finished(site: Site, keys: Iterable[tuple[Shape, Precision]], stage: Stage) -> list[Candidate]:
+    """Read those candidates that were tried at a stage before."""
+    return [_read(site, *key, stage) for key in keys if site.record(*key, stage).is_file()]
 
 
 def _export(site: Site, checkpoint: Path, shape: Shape, stage: Stage, precision: Precision) -> Path:

@@ -122,6 +122,15 @@ def test_another_budget_begins_with_what_is_there(
     assert distil.calls == 0
 
 
+def test_what_was_trained_in_full_is_not_forgotten_by_another_search(
+    found: tuple[Path, Front], teacher: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, front = found
+    monkeypatch.setattr(search, "finalists", lambda *_: [])
+    again, _ = compress(teacher, birds, out, request(), hardware=HERE)
+    assert again == front
+
+
 def test_a_full_disk_leaves_the_earlier_choice(
     found: tuple[Path, Front], teacher: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
