@@ -124,7 +124,7 @@ def space_of(
         if not values or len(set(values)) < len(values):
             raise DataError(f"--{name} has {len(values)} values, some of them twice; needed at least one, each once")
     try:
-        return msgspec.convert(
+        space = msgspec.convert(
             {"students": tuple(students), "sizes": sizes, "macs": macs, "precisions": precisions}, Space
         )
     except msgspec.ValidationError as exc:
@@ -132,6 +132,14 @@ def space_of(
             f"the candidates are out of range ({exc}); needed sizes of 16 to 4096, shares of the MACs above 0 and up to"
             " 1, precisions int8 and fp32"
         ) from exc
+    # By their names they have their folders.
+    names = [shape.name for shape in space.shapes()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(
+            f"several candidates are called {twice[0]}; needed each --student once, with one choice of weights, and"
+            " --macs in whole percent"
+        )
+    return space
 
 
 def render(front: Front) -> str:

@@ -47,7 +47,9 @@ def read_teachers(paths: Sequence[Path]) -> list[Teacher]:
 
 def answers_in(path: Path, teachers: Sequence[Teacher], transfer: Transfer) -> Answers:
     """Open the file that keeps these teachers' answers. Raises `DataError` as `Answers`."""
-    words = [teacher.sha256 for teacher in teachers] + [f"{transfer.teacher_size} px", f"T={transfer.temperature:g}"]
+    # What one teacher says is kept as it is; only a mean of several is taken at a temperature.
+    temperature = transfer.temperature if len(teachers) > 1 else 1.0
+    words = [teacher.sha256 for teacher in teachers] + [f"{transfer.teacher_size} px", f"T={temperature:g}"]
     return Answers(path, ", ".join(words), len(teachers[0].header.labels))
 
 

@@ -116,7 +116,7 @@ def write_artifact(
     check_target(out)
     with folder_beside(out) as temporary, _told(out):
         model = stage(temporary, draft, write_model, measure)
-        _swap(temporary, out)
+        swap(temporary, out)
     return out / model.name
 
 
@@ -202,7 +202,7 @@ def remove_stale(out: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _swap(temporary: Path, out: Path) -> None:
+def swap(temporary: Path, out: Path) -> None:
     """Rename the finished folder to its final name; an earlier artifact goes only after that."""
     old = temporary.with_name(f"{temporary.name}.old")
     replaced = out.exists()

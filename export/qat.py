@@ -93,7 +93,7 @@ def qat(
     trained: nn.Module = network
     # A finished run is for `train_and_save` to recognise, by its header alone.
     if restart or not (out / f"{header.kind}.safetensors").exists():
-        chosen = choose_balanced(data.splits["train"], images, recipe.seed)
+        chosen = choose_balanced(data.splits["train"], images, recipe.seed, data.conditions)
         say(f"reading {len(chosen)} calibration images")
         inputs = read_calibration(chosen, header.input).inputs
         say(f"quantising for {to}")

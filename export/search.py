@@ -30,10 +30,10 @@ from edgefg.export.candidates import (
     pareto,
     worth_training,
 )
-from edgefg.export.package import folder_beside
-from edgefg.export.trials import Site, Training, measure_untrained, try_out
+from edgefg.export.package import folder_beside, swap
+from edgefg.export.trials import Site, Training, finished, measure_untrained, try_out
 from edgefg.export.verify import VerifyReport, verify
-from edgefg.files import atomic_file
+from edgefg.files import atomic_file, sync
 from edgefg.manifest import Accuracy, sha256
 from edgefg.recipe import Hardware
 from edgefg.training.checkpoint import load, read_header
@@ -150,6 +150,10 @@ def _search(site: Site, request: Request) -> Front:
 
     short = try_all(chosen, "short")
     full = try_all(finalists(short, budget, request.finalists), "full")
+    # What an earlier search in this folder trained in full is as good a choice.
+    earlier = finished(site, [(one.shape, one.precision) for one in untrained if one.latency_ms <= budget], "full")
+    full += [one for one in earlier if one not in full]
+    found.update({(candidate.shape, candidate.precision): candidate for candidate in full})
     front = Front(
         target=request.target,
         device=request.device or "CPU",
@@ -210,11 +214,14 @@ def _publish(front: Front, out: Path) -> Path | None:
     """
     chosen = out / CHOSEN
     taken = [one for one in front.candidates if one.name == front.chosen and one.stage == "full"]
-    shutil.rmtree(chosen, ignore_errors=True)
     for candidate in taken:
         with folder_beside(chosen) as temporary:
             shutil.copytree((out / candidate.artifact).parent, temporary, dirs_exist_ok=True)
-            temporary.rename(chosen)
+            for file in temporary.iterdir():
+                sync(file)
+            swap(temporary, chosen)
     with atomic_file(out / FRONT) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(front), indent=2))
+    if not taken:
+        shutil.rmtree(chosen, ignore_errors=True)
     return chosen / Path(taken[0].artifact).name if taken else None

@@ -21,7 +21,7 @@ from edgefg.errors import DataError
 from edgefg.export.calibration import batches, choose_balanced, read_calibration
 from edgefg.export.quantizer import Quantizer
 from edgefg.export.ranges import Calibrator
-from edgefg.export.to_onnx import write_onnx
+from edgefg.export.to_onnx import need_one_graph, write_onnx
 from edgefg.preprocess import UInt8Array
 from edgefg.training.checkpoint import Target, load
 from edgefg.training.data import load_data
@@ -87,6 +87,7 @@ def sensitivity(
         ExportError: the network cannot be exported or quantised.
     """
     network, header = load(checkpoint)
+    need_one_graph(network, header, checkpoint, "scan")
     loaded = load_data(data, header.split, skip_corrupt=skip_corrupt, like=header)
     if not loaded.splits["val"]:
         raise DataError(f"{data} has no validation images; needed some to compare INT8 with FP32 on")

@@ -10,7 +10,7 @@ import itertools
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from edgefg.classifier import Classifier
+from edgefg.errors import DataError
 from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.candidates import Candidate, Precision, Shape, Stage, Target
 from edgefg.export.channels import remove_channels
@@ -123,16 +124,20 @@ def measure_untrained(site: Site, shapes: Sequence[Shape], precisions: Sequence[
 
     Raises:
         WeightsError, ExportError: one cannot be built, pruned or exported.
+        DataError: one was measured with other weights, or pruned otherwise, before.
     """
     every = [(shape, precision) for shape in shapes for precision in precisions]
     missing = {key: Path() for key in every if not site.record(*key, "untrained").is_file()}
+    for key in every:
+        if key not in missing:
+            _read(site, *key, "untrained")  # raises before anything is done
     for shape in dict.fromkeys(shape for shape, _ in missing):
         folder = site.out / "untrained" / shape.name
         wanted = [precision for precision in precisions if (shape, precision) in missing]
         made = {precision: folder / precision / _model_name(site) for precision in wanted}
-        if not all(path.is_file() for path in made.values()):
+        if lacking := {precision: path for precision, path in made.items() if not path.is_file()}:
             site.say(f"untrained: {shape.name}")
-            _write_untrained(site, shape, made)
+            _write_untrained(site, shape, lacking)
         missing |= {(shape, precision): path for precision, path in made.items()}
     if missing:
         site.say(f"measuring {len(missing)} untrained networks")
@@ -150,12 +155,13 @@ def measure_untrained(site: Site, shapes: Sequence[Shape], precisions: Sequence[
                 site,
             )
             shutil.rmtree(missing[shape, precision].parent)
-    return [_read(site.record(*key, "untrained")) for key in every]
+    return [_read(site, *key, "untrained") for key in every]
 
 
 def train(site: Site, shape: Shape, stage: Stage) -> Path:
     """Distil a shape, and prune it where it asks for that; return its checkpoint. Resumes; see `distill`, `prune`."""
-    answers = site.out / "answers.bin" if site.training.recipe.mix == "none" else None
+    kept = site.training.recipe.mix == "none" and not site.training.transfer.needs_maps
+    answers = site.out / "answers.bin" if kept else None
     trunk = distill(
         site.teacher,
         site.data_root,
@@ -188,7 +194,7 @@ def train(site: Site, shape: Shape, stage: Stage) -> Path:
 def try_out(site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precision]) -> list[Candidate]:
     """Train a shape, export it in some precisions and measure each; what was done before is read."""
     if all(site.record(shape, precision, stage).is_file() for precision in precisions):
-        return [_read(site.record(shape, precision, stage)) for precision in precisions]
+        return [_read(site, shape, precision, stage) for precision in precisions]
     site.say(f"{stage}: {shape.name}")
     checkpoint = train(site, shape, stage)
     models = {(shape, precision): _export(site, checkpoint, shape, stage, precision) for precision in precisions}
@@ -197,6 +203,11 @@ def try_out(site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precisi
     for candidate in found:
         _write_down(candidate, site)
     return found
+
+
+def finished(site: Site, keys: Iterable[tuple[Shape, Precision]], stage: Stage) -> list[Candidate]:
+    """Read those candidates that were tried at a stage before."""
+    return [_read(site, *key, stage) for key in keys if site.record(*key, stage).is_file()]
 
 
 def _export(site: Site, checkpoint: Path, shape: Shape, stage: Stage, precision: Precision) -> Path:
@@ -329,5 +340,10 @@ def _write_down(candidate: Candidate, site: Site) -> None:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(candidate), indent=2))
 
 
-def _read(record: Path) -> Candidate:
-    return msgspec.json.decode(record.read_bytes(), type=Candidate)
+def _read(site: Site, shape: Shape, precision: Precision, stage: Stage) -> Candidate:
+    """Read a candidate that was written down. Raises `DataError` where one of its name was made otherwise."""
+    found = msgspec.json.decode(site.record(shape, precision, stage).read_bytes(), type=Candidate)
+    if found.shape != shape:
+        earlier, asked = (f"{it.student.backbone}={it.student.weights}, MACs {it.macs:g}" for it in (found.shape, shape))
+        raise DataError(f"{site.out} holds {found.name} as {earlier}, asked was {asked}; give another --out")
+    return found

@@ -37,7 +37,7 @@ def compress(
     to: Annotated[Target, typer.Option()],
     budget: Annotated[str, typer.Option()],
     out: Out,
-    max_drop: float = 1.0,
+    max_drop: Annotated[float, typer.Option(min=-100, max=100)] = 1.0,
     student: Annotated[list[str], _LIST] = ["tf_efficientnet_lite0"],  # noqa: B006 (Typer needs a list)
     size: Annotated[list[int], _LIST] = [],  # noqa: B006
     macs: Annotated[list[float], _LIST] = [1.0, 0.7],  # noqa: B006
@@ -47,7 +47,7 @@ def compress(
     short_epochs: Count = 3,
     prune_epochs: Count = 8,
     qat_epochs: Annotated[int, typer.Option(min=0)] = 0,
-    train_share: float = 0.85,
+    train_share: Annotated[float, typer.Option(min=0.1, max=1)] = 0.85,
     images: Count = 300,
     device: str | None = None,
     transfer: Transfer = _TRANSFER,

@@ -101,6 +101,16 @@ def test_a_short_training_is_not_compared_with_a_full_one() -> None:
     assert pareto([short, full, candidate(64, 0.5)]) == [full, short]
 
 
+def test_candidates_of_one_name_are_refused() -> None:
+    for students, macs in (
+        ([STUDENT, replace(STUDENT, weights="none")], [1.0]),
+        ([Student(backbone="hub/net"), Student(backbone="hub:net")], [1.0]),
+        ([STUDENT], [0.7, 0.701]),
+    ):
+        with pytest.raises(DataError, match="several candidates are called"):
+            space_of(students=students, sizes=[224], macs=macs, precisions=["int8"])
+
+
 def test_the_slowest_that_keep_the_budget_are_tried_and_the_best_of_them_trained() -> None:
     untrained = [candidate(size, size / 100) for size in (400, 300, 200, 100)]
     also_fast = replace(untrained[0], precision="fp32", latency_ms=2.9)

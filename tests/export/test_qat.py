@@ -295,3 +295,19 @@ def test_the_command_line(run: Run, student: Path, birds: Path, tmp_path: Path) 
     status, out, err = run(*arguments, "--epochs", 2)
     assert (status, len(err.strip().splitlines()[-1:])) == (2, 1)
     assert "from other data or settings" in err
+
+
+def test_calibration_goes_by_condition_too(data: FolderData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions = {path: "night" for path, _ in data.splits["train"][::3]}
+    given: list[object] = []
+
+    def choose(*arguments: object) -> list[Path]:
+        given.extend(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "load_data", lambda *_, **__: replace(data, conditions=conditions))
+    monkeypatch.setattr(stage, "choose_balanced", choose)
+    student = write_student(tmp_path / "student.safetensors", data)
+    with pytest.raises(KeyboardInterrupt):
+        qat(student, data.root, tmp_path / "out", RECIPE, to="openvino", images=8, hardware=HERE)
+    assert given[1:] == [8, RECIPE.seed, conditions]

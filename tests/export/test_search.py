@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from edgefg.export.candidates import Front, Student, read_front, space_of
 from edgefg.export.search import Request, compress
 from edgefg.export.trials import Training
 from edgefg.manifest import read_manifest, sha256
-from edgefg.recipe import Hardware, Recipe
+from edgefg.recipe import Hardware, Recipe, Transfer
 from edgefg.training.teacher import train_teacher
 from tests.synthetic import write_dataset
 
@@ -121,6 +122,31 @@ def test_another_budget_begins_with_what_is_there(
     assert distil.calls == 0
 
 
+def test_what_was_trained_in_full_is_not_forgotten_by_another_search(
+    found: tuple[Path, Front], teacher: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, front = found
+    monkeypatch.setattr(search, "finalists", lambda *_: [])
+    again, _ = compress(teacher, birds, out, request(), hardware=HERE)
+    assert again == front
+
+
+def test_a_full_disk_leaves_the_earlier_choice(
+    found: tuple[Path, Front], teacher: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, front = found
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(search.shutil, "copytree", fail)
+    with pytest.raises(OSError, match="No space left"):
+        compress(teacher, birds, out, request(), hardware=HERE)
+    assert read_front(out / search.FRONT) == front
+    assert read_manifest(out / search.CHOSEN / "model.xml").accuracy is not None
+    assert not list(out.glob(".chosen.*"))
+
+
 def test_what_does_not_belong_together_is_refused_and_nothing_lost(
     found: tuple[Path, Front], teacher: Path, birds: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +155,10 @@ def test_what_does_not_belong_together_is_refused_and_nothing_lost(
     other = request(training=replace(request().training, short_epochs=2))
     with pytest.raises(DataError, match="a search with another training; give another --out"):
         compress(teacher, birds, out, other, hardware=HERE)
+    students = [replace(STUDENTS[0], weights="hub")]
+    space = space_of(students=students, sizes=[32], macs=[1.0], precisions=["int8"])
+    with pytest.raises(DataError, match="test_resnet=none, MACs 1, asked was test_resnet=hub, MACs 1; give another"):
+        compress(teacher, birds, out, request(space=space), hardware=HERE)
     assert sorted(out.rglob("*")) == before
     strange = write_dataset(tmp_path / "strange", classes=3, per_class=8, size=32, seed=5)
     with pytest.raises(DataError):
@@ -148,6 +178,28 @@ def test_a_search_for_onnx_runtime(teacher: Path, birds: Path, tmp_path: Path) -
     assert front.chosen is not None
 
 
+def test_a_search_that_was_cut_off_between_two_precisions_goes_on(
+    teacher: Path, birds: Path, tmp_path: Path
+) -> None:
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
+    asked = request(space=space, budget_ms=1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials, "convert", Counted(trials.convert, stop=0))
+        with pytest.raises(KeyboardInterrupt):
+            compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert [path.parent.name for path in tmp_path.rglob("model.xml")] == ["int8"]
+    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert {candidate.precision for candidate in front.candidates} == {"int8", "fp32"}
+
+
+@pytest.mark.parametrize("transfer", [Transfer(temperature=4.0), Transfer(feature_weight=0.1)])
+def test_whatever_is_learnt_of_the_teacher(teacher: Path, birds: Path, tmp_path: Path, transfer: Transfer) -> None:
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[0.8], precisions=["fp32"])
+    asked = request(space=space, training=replace(request().training, transfer=transfer))
+    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert front.chosen is not None
+
+
 def test_an_int8_finalist_may_be_trained_as_such(teacher: Path, birds: Path, tmp_path: Path) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8"])
     asked = request(space=space, training=replace(request().training, qat_epochs=1))
@@ -156,6 +208,18 @@ def test_an_int8_finalist_may_be_trained_as_such(teacher: Path, birds: Path, tmp
     made = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance
     assert made.parent == sha256(tmp_path / "out" / "full" / "test_resnet-32" / "qat" / "qat.safetensors")
     assert "qat for openvino" in made.recipe
+
+
+@pytest.mark.parametrize("option", ["--train-share=85", "--train-share=0", "--max-drop=inf", "--max-drop=nan"])
+def test_numbers_that_make_no_sense_are_refused(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    asked = ["compress", teacher, birds, "--to", "openvino", "--budget", "3ms", "--out", tmp_path / "out", option]
+    monkeypatch.setattr(sys, "argv", ["edgefg", *map(str, asked)])
+    monkeypatch.setattr(search, "compress", lambda *_, **__: pytest.fail("began"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
 
 
 def test_on_the_command_line_a_budget_that_nothing_meets_ends_with_1(

@@ -12,6 +12,7 @@ from edgefg import __version__
 from edgefg.errors import DataError, ExportError, WeightsError
 from edgefg.export.distill import distill
 from edgefg.export.export import export_checkpoint
+from edgefg.export.sensitivity import sensitivity
 from edgefg.manifest import sha256
 from edgefg.preprocess import InputSpec
 from edgefg.recipe import Hardware, Recipe, Transfer
@@ -157,3 +158,8 @@ def test_an_ensemble_cannot_be_trained(trio: list[Path], tmp_path: Path) -> None
     with pytest.raises(WeightsError, match="train its members"):
         network.loss(None, None)  # type: ignore[arg-type]
     assert list(network.fresh()) == []
+
+
+def test_an_ensemble_has_no_layers_to_scan(trio: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no single graph"):
+        sensitivity(combine(trio, tmp_path / "out"), tmp_path, to="onnx")
