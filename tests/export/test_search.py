@@ -178,9 +178,7 @@ def test_a_search_for_onnx_runtime(teacher: Path, birds: Path, tmp_path: Path) -
     assert front.chosen is not None
 
 
-def test_a_search_that_was_cut_off_between_two_precisions_goes_on(
-    teacher: Path, birds: Path, tmp_path: Path
-) -> None:
+def test_a_search_that_was_cut_off_between_two_precisions_goes_on(teacher: Path, birds: Path, tmp_path: Path) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
     asked = request(space=space, budget_ms=1e-4)
     with pytest.MonkeyPatch.context() as patch:
