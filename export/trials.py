@@ -344,6 +344,8 @@ def _read(site: Site, shape: Shape, precision: Precision, stage: Stage) -> Candi
     """Read a candidate that was written down. Raises `DataError` where one of its name was made otherwise."""
     found = msgspec.json.decode(site.record(shape, precision, stage).read_bytes(), type=Candidate)
     if found.shape != shape:
-        earlier, asked = (f"{of.student.backbone}={of.student.weights}, {of.macs:g}" for of in (found.shape, shape))
+        earlier, asked = (
+            f"{one.student.backbone}={one.student.weights}, MACs {one.macs:g}" for one in (found.shape, shape)
+        )
         raise DataError(f"{site.out} holds {found.name} as {earlier}, asked was {asked}; give another --out")
     return found
