@@ -111,8 +111,8 @@ def export_checkpoint(
             in floating point until it loses no more, see `edgefg.export.keep_float`; None keeps nothing.
         seed: chooses the images.
         skip_corrupt: leave unreadable images out instead of raising.
-        gate: how much worse than the checkpoint's own FP32 network the artifact may be on validation data; None
-            compares all the same, and refuses nothing.
+        gate: how much worse than the checkpoint's own network, FP32 unless it is a quantised one, the artifact may be
+            on validation data; None compares all the same, and refuses nothing.
         fit_temperature: fit `OutputSpec.temperature` to the artifact's logits on validation data
             (`edgefg.export.temperature`); without, it stays 1.
         progress: called with one line before each step.
@@ -164,6 +164,8 @@ def export_checkpoint(
         frames=golden,
         parent_logits=torch_logits(network, inputs),
     )
+    if trained and data is not None:
+        say("the comparison is with the quantised checkpoint itself: `edgefg verify --parent` compares with FP32")
     measuring = _measure(data, network, header.input, gate, fit_temperature, say)
     return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder), measuring)
 

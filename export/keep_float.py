@@ -70,7 +70,7 @@ def search(
             return built, found
         if count == 0:
             layers = order()
-        elif count == len(layers):
+        if count == len(layers):  # none of none too
             raise ExportError(
                 f"INT8 loses {found.drop:.2f} points of top-1 on the validation images even with all {count} layers in"
                 f" floating point, allowed are {limit:g}; allow more, or export fp16 or fp32"

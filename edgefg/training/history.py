@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 import time
 from pathlib import Path
 
@@ -54,7 +55,9 @@ class History:
         for name, value in figures.items():
             self._board.add_scalar(name, value, epoch)
         on_val = f", val top-1 {scores.top1:.1%}" if scores is not None else ""
-        print(f"{self._stage} epoch {epoch}: loss {loss:.3f}{on_val}, {seconds:.0f} s", flush=True)
+        # On standard error: what a command prints is its answer, JSON where that was asked for.
+        line = f"{self._stage} epoch {epoch}: loss {loss:.3f}{on_val}, {seconds:.0f} s"
+        print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Flush and close."""

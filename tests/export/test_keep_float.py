@@ -208,3 +208,8 @@ def test_where_all_layers_are_not_enough() -> None:
 def test_a_loss_that_is_no_number_is_never_allowed() -> None:
     with pytest.raises(ExportError, match="loses nan points"):
         search(len, lambda kept: float("nan"), lambda: ["a"], 1.0)
+
+
+def test_a_network_without_a_layer_to_keep_ends_the_search() -> None:
+    with pytest.raises(ExportError, match="even with all 0 layers"):
+        search(lambda keep: keep, lambda _: 5.0, list, 1.0)
