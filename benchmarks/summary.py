@@ -11,7 +11,7 @@ from edgefg.benchmarks.harness import Progress, bench
 from edgefg.benchmarks.measurement import BenchReport, Measurement
 from edgefg.benchmarks.report import megabytes, table, top1_text
 from edgefg.errors import DataError
-from edgefg.files import atomic_file
+from edgefg.files import write_json
 from edgefg.metrics import Scores
 
 
@@ -97,8 +97,7 @@ def render(summary: Summary) -> str:
 def write(summary: Summary, path: Path) -> None:
     """Write the summary as indented JSON, whole or not at all. Raises `DataError` where the disk refuses."""
     try:
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
+        write_json(path, summary)
     except OSError as exc:
         raise DataError(f"cannot write {path}: {exc.strerror}; whatever was there before is untouched") from exc
 

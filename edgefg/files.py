@@ -7,6 +7,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 # Read once, while no other thread can create a file in between.
 _UMASK = os.umask(0o077)
@@ -32,6 +35,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a struct as indented UTF-8 JSON with a final newline, whole or not at all; see `atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from edgefg import __version__
 from edgefg.classifier import Classifier
 from edgefg.errors import DataError, ExportError
 from edgefg.export.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
+from edgefg.export.emit import emit
 from edgefg.export.half import SENSITIVE, to_half
 from edgefg.export.keep_float import find_kept
 from edgefg.export.measure import Measured, measure
@@ -27,7 +28,6 @@ from edgefg.export.quantized_network import QuantizedNetwork, open_quantized
 from edgefg.export.quantizer import Quantizer
 from edgefg.export.ranges import CALIBRATORS, Calibrator
 from edgefg.export.to_onnx import check_parity, need_one_graph, torch_logits, write_onnx
-from edgefg.export.to_openvino import convert, write_ir
 from edgefg.golden import FloatArray
 from edgefg.manifest import Provenance, sha256
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
@@ -273,11 +273,7 @@ def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array
             source = half
         if job.to == "openvino":
             job.say("converting to OpenVINO")
-            write_ir(convert(source), folder / "model.xml")
-            return folder / "model.xml"
-        target = folder / "model.onnx"
-        target.write_bytes(source.read_bytes())
-        return target
+        return emit(source, job.to, folder)
 
 
 def _provenance(checkpoint: Path, header: Header, job: _Job) -> Provenance:

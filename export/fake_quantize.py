@@ -17,7 +17,7 @@ from torch import nn
 _LEAST_SCALE = 1e-8
 
 
-class Quantizer(NamedTuple):
+class Rounding(NamedTuple):
     """How an activation is rounded: ``real = scale · (integer − zero)``."""
 
     scale: npt.NDArray[np.float32]
@@ -79,7 +79,7 @@ class FakeQuantizer(nn.Module):
 class ActivationQuantizer(FakeQuantizer):
     """Rounds an activation ``[N, …]`` or ``[N, C, …]`` by a fixed scale, which calibration found."""
 
-    def __init__(self, quantizer: Quantizer) -> None:
+    def __init__(self, quantizer: Rounding) -> None:
         super().__init__(torch.tensor(quantizer.scale), torch.tensor(quantizer.zero), axis=1)
 
 

@@ -15,10 +15,11 @@ import msgspec
 from edgefg.cub import is_cub
 from edgefg.errors import DataError, EdgefgError
 from edgefg.export.distill import distill
+from edgefg.export.emit import model_name
 from edgefg.export.export import export_checkpoint
 from edgefg.export.prune import ROUNDS, prune
 from edgefg.export.verify import VerifyReport, verify
-from edgefg.files import atomic_file
+from edgefg.files import write_json
 from edgefg.folders import public_root
 from edgefg.listing import write_csv
 from edgefg.manifest import check_files, read_manifest, sha256
@@ -144,7 +145,7 @@ def run(
 
 
 def _model_file(artifact: Artifact, out: Path) -> Path:
-    return out / artifact.folder / ("model.xml" if artifact.to == "openvino" else "model.onnx")
+    return out / artifact.folder / model_name(artifact.to)
 
 
 def _export(
@@ -210,8 +211,7 @@ def _claim(plan: Plan, out: Path, restart: bool) -> None:
         for folder in (out / _LINKS, out / ROUNDS):
             if folder.is_dir():
                 shutil.rmtree(folder)
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=2))
+        write_json(path, plan)
     except OSError as exc:
         raise DataError(f"cannot write below {out}: {exc.strerror}") from exc
 

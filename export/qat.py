@@ -23,9 +23,10 @@ from edgefg import __version__
 from edgefg.errors import DataError
 from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.distill_objective import Distillation, Teacher, read_teachers
-from edgefg.export.fake_quantize import Quantizer
-from edgefg.export.quantize import quantize_onnxruntime, quantize_openvino, quantize_tensorrt
+from edgefg.export.fake_quantize import Rounding
+from edgefg.export.quantize import quantize_openvino
 from edgefg.export.quantized_network import QuantizedNetwork
+from edgefg.export.quantizer import Quantizer
 from edgefg.export.quantizers import quantizers_of_onnx, quantizers_of_openvino
 from edgefg.export.ranges import Calibrator
 from edgefg.export.to_onnx import need_one_graph
@@ -147,15 +148,12 @@ def quantized_for(
     assert quantized is not None
     traced = trace(network, header.input, fold_scale=quantized.to == "openvino")
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
-        source, target = (Path(scratch) / name for name in ("float.onnx", "int8.onnx"))
+        source = Path(scratch) / "float.onnx"
         source.write_bytes(traced.model.SerializeToString())
-        found: dict[str, Quantizer]
+        found: dict[str, Rounding]
         if quantized.to == "openvino":
             found = quantizers_of_openvino(quantize_openvino(convert(source), inputs, batch=0, calibrator=calibrator))
         else:
-            if quantized.to == "onnx":
-                quantize_onnxruntime(source, target, inputs, batch=0, calibrator=calibrator)
-            else:
-                quantize_tensorrt(source, target, inputs, batch=0, calibrator=calibrator)
-            found = quantizers_of_onnx(onnx.load(target))
+            quantizer = Quantizer(quantized.to, source, inputs, batch=0, calibrator=calibrator)
+            found = quantizers_of_onnx(onnx.load(quantizer.write(Path(scratch))))
     return QuantizedNetwork(traced.graph, found, any_cpu=quantized.any_cpu)

@@ -186,7 +186,7 @@ def _rest_to_half(source: Path, target: Path, data: Sequence[UInt8Array]) -> str
         half = rest_to_half(onnx.load(target)).SerializeToString()
         if overflow := activation_overflow(source, data):
             return overflow
-        parent, full, cast = (_logits(model, data) for model in (source.read_bytes(), target.read_bytes(), half))
+        parent, full, cast = (graph_logits(model, data) for model in (source.read_bytes(), target.read_bytes(), half))
     except ExportError as exc:
         return str(exc)
     before, after = (float(np.abs(logits - parent).mean()) for logits in (full, cast))
@@ -196,11 +196,23 @@ def _rest_to_half(source: Path, target: Path, data: Sequence[UInt8Array]) -> str
     return ""
 
 
-def _logits(model: bytes, data: Sequence[UInt8Array]) -> npt.NDArray[np.float32]:
+def graph_logits(model: bytes, data: Sequence[UInt8Array], *, optimise: bool = True) -> npt.NDArray[np.float32]:
+    """Return the logits, ``float32 [N, classes]``, that ONNX Runtime computes of a serialised graph.
+
+    Args:
+        model: takes ``uint8 [batch, height, width, 3]``.
+        data: batches of it.
+        optimise: whether ONNX Runtime may rewrite the graph, Q/DQ pairs to 8-bit kernels above all.
+
+    Raises:
+        ExportError: it cannot run the graph.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return np.concatenate([session.run(None, {INPUT: batch})[0] for batch in data])

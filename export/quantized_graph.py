@@ -11,18 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from edgefg.errors import ExportError, one_line
+from edgefg.errors import ExportError
 from edgefg.export.calibration import batches
+from edgefg.export.emit import emit, model_name
 from edgefg.export.graph import Graph
-from edgefg.export.quantize import finish_tensorrt
+from edgefg.export.quantize import finish_tensorrt, graph_logits
 from edgefg.export.quantized_network import QuantizedNetwork
-from edgefg.export.rules import INPUT
 from edgefg.export.to_onnx import to_graph, torch_logits
-from edgefg.export.to_openvino import convert, write_ir
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.training.checkpoint import Target
 
@@ -62,8 +60,8 @@ def write_quantized(
     say("exporting the trained quantisers to ONNX")
     model, _ = to_graph(network, spec, batch=batch)
     check_quantized_parity(network, model, inputs, batch)
-    target = folder / "model.onnx"
     if to == "tensorrt-onnx":
+        target = folder / model_name(to)
         with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
             source = Path(scratch) / "float.onnx"
             source.write_bytes(without_pairs(model).SerializeToString())
@@ -71,16 +69,12 @@ def write_quantized(
             why_not = finish_tensorrt(source, target, inputs, batch=batch)
         say(f"what stays floating point is {f'FP32: {why_not}' if why_not else 'FP16'}")
         return target
-    stored = with_integer_weights(model).SerializeToString()
-    if to == "onnx":
-        target.write_bytes(stored)
-        return target
-    say("converting to OpenVINO")
+    if to == "openvino":
+        say("converting to OpenVINO")
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
         source = Path(scratch) / "qdq.onnx"
-        source.write_bytes(stored)
-        write_ir(convert(source), folder / "model.xml")
-    return folder / "model.xml"
+        source.write_bytes(with_integer_weights(model).SerializeToString())
+        return emit(source, to, folder)
 
 
 def check_quantized_parity(
@@ -93,7 +87,10 @@ def check_quantized_parity(
     Raises:
         ExportError: it exceeds `PARITY` times the greatest logit.
     """
-    found, expected = _logits_as_it_is(model, batches(inputs, batch or len(inputs))), torch_logits(network, inputs)
+    found, expected = (
+        graph_logits(model.SerializeToString(), batches(inputs, batch or len(inputs)), optimise=False),
+        torch_logits(network, inputs),
+    )
     deviation = float(np.abs(found[: len(inputs)] - expected).mean())
     allowed = PARITY * float(np.abs(expected).max())
     if not deviation <= allowed:  # a NaN fails
@@ -102,19 +99,6 @@ def check_quantized_parity(
             f" {allowed:.3g}; the exporter changed the arithmetic: try another version of torch"
         )
     return deviation
-
-
-def _logits_as_it_is(model: onnx.ModelProto, data: list[UInt8Array]) -> npt.NDArray[np.float32]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return np.concatenate([session.run(None, {INPUT: part})[0] for part in data])
-    except Exception as exc:  # ONNX Runtime raises a family of its own, plain RuntimeError among them
-        raise ExportError(f"ONNX Runtime cannot run the QDQ graph: {one_line(exc)[:300]}") from exc
 
 
 def without_pairs(model: onnx.ModelProto) -> onnx.ModelProto:

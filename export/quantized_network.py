@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import fx, nn
 
 from edgefg.errors import CheckpointError, DataError, ExportError
-from edgefg.export.fake_quantize import ActivationQuantizer, Quantizer, WeightQuantizer
+from edgefg.export.fake_quantize import ActivationQuantizer, Rounding, WeightQuantizer
 from edgefg.export.trace import WEIGHTED, operator_of, source_of, trace, value_of
 from edgefg.training.checkpoint import Header, Target, blank, read_header
 
@@ -35,7 +35,7 @@ class QuantizedNetwork(nn.Module):
         ExportError: the graph has no such node.
     """
 
-    def __init__(self, graph: fx.GraphModule, quantizers: Mapping[str, Quantizer], *, any_cpu: bool = False) -> None:
+    def __init__(self, graph: fx.GraphModule, quantizers: Mapping[str, Rounding], *, any_cpu: bool = False) -> None:
         super().__init__()
         self.traced = graph
         nodes = {node.name: node for node in graph.graph.nodes}
@@ -125,11 +125,11 @@ def load_quantized(path: Path) -> tuple[QuantizedNetwork, Header]:
     return quantized.freeze(), header
 
 
-def _stored(tensors: Mapping[str, torch.Tensor]) -> dict[str, Quantizer]:
+def _stored(tensors: Mapping[str, torch.Tensor]) -> dict[str, Rounding]:
     """Return the quantisers of activations that a state dict holds."""
     zeros = [name for name in tensors if name.startswith(f"traced.{_AT}.") and name.endswith(".zero")]
     return {
-        name.split(".")[2]: Quantizer(
+        name.split(".")[2]: Rounding(
             tensors[f"{name.removesuffix('zero')}scale"].numpy(), tensors[name].numpy()
         )
         for name in zeros

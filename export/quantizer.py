@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 
+from edgefg.export.emit import model_name
 from edgefg.export.graph import Graph
 from edgefg.export.quantize import (
     LAYERS,
@@ -91,11 +92,10 @@ class Quantizer:
 
     def _write(self, folder: Path, keep: Collection[str], **how: Any) -> Path:
         options = {**self._options, **self._any_cpu, **how, "keep": keep}
+        target = folder / model_name(self.to)
         if self.to == "openvino":
-            target = folder / "model.xml"
             write_ir(quantize_openvino(convert(self.source), self._inputs, **options), target)
             return target
-        target = folder / "model.onnx"
         if self.to == "onnx":
             quantize_onnxruntime(self.source, target, self._inputs, ranges=self._ranges, **options)
         else:

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 
 from edgefg.errors import ExportError
-from edgefg.export.fake_quantize import Quantizer
+from edgefg.export.fake_quantize import Rounding
 from edgefg.export.graph import Graph
 
 _LEVELS = 256
 
 
-def quantizers_of_onnx(model: onnx.ModelProto) -> dict[str, Quantizer]:
+def quantizers_of_onnx(model: onnx.ModelProto) -> dict[str, Rounding]:
     """Return the quantisers of activations of a QDQ graph by the name of the tensor that they round."""
     graph = Graph(model)
     found = {}
@@ -28,11 +28,11 @@ def quantizers_of_onnx(model: onnx.ModelProto) -> dict[str, Quantizer]:
         # What FP16 cannot compute is cast back.
         if caster is not None and caster.op_type == "Cast" and graph.writer(caster.input[0]) is not None:
             name = caster.input[0]
-        found[name] = Quantizer(graph.array(node.input[1]).astype(np.float32), graph.array(node.input[2]))
+        found[name] = Rounding(graph.array(node.input[1]).astype(np.float32), graph.array(node.input[2]))
     return found
 
 
-def quantizers_of_openvino(model: Any) -> dict[str, Quantizer]:
+def quantizers_of_openvino(model: Any) -> dict[str, Rounding]:
     """Return the quantisers of activations of an `openvino.Model` by the name of the tensor that they round.
 
     Raises:
@@ -57,8 +57,8 @@ def quantizers_of_openvino(model: Any) -> dict[str, Quantizer]:
     return found
 
 
-def _quantizer(scale: Any, zero: Any) -> Quantizer:
+def _quantizer(scale: Any, zero: Any) -> Rounding:
     """Return a quantiser of 256 levels from zero points counted from the lowest level; signed where it is symmetric."""
     if (zero == _LEVELS // 2).all():
-        return Quantizer(scale, np.zeros(scale.shape, np.int8))
-    return Quantizer(scale, zero.astype(np.uint8))
+        return Rounding(scale, np.zeros(scale.shape, np.int8))
+    return Rounding(scale, zero.astype(np.uint8))

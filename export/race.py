@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from edgefg import golden
 from edgefg.classifier import Classifier
-from edgefg.export.timing import alternate
+from edgefg.export.timing import alternate, in_turn
 
 _ROUNDS = 7
 _PREDICTIONS = 30
@@ -45,5 +44,4 @@ def _prediction(classifier: Classifier) -> Callable[[], object]:
     """Return what predicts one golden frame after the other."""
     assert classifier.manifest.golden is not None
     frames = golden.read(classifier.path.with_name(classifier.manifest.golden.file)).inputs
-    endless = itertools.cycle(frames)
-    return lambda: classifier.predict(next(endless), color="rgb")
+    return in_turn(lambda frame: classifier.predict(frame, color="rgb"), frames)

@@ -33,7 +33,7 @@ from edgefg.export.candidates import (
 from edgefg.export.package import folder_beside, swap
 from edgefg.export.trials import Site, Training, finished, measure_untrained, try_out
 from edgefg.export.verify import VerifyReport, verify
-from edgefg.files import atomic_file, sync
+from edgefg.files import sync, write_json
 from edgefg.manifest import Accuracy, sha256
 from edgefg.recipe import Hardware
 from edgefg.training.checkpoint import load, read_header
@@ -184,8 +184,7 @@ def _claim(identity: _Identity, out: Path) -> None:
             return
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out} is not empty and holds no search; give another --out")
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(identity), indent=2))
+        write_json(path, identity)
     except msgspec.DecodeError as exc:
         raise DataError(f"{path} is no search's ({exc}); give another --out") from exc
     except OSError as exc:
@@ -202,8 +201,7 @@ def _teacher_accuracy(teacher: Path, data: FolderData, out: Path, say: Callable[
     scores = score(network, data.splits["val"], header.input, batch_size=32, workers=1)
     assert scores is not None  # there are images
     accuracy = accuracy_of(scores, f"val of {data.root.resolve().name}")
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(accuracy), indent=2))
+    write_json(path, accuracy)
     return accuracy
 
 
@@ -220,8 +218,7 @@ def _publish(front: Front, out: Path) -> Path | None:
             for file in temporary.iterdir():
                 sync(file)
             swap(temporary, chosen)
-    with atomic_file(out / FRONT) as temporary:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(front), indent=2))
+    write_json(out / FRONT, front)
     if not taken:
         shutil.rmtree(chosen, ignore_errors=True)
     return chosen / Path(taken[0].artifact).name if taken else None

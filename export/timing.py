@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+_Item = TypeVar("_Item")
 
 
 def alternate(
@@ -28,3 +32,9 @@ def alternate(
                 call()
                 found[number, turn, again] = time.perf_counter() - start
     return found[:, warm_up:].reshape(len(calls), -1)
+
+
+def in_turn(call: Callable[[_Item], object], items: Iterable[_Item]) -> Callable[[], object]:
+    """Return what calls ``call`` with one item after the other, again and again."""
+    endless = itertools.cycle(items)
+    return lambda: call(next(endless))

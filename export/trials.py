@@ -6,7 +6,6 @@ Every step leaves its result below the search's folder and is not taken again wh
 from __future__ import annotations
 
 import copy
-import itertools
 import shutil
 import tempfile
 import warnings
@@ -24,18 +23,18 @@ from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.candidates import Candidate, Precision, Shape, Stage, Target
 from edgefg.export.channels import remove_channels
 from edgefg.export.distill import distill
+from edgefg.export.emit import emit, model_name
 from edgefg.export.export import export_checkpoint
 from edgefg.export.package import folder_beside
 from edgefg.export.prune import prune
 from edgefg.export.qat import qat
 from edgefg.export.quantizer import Quantizer
 from edgefg.export.shares import Yardstick
-from edgefg.export.timing import alternate
+from edgefg.export.timing import alternate, in_turn
 from edgefg.export.to_onnx import write_onnx
-from edgefg.export.to_openvino import convert, write_ir
-from edgefg.files import atomic_file
+from edgefg.files import write_json
 from edgefg.manifest import Accuracy, read_manifest
-from edgefg.preprocess import InputSpec, UInt8Array
+from edgefg.preprocess import InputSpec
 from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
 from edgefg.sources import read_image
 from edgefg.training.data import FolderData
@@ -79,7 +78,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def in_int8(self, size: int) -> Recipe:
-        """Return the recipe of quantisation-aware training: short, at a small rate, whole pictures."""
+        """Return the recipe of quantisation-aware training: short, at a small rate, crops without RandAugment."""
         recipe = self.of(size, "full")
         epochs = max(1, self.qat_epochs)
         return replace(recipe, epochs=epochs, start_size=0, lr=_QAT_RATE, randaugment=0, val_every=epochs)
@@ -134,7 +133,7 @@ def measure_untrained(site: Site, shapes: Sequence[Shape], precisions: Sequence[
     for shape in dict.fromkeys(shape for shape, _ in missing):
         folder = site.out / "untrained" / shape.name
         wanted = [precision for precision in precisions if (shape, precision) in missing]
-        made = {precision: folder / precision / _model_name(site) for precision in wanted}
+        made = {precision: folder / precision / model_name(site.target) for precision in wanted}
         if lacking := {precision: path for precision, path in made.items() if not path.is_file()}:
             site.say(f"untrained: {shape.name}")
             _write_untrained(site, shape, lacking)
@@ -215,7 +214,7 @@ def _export(site: Site, checkpoint: Path, shape: Shape, stage: Stage, precision:
 
     No gate is kept here: what counts is the loss against the teacher, and a candidate that lost too much is a result.
     """
-    model = site.out / stage / shape.name / precision / _model_name(site)
+    model = site.out / stage / shape.name / precision / model_name(site.target)
     if not model.is_file():
         if precision == "int8" and stage == "full" and site.training.qat_epochs:
             checkpoint = _train_in_int8(site, checkpoint, shape)
@@ -253,7 +252,7 @@ def _candidate(
     site: Site, shape: Shape, stage: Stage, precision: Precision, times: tuple[float, float, float]
 ) -> Candidate:
     """Put together what is known of a trained candidate."""
-    model = site.out / stage / shape.name / precision / _model_name(site)
+    model = site.out / stage / shape.name / precision / model_name(site.target)
     accuracy = read_manifest(model).accuracy
     assert accuracy is not None  # a search has validation data
     low, middle, high = times
@@ -287,18 +286,13 @@ def measure_latency(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that nothing proves a bare model
                 classifier = Classifier(path, device=site.device, labels=labels, input=spec)
-            calls.append(_predictions(stack.enter_context(classifier), frames))
+            calls.append(in_turn(stack.enter_context(classifier).predict, frames))
         seconds = alternate(calls, turns=_TURNS, times=_TIMES)
     quartiles = 1e3 * np.percentile(seconds, (25, 50, 75), axis=1).T
     return {
         key: (float(low), float(middle), float(high))
         for key, (low, middle, high) in zip(models, quartiles, strict=True)
     }
-
-
-def _predictions(classifier: Classifier, frames: Sequence[UInt8Array]) -> Callable[[], object]:
-    endless = itertools.cycle(frames)
-    return lambda: classifier.predict(next(endless))
 
 
 def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path]) -> None:
@@ -317,10 +311,8 @@ def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path]) -
             with folder_beside(path.parent) as temporary:
                 if precision == "int8":
                     Quantizer(site.target, source, read_calibration(paths, spec).inputs).write(temporary)
-                elif site.target == "openvino":
-                    write_ir(convert(source), temporary / path.name)
                 else:
-                    (temporary / path.name).write_bytes(source.read_bytes())
+                    emit(source, site.target, temporary)
                 temporary.rename(path.parent)
 
 
@@ -330,14 +322,9 @@ def _pruning(shape: Shape, importance: str) -> Pruning:
     return msgspec.convert({"macs": shape.macs, "importance": importance, "max_ratio": cap}, Pruning)
 
 
-def _model_name(site: Site) -> str:
-    return "model.xml" if site.target == "openvino" else "model.onnx"
-
-
 def _write_down(candidate: Candidate, site: Site) -> None:
     path = site.record(candidate.shape, candidate.precision, candidate.stage)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(candidate), indent=2))
+    write_json(path, candidate)
 
 
 def _read(site: Site, shape: Shape, precision: Precision, stage: Stage) -> Candidate:

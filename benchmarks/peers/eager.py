@@ -10,7 +10,6 @@ eager PyTorch and, where it is a single graph, as FP32 OpenVINO IR too. ResNet-5
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import tempfile
 import warnings
@@ -22,9 +21,9 @@ import numpy as np
 import torch
 
 from edgefg.classifier import Classifier
-from edgefg.export.timing import alternate
+from edgefg.export.emit import emit
+from edgefg.export.timing import alternate, in_turn
 from edgefg.export.to_onnx import write_onnx
-from edgefg.export.to_openvino import convert, write_ir
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.sources import image_files, read_image
 from edgefg.training.checkpoint import load
@@ -34,12 +33,6 @@ from edgefg.training.models.network import Network
 _FRAMES = 32
 _IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 Call = Callable[[], object]
-
-
-def by_turns(frames: Sequence[UInt8Array], predict: Callable[[UInt8Array], object]) -> Call:
-    """Return what predicts one frame after the other."""
-    endless = itertools.cycle(frames)
-    return lambda: predict(next(endless))
 
 
 def eager(network: Network, spec: InputSpec) -> Callable[[UInt8Array], object]:
@@ -57,10 +50,10 @@ def in_openvino(network: Network, spec: InputSpec, labels: Sequence[str], folder
     """Open a network as FP32 OpenVINO IR."""
     folder.mkdir()
     write_onnx(network, spec, folder / "model.onnx")
-    write_ir(convert(folder / "model.onnx"), folder / "model.xml")
+    model = emit(folder / "model.onnx", "openvino", folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing proves a bare model
-        return Classifier(folder / "model.xml", labels=labels, input=spec)
+        return Classifier(model, labels=labels, input=spec)
 
 
 def resnet50(size: int, classes: int) -> tuple[Network, InputSpec]:
@@ -88,12 +81,12 @@ def main() -> None:
             name, _, path = text.partition("=")
             network, header = load(Path(path))
             networks[name] = network, header.input, header.labels
-        calls: dict[str, Call] = {f"{a.artifact} ({artifact.manifest.precision})": by_turns(frames, artifact.predict)}
+        calls: dict[str, Call] = {f"{a.artifact} ({artifact.manifest.precision})": in_turn(artifact.predict, frames)}
         for name, (network, spec, labels) in networks.items():
-            calls[f"{name}, {spec.height} px, eager PyTorch"] = by_turns(frames, eager(network, spec))
+            calls[f"{name}, {spec.height} px, eager PyTorch"] = in_turn(eager(network, spec), frames)
             if network.single_pass:
                 classifier = stack.enter_context(in_openvino(network, spec, labels, scratch / name))
-                calls[f"{name}, {spec.height} px, FP32 OpenVINO"] = by_turns(frames, classifier.predict)
+                calls[f"{name}, {spec.height} px, FP32 OpenVINO"] = in_turn(classifier.predict, frames)
         seconds = alternate(list(calls.values()), turns=a.turns, times=2, warm_up=3)
     quartiles = 1e3 * np.percentile(seconds, (25, 50, 75), axis=1).T
     print(f"{len(frames)} frames, {seconds.shape[1]} predictions each, {torch.get_num_threads()} threads; milliseconds")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from edgefg.export.fake_quantize import ActivationQuantizer, Quantizer, WeightQuantizer
+from edgefg.export.fake_quantize import ActivationQuantizer, Rounding, WeightQuantizer
 
-SIGNED = Quantizer(np.array(0.1, np.float32), np.array(0, np.int8))
-UNSIGNED = Quantizer(np.array(0.1, np.float32), np.array(100, np.uint8))
-BY_CHANNEL = Quantizer(np.array([0.1, 0.01], np.float32), np.array([100, 0], np.uint8))
+SIGNED = Rounding(np.array(0.1, np.float32), np.array(0, np.int8))
+UNSIGNED = Rounding(np.array(0.1, np.float32), np.array(100, np.uint8))
+BY_CHANNEL = Rounding(np.array([0.1, 0.01], np.float32), np.array([100, 0], np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ BY_CHANNEL = Quantizer(np.array([0.1, 0.01], np.float32), np.array([100, 0], np.
      (BY_CHANNEL, [-10.0, 0.0], [15.5, 2.55])],
     ids=["signed", "unsigned", "channels"],
 )  # fmt: skip
-def test_levels_and_gradients(quantizer: Quantizer, low: list[float], high: list[float]) -> None:
+def test_levels_and_gradients(quantizer: Rounding, low: list[float], high: list[float]) -> None:
     rounder = ActivationQuantizer(quantizer)
     real = torch.tensor([-20.0, -1.234, 0.0, 1.234, 20.0]).repeat(2, 1).reshape(1, 2, 5).requires_grad_()
     found = rounder(real)
@@ -36,7 +36,7 @@ def test_levels_and_gradients(quantizer: Quantizer, low: list[float], high: list
 
 def test_a_tie_is_rounded_as_onnx_does() -> None:
     """63.5 levels in exact arithmetic: a level of 191 after EfficientNet-Lite0's normalisation."""
-    quantizer = Quantizer(np.array(1 / 127, np.float32), np.array(0, np.int8))
+    quantizer = Rounding(np.array(1 / 127, np.float32), np.array(0, np.int8))
     real = torch.full((1, 1), 0.5)
     expected = float(np.rint(np.float32(0.5) / quantizer.scale) * quantizer.scale)
     assert ActivationQuantizer(quantizer).eval()(real).item() == pytest.approx(expected, rel=1e-6)

@@ -182,7 +182,7 @@ def test_a_search_that_was_cut_off_between_two_precisions_goes_on(teacher: Path,
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
     asked = request(space=space, budget_ms=1e-4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "convert", Counted(trials.convert, stop=0))
+        patch.setattr(trials, "emit", Counted(trials.emit, stop=0))
         with pytest.raises(KeyboardInterrupt):
             compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
     assert [path.parent.name for path in tmp_path.rglob("model.xml")] == ["int8"]
