@@ -59,7 +59,7 @@ def distill(
         data: the data it was trained on.
         out: folder for the checkpoint and the logs.
         student: backbone, any timm or torchvision name.
-        weights: hub, none, the path of a state dict, or an installed weight package.
+        weights: hub, none, the path of a state dict or of an edgefg checkpoint, or an installed weight package.
         image_size: network input of the student in pixels; the teacher's where left out.
         also: a further teacher's checkpoint, of the same data; may be repeated. The mean of all is learned.
         extra: folder of images without labels, at any depth, that join the training images.

@@ -60,7 +60,8 @@ def train(
         backbone: any timm or torchvision name (torchvision:NAME asks for torchvision's).
         method: how the teacher is made; `edgefg methods` lists them.
         option: one of the method's options, as NAME=VALUE; may be repeated.
-        weights: hub (timm's download), none, the path of a state dict, or an installed weight package.
+        weights: hub (timm's download), none, the path of a state dict or of an edgefg checkpoint, or an installed
+            weight package.
         split_seed: seed of the split of data without split folders.
         group: regular expression; images whose paths match alike (camera, patient, lot) stay in one split.
         recipe: the training settings, an option each.

