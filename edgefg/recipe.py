@@ -119,6 +119,14 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     randaugment: Annotated[
         int, Meta(ge=0, le=30, description="magnitude of two RandAugment operations (Cubuk et al. 2020); 0: none")
     ] = 0
+    crop_epochs: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="epochs after which the very same training crops come again, so that what teachers said of"
+            " them (--answers) is all there; 0: every epoch has new ones",
+        ),
+    ] = 0
     center_weight: Annotated[
         float, Meta(ge=0, description="weight of the center loss (Wen et al. 2016: 0.003); 0: none")
     ] = 0.0
@@ -138,6 +146,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def __post_init__(self) -> None:
         if 0 < self.train_size < _LEAST_SIZE:
             raise ValueError(f"--train-size {self.train_size}: needed 0, or at least {_LEAST_SIZE}")
+
+    def crop_seed(self, epoch: int) -> int:
+        """Return the seed of the order and the augmentation of an epoch (from 0)."""
+        return self.seed * 100_003 + (epoch % self.crop_epochs if self.crop_epochs else epoch)
 
     def size_at(self, epoch: int) -> int:
         """Return the network input of training at an epoch (from 0), pixels; a multiple of 16 while it grows."""
@@ -186,6 +198,10 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def needs_maps(self) -> bool:
         """Whether feature maps are matched."""
         return self.feature_weight > 0 or self.attention_weight > 0
+
+    def of_predictions(self) -> Transfer:
+        """Return the same without feature maps."""
+        return msgspec.structs.replace(self, feature_weight=0.0, attention_weight=0.0)
 
 
 class Pruning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

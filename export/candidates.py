@@ -107,6 +107,8 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
     """All that were measured, quickest first."""
     pareto: tuple[str, ...]
     """Names of the trained ones that no other one of their stage is both quicker and more accurate than."""
+    left_out: tuple[str, ...] = ()
+    """One line for each shape that cannot be built, pruned or exported: which, and why."""
     chosen: str | None = None
     """Name of the candidate that was taken; None where none fits."""
 
@@ -151,6 +153,7 @@ def render(front: Front) -> str:
         drop = "" if one.drop is None else f"{one.drop:+.1f}"
         mark = " ← chosen" if one.name == front.chosen else " front" if one.name in front.pareto else ""
         rows.append(f"{one.name:44} {one.stage:9} {one.latency_ms:8.2f} {top1:>24} {drop:>6}{mark}")
+    rows += [f"left out: {line}" for line in front.left_out]
     teacher = f"the teacher has {front.teacher.top1:.1%} of {front.teacher.images} images"
     rows.append(f"{teacher}; asked: at most {front.budget_ms:g} ms and {front.max_drop:g} points less")
     if front.chosen is None:

@@ -20,15 +20,15 @@ from edgefg.export.distill_objective import Distillation, Teacher, answers_in, r
 from edgefg.export.transfer_set import Extra, read_extra
 from edgefg.recipe import Hardware, Recipe, Transfer
 from edgefg.training.checkpoint import SCHEMA, Header
-from edgefg.training.data import FolderData, load_data
+from edgefg.training.data import FolderData, data_of
 from edgefg.training.models.network import Network, NoOptions
 from edgefg.training.stage import train_and_save
-from edgefg.training.weights import load_backbone
+from edgefg.training.weights import continue_whole, load_backbone
 
 
 def distill(
     teacher_path: Path,
-    data_root: Path,
+    data: Path | FolderData,
     out: Path,
     recipe: Recipe,
     *,
@@ -46,11 +46,12 @@ def distill(
 
     Args:
         teacher_path: the teacher's checkpoint; the student takes over its labels, crop rule and split.
-        data_root: the data it was trained on.
+        data: the data it was trained on, as a path, or as `load_data` returned them.
         out: folder for the checkpoint and the run's files.
         recipe: the settings; ``image_size`` is the student's.
         student: backbone, a timm or torchvision name.
-        weights: see `edgefg.training.weights.load_backbone`.
+        weights: see `edgefg.training.weights.load_backbone`; of a plain checkpoint of the same backbone and classes the
+            classifier is taken as well.
         transfer: what to learn; the defaults where left out.
         also: further teachers' checkpoints.
         extra: folder of images without labels that join the training images.
@@ -65,7 +66,7 @@ def distill(
     transfer = transfer or Transfer()
     teachers = read_teachers([teacher_path, *also])
     first = teachers[0].header
-    data = load_data(data_root, first.split, skip_corrupt=skip_corrupt, like=first)
+    data = data_of(data, first, skip_corrupt=skip_corrupt)
     unlabelled = None if extra is None else read_extra(extra, data, skip_corrupt=skip_corrupt)
     _, data = Network.prepare(NoOptions(), data)
     torch.manual_seed(recipe.seed)
@@ -88,6 +89,7 @@ def distill(
         edgefg=__version__,
     )
     network = Network(body, mean, std)
+    whole = continue_whole(network, header, weights)
     kept = None if answers is None else answers_in(answers, teachers, transfer)
     return train_and_save(
         network,
@@ -96,7 +98,7 @@ def distill(
         recipe,
         Distillation(teachers, network, recipe, transfer, kept),
         out,
-        fresh=network.fresh(),
+        fresh=() if whole else network.fresh(),
         hardware=hardware,
         aides=[teacher.network for teacher in teachers],
         restart=restart,

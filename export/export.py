@@ -34,7 +34,7 @@ from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.quality import Gate
 from edgefg.sources import read_image
 from edgefg.training.checkpoint import Header, Target, load, read_header
-from edgefg.training.data import FolderData, load_data
+from edgefg.training.data import FolderData, data_of
 from edgefg.training.models.network import Network
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -85,6 +85,8 @@ def export_checkpoint(
     seed: int = 0,
     skip_corrupt: bool = False,
     gate: Gate | None = _GATE,
+    reference: Path | None = None,
+    generated_golden: bool = False,
     fit_temperature: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
@@ -111,8 +113,12 @@ def export_checkpoint(
             in floating point until it loses no more, see `edgefg.export.keep_float`; None keeps nothing.
         seed: chooses the images.
         skip_corrupt: leave unreadable images out instead of raising.
-        gate: how much worse than the checkpoint's own network, FP32 unless it is a quantised one, the artifact may be
-            on validation data; None compares all the same, and refuses nothing.
+        gate: how much worse than the checkpoint's own network the artifact may be on validation data; None compares
+            all the same, and refuses nothing.
+        reference: of a quantised checkpoint: the FP32 one that it was trained from, with which it is compared instead
+            of with itself.
+        generated_golden: make the golden set of generated frames, so that no photograph goes with the artifact, rather
+            than of training images.
         fit_temperature: fit `OutputSpec.temperature` to the artifact's logits on validation data
             (`edgefg.export.temperature`); without, it stays 1.
         progress: called with one line before each step.
@@ -132,6 +138,13 @@ def export_checkpoint(
     trained = read_header(checkpoint).quantized is not None
     calibrates = precision == "int8" and not trained
     _check_options(to, precision, calibrator, keep_within, calibrates)
+    idle = {
+        "--calibrator": calibrator != "minmax" and not calibrates,
+        "--bias-correction": bias_correction and not calibrates,
+        "--any-cpu": any_cpu and precision != "int8",
+    }
+    if given := [name for name, is_idle in idle.items() if is_idle]:
+        raise ExportError(f"{given[0]} changes nothing here; needed --precision int8 of an FP32 checkpoint")
     if calibrates and calibration is None:
         raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
     say = progress or (lambda _: None)
@@ -140,13 +153,12 @@ def export_checkpoint(
     network, header = open_quantized(checkpoint, to, precision, any_cpu=any_cpu) if trained else load(checkpoint)
     if isinstance(network, Network):
         need_one_graph(network, header, checkpoint, "export")
-    data = calibration
-    if isinstance(data, Path):
-        say(f"checking {data}")
-        data = load_data(data, header.split, skip_corrupt=skip_corrupt, like=header)
-    if data is not None and data.labels != header.labels:
-        raise DataError(f"{data.root} does not have the classes of {checkpoint}; needed the data it was trained on")
+    if isinstance(calibration, Path):
+        say(f"checking {calibration}")
+    data = None if calibration is None else data_of(calibration, header, skip_corrupt=skip_corrupt)
     calibrating, frames = _read_data(header, data, calibrates, images, seed, say)
+    if generated_golden:
+        frames = synthetic_frames(header.input)
     golden = golden_frames(frames, header.input, len(header.labels))
     inputs = np.stack([prepare(frame, header.input) for frame in golden])
     job = _Job(
@@ -164,9 +176,10 @@ def export_checkpoint(
         frames=golden,
         parent_logits=torch_logits(network, inputs),
     )
-    if trained and data is not None:
-        say("the comparison is with the quantised checkpoint itself: `edgefg verify --parent` compares with FP32")
-    measuring = _measure(data, network, header.input, gate, fit_temperature, say)
+    compared = network if reference is None else _fp32_of(header, reference)
+    if trained and data is not None and reference is None:
+        say("the comparison is with the quantised checkpoint itself; --reference compares with the FP32 one it was")
+    measuring = _measure(data, compared, header.input, gate, fit_temperature, say)
     return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder), measuring)
 
 
@@ -190,6 +203,16 @@ def _check_options(
             f"layers were to be kept until {precision} loses at most {keep_within:g} points; needed int8 that"
             " is still to be calibrated, and 0 or more"
         )
+
+
+def _fp32_of(header: Header, reference: Path) -> Network:
+    """Load the FP32 network that a quantised one was trained from. Raises `DataError` where it is another."""
+    if header.quantized is None or header.parent != sha256(reference):
+        raise DataError(
+            f"--reference {reference} is not what this checkpoint was quantised from; needed the file that was given to"
+            " `edgefg qat`, and only with what that wrote"
+        )
+    return load(reference)[0]
 
 
 def _search_kept(
@@ -236,7 +259,8 @@ def _measure(
 ) -> Callable[[Classifier], Measured] | None:
     """Return what measures an artifact beside its network on validation data; ``test`` is for reporting alone."""
     if data is None or not data.splits["val"]:
-        say("there are no validation images: nothing is compared with the checkpoint, and the temperature stays 1")
+        why = "no data were given" if data is None else "there are no validation images"
+        say(f"{why}: nothing is compared with the checkpoint, and the temperature stays 1")
         return None
     samples, name = data.splits["val"], f"val of {data.root.resolve().name}"
 

@@ -202,6 +202,13 @@ def remove_stale(out: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def remove_stale_below(folder: Path) -> None:
+    """Remove what `folder_beside` left anywhere below a folder; see `remove_stale`."""
+    for left in list(folder.rglob(".*.????????")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def swap(temporary: Path, out: Path) -> None:
     """Rename the finished folder to its final name; an earlier artifact goes only after that."""
     old = temporary.with_name(f"{temporary.name}.old")

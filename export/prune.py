@@ -31,7 +31,7 @@ from edgefg.manifest import sha256
 from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
 from edgefg.training.augment import TrainingImages
 from edgefg.training.checkpoint import Header, channel_plan, load, read_header, rebuild, save
-from edgefg.training.data import FolderData, load_data
+from edgefg.training.data import FolderData, data_of
 from edgefg.training.loading import training_loader
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Batch, Network, NoOptions
@@ -66,13 +66,13 @@ class _Job(NamedTuple):
 
 def prune(
     student_path: Path,
-    data_root: Path,
+    data: Path | FolderData,
     out: Path,
     recipe: Recipe,
     pruning: Pruning | None = None,
     *,
     teacher_path: Path | None = None,
-    teacher_size: int = 0,
+    transfer: Transfer | None = None,
     answers: Path | None = None,
     hardware: Hardware | None = None,
     skip_corrupt: bool = False,
@@ -83,12 +83,12 @@ def prune(
 
     Args:
         student_path: the student's checkpoint.
-        data_root: the data it was trained on.
+        data: the data it was trained on, as a path, or as `load_data` returned them.
         out: folder for the checkpoint and the run's files.
         recipe: the fine-tuning's settings; the input size stays the student's.
         pruning: which channels, and how many; 70 % of the multiply-accumulates where left out.
         teacher_path: fine-tune on this teacher's predictions; None fine-tunes on the labels.
-        teacher_size: see `Transfer`.
+        transfer: what to learn of the teacher; of its predictions alone, whose maps the narrower network cannot match.
         answers: see `edgefg.export.distill.distill`.
         hardware: where to run.
         skip_corrupt: leave unreadable images out.
@@ -111,11 +111,10 @@ def prune(
             f"{student_path} is a {header.method} teacher, and only a plain network can be pruned; distil it with"
             " `edgefg distill` and prune the student"
         )
-    data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, like=header)
-    _, data = Network.prepare(NoOptions(), data)
+    _, data = Network.prepare(NoOptions(), data_of(data, header, skip_corrupt=skip_corrupt))
     recipe = replace(recipe, image_size=header.input.height)
-    transfer = Transfer(teacher_size=teacher_size)
-    objective, aides = _objective_of(student, header, recipe, student_path, teacher_path, transfer, answers)
+    predictions = (transfer or Transfer()).of_predictions()
+    objective, aides = _objective_of(student, header, recipe, student_path, teacher_path, predictions, answers)
     job = _Job(
         student=student,
         header=header,

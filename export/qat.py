@@ -22,7 +22,7 @@ from torch import nn
 from edgefg import __version__
 from edgefg.errors import DataError
 from edgefg.export.calibration import choose_balanced, read_calibration
-from edgefg.export.distill_objective import Distillation, Teacher, read_teachers
+from edgefg.export.distill_objective import Distillation, Teacher, answers_in, read_teachers
 from edgefg.export.fake_quantize import Rounding
 from edgefg.export.quantize import quantize_openvino
 from edgefg.export.quantized_network import QuantizedNetwork
@@ -34,21 +34,23 @@ from edgefg.export.to_openvino import convert
 from edgefg.export.trace import trace
 from edgefg.manifest import sha256
 from edgefg.preprocess import UInt8Array
-from edgefg.recipe import Hardware, Recipe
+from edgefg.recipe import Hardware, Recipe, Transfer
 from edgefg.training.checkpoint import Header, Quantized, Target, load
-from edgefg.training.data import load_data
+from edgefg.training.data import FolderData, data_of
 from edgefg.training.models.network import Network, NoOptions
 from edgefg.training.stage import train_and_save
 
 
 def qat(
     student_path: Path,
-    data_root: Path,
+    data: Path | FolderData,
     out: Path,
     recipe: Recipe,
     *,
     to: Target,
     teacher_path: Path | None = None,
+    transfer: Transfer | None = None,
+    answers: Path | None = None,
     images: int = 300,
     calibrator: Calibrator = "minmax",
     any_cpu: bool = False,
@@ -61,11 +63,13 @@ def qat(
 
     Args:
         student_path: checkpoint of a network of a single pass: a student, a pruned one, or a teacher.
-        data_root: the data it was trained on.
+        data: the data it was trained on, as a path, or as `load_data` returned them.
         out: folder for the checkpoint and the run's files.
         recipe: the training's settings; the input size stays the student's.
         to: target, as for `edgefg.export.export.export_checkpoint`.
         teacher_path: whose predictions to learn; those of the network itself in FP32 where left out.
+        transfer: what to learn of the teacher; of its predictions alone.
+        answers: see `edgefg.export.distill.distill`.
         images: how many training images calibrate, balanced by class.
         calibrator: how activation ranges are found, see `edgefg.export.quantize`.
         any_cpu: 7-bit weights, for x86 CPUs that would saturate with 8.
@@ -86,8 +90,7 @@ def qat(
     (teacher,) = read_teachers([teacher_path or student_path])
     if teacher.header.labels != header.labels:
         raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
-    data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, like=header)
-    _, data = Network.prepare(NoOptions(), data)
+    _, data = Network.prepare(NoOptions(), data_of(data, header, skip_corrupt=skip_corrupt))
     recipe = replace(recipe, image_size=header.input.height)
     header = _header_of(header, student_path, teacher, Quantized(to=to, any_cpu=any_cpu, torch=str(torch.__version__)))
     header = replace(header, recipe=f"{header.recipe}, {images} images, {calibrator}")
@@ -99,6 +102,8 @@ def qat(
         inputs = read_calibration(chosen, header.input).inputs
         say(f"quantising for {to}")
         trained = quantized_for(network, header, inputs, calibrator)
+    predictions = (transfer or Transfer()).of_predictions()
+    kept = None if answers is None else answers_in(answers, [teacher], predictions)
     say("training with the quantisers")
     hardware = hardware or Hardware()
     if hardware.precision == "auto":
@@ -108,7 +113,7 @@ def qat(
         header,
         data,
         recipe,
-        Distillation([teacher], trained, recipe),
+        Distillation([teacher], trained, recipe, predictions, kept),
         out,
         hardware=hardware,
         aides=[teacher.network],

@@ -30,7 +30,7 @@ from edgefg.export.candidates import (
     pareto,
     worth_training,
 )
-from edgefg.export.package import folder_beside, swap
+from edgefg.export.package import folder_beside, remove_stale_below, swap
 from edgefg.export.trials import Site, Training, finished, measure_untrained, try_out
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import sync, write_json
@@ -114,10 +114,10 @@ def compress(
         training=request.training,
     )
     _claim(identity, out)
+    remove_stale_below(out)
     site = Site(
         teacher=teacher,
         teacher_accuracy=_teacher_accuracy(teacher, data, out, say),
-        data_root=data_root,
         data=data,
         input=header.input,
         out=out,
@@ -125,18 +125,19 @@ def compress(
         training=request.training,
         device=request.device,
         hardware=hardware or Hardware(),
-        skip_corrupt=skip_corrupt,
         say=say,
     )
     front = _search(site, request)
     chosen = _publish(front, out)
-    return front, None if chosen is None else verify(chosen, data=data.splits["val"], split=front.teacher.data)
+    return front, None if chosen is None else verify(
+        chosen, data=data.splits["val"], split=front.teacher.data, device=request.device
+    )
 
 
 def _search(site: Site, request: Request) -> Front:
     """Go from all candidates to the one that is taken."""
     precisions, budget = request.space.precisions, request.budget_ms
-    untrained = measure_untrained(site, request.space.shapes(), precisions)
+    untrained, left_out = measure_untrained(site, request.space.shapes(), precisions)
     found = {(candidate.shape, candidate.precision): candidate for candidate in untrained}
     chosen = worth_training(untrained, budget, request.trials)
     site.say(f"{len(chosen)} of {len(request.space.shapes())} shapes keep {budget:g} ms and are distilled")
@@ -162,6 +163,7 @@ def _search(site: Site, request: Request) -> Front:
         teacher=site.teacher_accuracy,
         candidates=tuple(sorted(found.values(), key=lambda candidate: candidate.latency_ms)),
         pareto=tuple(candidate.name for candidate in pareto(found.values())),
+        left_out=left_out,
     )
     taken = best(candidate for candidate in full if front.fits(candidate))
     return front if taken is None else msgspec.structs.replace(front, chosen=taken.name)

@@ -18,7 +18,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from edgefg.classifier import Classifier
-from edgefg.errors import DataError
+from edgefg.errors import DataError, ExportError, one_line
 from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.candidates import Candidate, Precision, Shape, Stage, Target
 from edgefg.export.channels import remove_channels
@@ -96,7 +96,6 @@ class Site(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     teacher: Path
     """A checkpoint."""
     teacher_accuracy: Accuracy
-    data_root: Path
     data: FolderData
     input: InputSpec
     """The teacher's; candidates have its crop rule."""
@@ -106,8 +105,12 @@ class Site(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     device: str | None
     """The engine's."""
     hardware: Hardware
-    skip_corrupt: bool
     say: Callable[[str], None]
+
+    @property
+    def answers(self) -> Path | None:
+        """File of what the teacher said, which all candidates share; None where images are mixed."""
+        return self.out / "answers.bin" if self.training.recipe.mix == "none" else None
 
     def spec(self, shape: Shape) -> InputSpec:
         """Return what a candidate takes."""
@@ -118,29 +121,32 @@ class Site(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         return self.out / stage / shape.name / f"{precision}.json"
 
 
-def measure_untrained(site: Site, shapes: Sequence[Shape], precisions: Sequence[Precision]) -> list[Candidate]:
+def measure_untrained(
+    site: Site, shapes: Sequence[Shape], precisions: Sequence[Precision]
+) -> tuple[list[Candidate], tuple[str, ...]]:
     """Measure how long untrained networks take, all of them in turn; those that were measured before are read.
 
+    Returns:
+        The candidates, and one line for each shape that is left out since it cannot be pruned or exported.
+
     Raises:
-        WeightsError, ExportError: one cannot be built, pruned or exported.
+        WeightsError: a student has no such weights; before anything is done.
+        ExportError: no shape at all can be made.
         DataError: one was measured with other weights, or pruned otherwise, before.
     """
+    for student in dict.fromkeys(shape.student for shape in shapes):
+        load_backbone(student.backbone, len(site.data.labels), student.weights)
     every = [(shape, precision) for shape in shapes for precision in precisions]
-    missing = {key: Path() for key in every if not site.record(*key, "untrained").is_file()}
+    missing = [key for key in every if not site.record(*key, "untrained").is_file()]
     for key in every:
         if key not in missing:
             _read(site, *key, "untrained")  # raises before anything is done
-    for shape in dict.fromkeys(shape for shape, _ in missing):
-        folder = site.out / "untrained" / shape.name
-        wanted = [precision for precision in precisions if (shape, precision) in missing]
-        made = {precision: folder / precision / model_name(site.target) for precision in wanted}
-        if lacking := {precision: path for precision, path in made.items() if not path.is_file()}:
-            site.say(f"untrained: {shape.name}")
-            _write_untrained(site, shape, lacking)
-        missing |= {(shape, precision): path for precision, path in made.items()}
-    if missing:
-        site.say(f"measuring {len(missing)} untrained networks")
-        times = measure_latency(missing, site, {key: site.spec(key[0]) for key in missing})
+    made, left_out = _make_untrained(site, missing)
+    if len(left_out) == len(shapes):
+        raise ExportError(f"none of the {len(shapes)} shapes can be made; {'; '.join(left_out.values())}")
+    if made:
+        site.say(f"measuring {len(made)} untrained networks")
+        times = measure_latency(made, site, {key: site.spec(key[0]) for key in made})
         for (shape, precision), (low, middle, high) in times.items():
             _write_down(
                 Candidate(
@@ -153,39 +159,55 @@ def measure_untrained(site: Site, shapes: Sequence[Shape], precisions: Sequence[
                 ),
                 site,
             )
-            shutil.rmtree(missing[shape, precision].parent)
-    return [_read(site, *key, "untrained") for key in every]
+            shutil.rmtree(made[shape, precision].parent)
+    return [_read(site, *key, "untrained") for key in every if key[0] not in left_out], tuple(left_out.values())
+
+
+def _make_untrained(
+    site: Site, missing: Sequence[tuple[Shape, Precision]]
+) -> tuple[dict[tuple[Shape, Precision], Path], dict[Shape, str]]:
+    """Write untrained networks; return their files, and why shapes that cannot be made cannot."""
+    made: dict[tuple[Shape, Precision], Path] = {}
+    left_out: dict[Shape, str] = {}
+    for shape in dict.fromkeys(shape for shape, _ in missing):
+        folder = site.out / "untrained" / shape.name
+        paths = {one: folder / one / model_name(site.target) for other, one in missing if other == shape}
+        try:
+            if lacking := {precision: path for precision, path in paths.items() if not path.is_file()}:
+                site.say(f"untrained: {shape.name}")
+                _write_untrained(site, shape, lacking)
+            made |= {(shape, precision): path for precision, path in paths.items()}
+        except ExportError as exc:
+            left_out[shape] = f"{shape.name}: {one_line(exc)}"
+            site.say(f"left out: {left_out[shape]}")
+    return made, left_out
 
 
 def train(site: Site, shape: Shape, stage: Stage) -> Path:
     """Distil a shape, and prune it where it asks for that; return its checkpoint. Resumes; see `distill`, `prune`."""
-    kept = site.training.recipe.mix == "none" and not site.training.transfer.needs_maps
-    answers = site.out / "answers.bin" if kept else None
     trunk = distill(
         site.teacher,
-        site.data_root,
+        site.data,
         site.out / stage / shape.trunk,
         site.training.of(shape.size, stage),
         student=shape.student.backbone,
         weights=shape.student.weights,
         transfer=site.training.transfer,
-        answers=answers,
+        answers=None if site.training.transfer.needs_maps else site.answers,
         hardware=site.hardware,
-        skip_corrupt=site.skip_corrupt,
     )
     if shape.macs == 1:
         return trunk
     return prune(
         trunk,
-        site.data_root,
+        site.data,
         site.out / stage / shape.name,
         site.training.after_pruning(shape.size, stage),
         _pruning(shape, "taylor"),
         teacher_path=site.teacher,
-        teacher_size=site.training.transfer.teacher_size,
-        answers=answers,
+        transfer=site.training.transfer,
+        answers=site.answers,
         hardware=site.hardware,
-        skip_corrupt=site.skip_corrupt,
         progress=site.say,
     )
 
@@ -236,14 +258,15 @@ def _train_in_int8(site: Site, checkpoint: Path, shape: Shape) -> Path:
     """Train a finalist on as the target's INT8 graph; return that checkpoint."""
     return qat(
         checkpoint,
-        site.data_root,
+        site.data,
         site.out / "full" / shape.name / "qat",
         site.training.in_int8(shape.size),
         to=site.target,
         teacher_path=site.teacher,
+        transfer=site.training.transfer,
+        answers=site.answers,
         images=site.training.images,
         hardware=site.hardware,
-        skip_corrupt=site.skip_corrupt,
         progress=site.say,
     )
 

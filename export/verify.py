@@ -64,6 +64,7 @@ def verify(
     data: Path | Sequence[Sample] | None = None,
     split: str | None = None,
     gate: Gate = _GATE,
+    device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Prove an artifact on this device; see `examine`, which tells a failed gate without raising.
@@ -72,7 +73,7 @@ def verify(
         GateError: the artifact is worse than its parent by more than ``gate`` allows; the message names the classes.
         ManifestError, IntegrityError, RuntimeUnavailableError, DataError, ParityError: see `examine`.
     """
-    report = examine(artifact, parent=parent, data=data, split=split, gate=gate, progress=progress)
+    report = examine(artifact, parent=parent, data=data, split=split, gate=gate, device=device, progress=progress)
     require(report.failures, report.artifact)
     return report
 
@@ -84,6 +85,7 @@ def examine(
     data: Path | Sequence[Sample] | None = None,
     split: str | None = None,
     gate: Gate = _GATE,
+    device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Check an artifact on this device and, with data, measure it beside its parent.
@@ -94,6 +96,7 @@ def examine(
         data: folder of labelled images, see `edgefg.folders.read_split`; or the samples (path, class index) themselves.
         split: which split of ``data``; None takes ``val``. Names samples in the report.
         gate: how much worse than ``parent`` it may be; what does not hold is in the report's ``failures``.
+        device: the engine's, as `Classifier` takes it.
         progress: called with how many images are done, and of how many.
 
     Raises:
@@ -103,13 +106,13 @@ def examine(
     """
     if parent is not None and data is None:
         raise DataError("a parent was given without data; needed a folder of labelled images to compare on")
-    with Classifier(artifact) as classifier:
+    with Classifier(artifact, device=device) as classifier:
         checked = golden.check(classifier)
         accuracy, comparison = None, None
         failures: tuple[str, ...] = ()
         if data is not None:
             name, samples = _samples(classifier, data, split)
-            logits, *before = _logits(classifier, parent, [path for path, _ in samples], progress)
+            logits, *before = _logits(classifier, parent, device, [path for path, _ in samples], progress)
             labels: IntArray = np.array([label for _, label in samples], np.int64)
             accuracy = accuracy_of(logits, labels, classifier.labels, name)
             for expected in before:
@@ -141,12 +144,16 @@ def _samples(classifier: Classifier, data: Path | Sequence[Sample], split: str |
 
 
 def _logits(
-    classifier: Classifier, parent: Path | None, files: list[Path], progress: Callable[[int, int], None] | None
+    classifier: Classifier,
+    parent: Path | None,
+    device: str | None,
+    files: list[Path],
+    progress: Callable[[int, int], None] | None,
 ) -> list[FloatArray]:
     """Return the artifact's logits and, where there is a parent, the parent's."""
     if parent is None:
         return run([answer_of(classifier)], files, progress)
-    with Classifier(parent) as other:
+    with Classifier(parent, device=device) as other:
         _check_labels(classifier, other)
         return run([answer_of(classifier), answer_of(other)], files, progress)
 

@@ -34,11 +34,14 @@ __all__ = [
     "workstation",
 ]
 
+_STOPPED = 143
+"""Exit status after SIGTERM, as shells have it."""
+
 
 def main() -> None:
     """Run the command line; turn what edgefg raises into one line and an exit status."""
     # systemd's stop: unwind, so that temporary folders and child processes go.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))
     try:
         app()
     except ParityError as exc:
@@ -50,6 +53,18 @@ def main() -> None:
         sys.exit(0)
     except OSError as exc:  # standard output on a full disk, for instance
         _fail(exc, 2)
+    except RuntimeError as exc:
+        # What torch says of workers that got the signal too is no news.
+        if _was_stopped(exc):
+            sys.exit(_STOPPED)
+        raise
+
+
+def _was_stopped(error: BaseException | None) -> bool:
+    """Whether an exception came while SIGTERM was being obeyed."""
+    while error is not None and not isinstance(error, SystemExit):
+        error = error.__context__
+    return error is not None
 
 
 def _fail(error: Exception, status: int) -> None:

@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 
 # Long and mild, as a student that has a teacher to follow bears it (Beyer et al. 2022).
 _DEFAULTS = Recipe(epochs=30, image_size=224, min_area=0.2, randaugment=9, color=0.0)
+_RECIPE = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "start_size",
+    "min_area",
+    "color",
+    "randaugment",
+    "rotation",
+    "crop_epochs",
+    "seed",
+)
 _TRANSFER = Transfer()
 _HERE = Hardware()
 _LIST = typer.Option()
@@ -51,9 +63,7 @@ def compress(
     images: Count = 300,
     device: str | None = None,
     transfer: Transfer = _TRANSFER,
-    recipe: Annotated[
-        Recipe, Only("epochs", "batch_size", "lr", "start_size", "min_area", "color", "randaugment", "rotation", "seed")
-    ] = _DEFAULTS,
+    recipe: Annotated[Recipe, Only(*_RECIPE)] = _DEFAULTS,
     hardware: Annotated[Hardware, Only("accelerator", "devices", "workers")] = _HERE,
     skip_corrupt: bool = False,
     json: bool = False,
@@ -62,7 +72,8 @@ def compress(
 
     Every architecture × size × pruning × precision is measured untrained on this machine; those inside the budget are
     distilled for a short while; the best are trained in full. Ends with 1 where no candidate fits. The same command
-    goes on where it was cut off; another budget begins with what is there.
+    goes on where it was cut off; another budget begins with what is there. Validation images choose and are reported:
+    evaluate what was chosen on test images, once.
 
     Args:
         teacher: the teacher's checkpoint.

@@ -82,6 +82,7 @@ def verify(
     data: Path | None = None,
     split: str | None = None,
     gate: Gate = _GATE,
+    device: str | None = None,
     json: bool = False,
 ) -> None:
     """Prove that an artifact is whole and does what it did when it was packaged.
@@ -96,12 +97,13 @@ def verify(
         data: labelled images to compare both on.
         split: which of their splits; val where left out.
         gate: how much worse than the parent it may be, an option each.
+        device: the engine's device, for instance GPU with OpenVINO.
         json: print the report as one JSON object, also where the gate does not hold.
     """
     from edgefg.export.measure import require
     from edgefg.export.verify import examine
 
-    report = examine(artifact, parent=parent, data=data, split=split, gate=gate)
+    report = examine(artifact, parent=parent, data=data, split=split, gate=gate, device=device)
     if json:
         print_json(report)
     else:
@@ -198,6 +200,8 @@ def inspect(path: Path, json: bool = False) -> None:
         value = msgspec.to_builtins(getattr(described, name))
         if isinstance(measured := getattr(described, name), (Comparison, TemperatureScaling)):
             print(f"{name}:", measured.render().replace("\n", "\n  "))
+        elif name == "members" and value:
+            print("members:", "; ".join(member["recipe"] for member in value))
         elif isinstance(value, (list, tuple)) and len(value) > 8:
             print(f"{name}: {len(value)} ({', '.join(str(entry) for entry in value[:4])}, …)")
         elif isinstance(value, dict) and len(value) > 8:

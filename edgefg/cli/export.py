@@ -55,7 +55,9 @@ def export(
     keep_within: float | None = None,
     seed: int = 0,
     gate: Gate = _GATE,
+    reference: Path | None = None,
     no_gate: bool = False,
+    generated_golden: bool = False,
     no_temperature: bool = False,
     skip_corrupt: bool = False,
 ) -> None:
@@ -81,7 +83,9 @@ def export(
             floating point until it loses no more.
         seed: seed of the choice of images.
         gate: how much worse than the checkpoint the artifact may be, an option each.
+        reference: of a checkpoint that qat wrote: the FP32 one it was trained from, to compare with.
         no_gate: only record the comparison, and write the artifact however it ends.
+        generated_golden: prove it by generated frames, so that no photograph goes with the artifact.
         no_temperature: leave the temperature at 1.
         skip_corrupt: leave unreadable images out instead of stopping.
     """
@@ -103,6 +107,8 @@ def export(
         keep_within=keep_within,
         seed=seed,
         gate=None if no_gate else gate,
+        reference=reference,
+        generated_golden=generated_golden,
         fit_temperature=not no_temperature,
         skip_corrupt=skip_corrupt,
         progress=say,

@@ -32,7 +32,17 @@ _PRUNE = (
 )
 _QAT = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "min_area", "color", "flip", "val_every", "seed")
 _QAT_DEFAULTS = Recipe(epochs=3, image_size=224, lr=3e-5)
-_DISTILL = (*_PRUNE, "train_size", "start_size", "min_area", "color", "hue", "randaugment", "layer_decay")
+_DISTILL = (
+    *_PRUNE,
+    "train_size",
+    "start_size",
+    "min_area",
+    "color",
+    "hue",
+    "randaugment",
+    "crop_epochs",
+    "layer_decay",
+)
 
 
 @command

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Out = Annotated[Path, typer.Option()]
 Options = Annotated[list[str], typer.Option("--option", "-o")]
 _DEFAULTS = Recipe(epochs=10, image_size=224)
+# Crops come again for the sake of a teacher's answers, which training has none of.
+_TRAIN = [name for name in Recipe.__struct_fields__ if name != "crop_epochs"]
 PRUNE_DEFAULTS = Recipe(epochs=5, image_size=224, lr=5e-4)
 _HERE = Hardware()
 _GATE = Gate()
@@ -42,7 +44,7 @@ def train(
     method: str = "plain",
     option: Options = [],  # noqa: B006 (Typer needs a list; it is never changed)
     weights: str = "hub",
-    recipe: Recipe = _DEFAULTS,
+    recipe: Annotated[Recipe, Only(*_TRAIN)] = _DEFAULTS,
     split_seed: int = 0,
     group: str | None = None,
     hardware: Hardware = _HERE,
@@ -113,7 +115,7 @@ def methods(method: str | None = None, json: bool = False) -> None:
 
 @command
 def ensemble(checkpoints: list[Path], out: Out, average: Average = Average.predictions) -> None:
-    """Put several trained checkpoints together as one teacher. Writes OUT/teacher.safetensors.
+    """Put several trained checkpoints together. Writes OUT/teacher.safetensors; of weights, the kind's own name.
 
     Args:
         checkpoints: at least two, of the same classes and data.

@@ -41,6 +41,10 @@ class TrainedOn(Protocol):
     def dataset(self) -> str:
         """Fingerprint."""
 
+    @property
+    def split(self) -> SplitSpec:
+        """How they were split where they came without split folders."""
+
 
 class FolderData(msgspec.Struct, frozen=True):
     """A checked data set."""
@@ -206,6 +210,18 @@ def _labels(root: Path, folders: dict[str, list[Path]]) -> tuple[tuple[str, ...]
                 " splits must share their class names"
             )
     return names, taxonomy
+
+
+def data_of(data: Path | FolderData, like: TrainedOn, *, skip_corrupt: bool = False) -> FolderData:
+    """Return the data that a checkpoint was trained on: read and checked, or as they are where that was done before.
+
+    Raises `DataError` as `load_data` does, or where checked data have other classes.
+    """
+    if isinstance(data, Path):
+        return load_data(data, like.split, skip_corrupt=skip_corrupt, like=like)
+    if data.labels != like.labels:
+        raise DataError(_label_difference(data.root, like.labels, data.labels))
+    return data
 
 
 def _label_difference(root: Path, expected: Sequence[str], found: Sequence[str]) -> str:

@@ -202,7 +202,7 @@ class _Loop(NamedTuple):
     def epoch(self, training: TrainingImages, progress: Progress, workers: int, state: Path) -> float:
         """Train one epoch and return its mean loss."""
         epoch, recipe, fabric = progress.epochs_done, self.recipe, self.fabric
-        seed = recipe.seed * 100_003 + epoch
+        seed = recipe.crop_seed(epoch)
         torch.manual_seed(seed + 7919 * fabric.global_rank)
         share = (fabric.world_size, fabric.global_rank)
         batches = training_loader(training, recipe, workers=workers, seed=seed, share=share)

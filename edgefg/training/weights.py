@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,13 +61,13 @@ def load_backbone(name: str, classes: int, weights: str) -> tuple[nn.Module, Tri
         mean, std = _PACKAGE_MEAN, _PACKAGE_STD
     else:
         state = _from_file(Path(weights))
-        if (header := written_header(weights)) is not None:
+        if (header := _written_header(weights)) is not None:
             mean, std = header.mean, header.std
     _load_all_but_head(backbone, state, f"{weights} for {name}")
     return backbone, mean, std
 
 
-def written_header(weights: str) -> Header | None:
+def _written_header(weights: str) -> Header | None:
     """Return the header of starting weights that are a checkpoint which edgefg wrote, else nothing."""
     path = Path(weights)
     if path.suffix != ".safetensors" or not path.is_file():
@@ -85,8 +86,16 @@ def continue_whole(network: Network, header: Header, weights: str) -> bool:
         header: what ``network`` will be saved with.
         weights: starting weights as `load_backbone` takes them; others than such a checkpoint change nothing.
     """
-    found = written_header(weights)
-    if found is None or any(getattr(found, name) != getattr(header, name) for name in _SAME_MAKE):
+    found = _written_header(weights)
+    if found is None:
+        return False
+    if found.dataset != header.dataset:
+        print(
+            f"{weights} was trained on other data or another split: scores count only if it has seen none of these"
+            " validation and test images",
+            file=sys.stderr,
+        )
+    if any(getattr(found, name) != getattr(header, name) for name in _SAME_MAKE):
         return False
     network.load_state_dict(safetensors.torch.load_file(weights))
     return True

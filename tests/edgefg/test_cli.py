@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -255,3 +258,24 @@ def test_ctrl_c_is_one_line_and_status_130(run, tiny, monkeypatch: pytest.Monkey
     status, _, err = run("predict", tiny("null"), "x.jpg")
     assert status == 130
     assert err == "edgefg: interrupted; the same command resumes what can be resumed\n"
+
+
+def test_a_stop_is_status_143_whatever_else_it_upsets(run, tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*args: object, **kwargs: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:  # as torch does, of loaders that got the signal too
+            raise RuntimeError("DataLoader worker is killed")
+
+    monkeypatch.setattr(cli.device, "image_files", stopped)
+    assert run("predict", tiny("null"), "x.jpg")[0] == 143
+
+
+def test_a_failure_of_its_own_is_none_of_a_stop_s(run, tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli.device, "image_files", failed)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("predict", tiny("null"), "x.jpg")

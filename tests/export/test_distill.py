@@ -18,7 +18,7 @@ from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
 from edgefg.sources import image_files
 from edgefg.split import UNLABELLED
 from edgefg.training.checkpoint import Header, load, read_header
-from edgefg.training.data import FolderData
+from edgefg.training.data import FolderData, load_data
 from edgefg.training.methods import METHODS
 from edgefg.training.teacher import train_teacher
 from tests.synthetic import write_dataset
@@ -127,6 +127,22 @@ def test_students_of_two_sizes_share_the_answers_to_one_set_of_crops(
     anew = distill(teacher, birds, tmp_path / "anew", second, **options)
     pairs = zip(load(kept)[0].state_dict().values(), load(anew)[0].state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_crops_that_come_again_are_asked_about_once(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    consult = Distillation._consult
+    monkeypatch.setattr(
+        Distillation, "_consult", lambda self, crops: (asked.append(len(crops)), consult(self, crops))[1]
+    )
+    recipe = msgspec.structs.replace(RECIPE, epochs=4, crop_epochs=2)
+    distill(
+        teacher, birds, tmp_path / "s", recipe, student="test_efficientnet", weights="none", hardware=HERE,
+        answers=tmp_path / "answers.bin",
+    )  # fmt: skip
+    assert sum(asked) == 2 * len(load_data(birds).splits["train"])
 
 
 def test_answers_are_not_kept_of_mixed_images(teacher: Path, birds: Path, tmp_path: Path) -> None:

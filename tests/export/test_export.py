@@ -16,6 +16,7 @@ import pytest
 
 from edgefg import Classifier, __version__, golden
 from edgefg.errors import CheckpointError, DataError, ExportError
+from edgefg.export.calibration import synthetic_frames
 from edgefg.export.export import Target, export_checkpoint
 from edgefg.export.graph import Graph
 from edgefg.export.quantize import quantize_openvino
@@ -74,6 +75,35 @@ def test_fp16_for_tensorrt(lite0: Path, unseen: UInt8Array, tmp_path: Path) -> N
     found = _predict(model, unseen)
     assert 0 < np.abs(found - expected).max() <= 0.01 * np.abs(expected).max()
     assert _agreement(found, expected) == 1.0
+
+
+def test_no_photograph_goes_along_where_none_may(
+    lite0: Path, lite0_onnx: Path, data: FolderData, tmp_path: Path
+) -> None:
+    options = {"to": "onnx", "precision": "fp32", "calibration": data}
+    with reusing(lite0_onnx):
+        generated = export_checkpoint(lite0, tmp_path / "a", generated_golden=True, **options)
+        photographs = export_checkpoint(lite0, tmp_path / "b", **options)
+    expected = synthetic_frames(load(lite0)[1].input)[0]
+    assert np.array_equal(golden.read(generated.with_suffix(".golden.npz")).frames[0], expected)
+    assert not np.array_equal(golden.read(photographs.with_suffix(".golden.npz")).frames[0], expected)
+    assert read_manifest(generated).accuracy == read_manifest(photographs).accuracy is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibrator": "mse"}, "--calibrator changes nothing here"),
+        ({"bias_correction": True}, "--bias-correction changes nothing here"),
+        ({"any_cpu": True}, "--any-cpu changes nothing here"),
+    ],
+)
+def test_options_of_int8_are_refused_without_it(
+    lite0: Path, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp32", **options)
+    assert not (tmp_path / "a").exists()
 
 
 def test_fp16_for_openvino(lite0: Path, lite0_onnx: Path, fp32: Path, unseen: UInt8Array, tmp_path: Path) -> None:

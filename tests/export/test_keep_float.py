@@ -159,6 +159,7 @@ def test_the_layer_that_hurts_is_kept(
     assert find_kept(Quantizer(to, spoilt, inputs), samples, SPEC, 100.0) == ()
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(
     run, resnet: tuple[Network, InputSpec], birds_folder: Path, tmp_path: Path
 ) -> None:

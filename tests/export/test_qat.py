@@ -27,9 +27,10 @@ from edgefg.export.quantized_graph import check_quantized_parity
 from edgefg.export.quantized_network import load_quantized
 from edgefg.export.rules import broken_rules
 from edgefg.export.to_onnx import to_graph, torch_logits, write_onnx
-from edgefg.manifest import sha256
-from edgefg.preprocess import InputSpec, UInt8Array
+from edgefg.manifest import read_manifest, sha256
+from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.recipe import Hardware, Pruning, Recipe
+from edgefg.sources import read_image
 from edgefg.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, Quantized, Target, load, read_header, save
 from edgefg.training.data import FolderData, load_data
@@ -261,6 +262,24 @@ def test_a_pruned_student_is_rebuilt_from_its_plan(student: Path, birds: Path, t
     save(tmp_path / "other.safetensors", network, other)
     with pytest.raises(CheckpointError, match=r"does not fit the test_resnet .*it was trained with torch 1\.0"):
         load_quantized(tmp_path / "other.safetensors")
+
+
+def test_the_gate_compares_with_the_fp32_network_where_that_is_given(
+    trt: Path, student: Path, birds: Path, data: FolderData, tmp_path: Path
+) -> None:
+    options = {"to": "tensorrt-onnx", "precision": "int8", "calibration": data}
+    path = export_checkpoint(trt, tmp_path / "a", reference=student, **options)
+    comparison = read_manifest(path).comparison
+    assert comparison is not None
+    frames = np.stack([prepare(read_image(sample.path), SPEC) for sample in data.splits["val"]])
+    fp32, int8 = torch_logits(load(student)[0], frames), torch_logits(load_quantized(trt)[0], frames)
+    top = float(np.abs(fp32).max())
+    assert comparison.parent_logits_max == pytest.approx(top, rel=1e-5)
+    assert comparison.parent_logits_max != pytest.approx(float(np.abs(int8).max()), rel=1e-5)
+    other = write_student(tmp_path / "other.safetensors", data, backbone="test_efficientnet")
+    for checkpoint, reference in ((trt, other), (student, student)):
+        with pytest.raises(DataError, match="is not what this checkpoint was quantised from"):
+            export_checkpoint(checkpoint, tmp_path / "b", reference=reference, **options)
 
 
 def test_what_cannot_be_is_refused(trt: Path, student: Path, birds: Path, data: FolderData, tmp_path: Path) -> None:

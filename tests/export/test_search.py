@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from edgefg import Classifier, cli
-from edgefg.errors import DataError
+from edgefg.errors import DataError, ExportError, WeightsError
 from edgefg.export import search, trials
-from edgefg.export.candidates import Front, Student, read_front, space_of
+from edgefg.export.candidates import Front, Shape, Student, read_front, render, space_of
 from edgefg.export.search import Request, compress
 from edgefg.export.trials import Training
 from edgefg.manifest import read_manifest, sha256
@@ -105,15 +105,47 @@ def test_the_chosen_artifact_is_whole_and_the_best_of_the_full_ones(found: tuple
     assert chosen.drop == pytest.approx(100 * (front.teacher.top1 - chosen.accuracy.top1))
 
 
+def test_a_shape_that_cannot_be_made_is_left_out_and_said(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = trials._write_untrained
+
+    def refusing(site: trials.Site, shape: Shape, made: object) -> None:
+        if shape.student.backbone == "test_resnet":
+            raise ExportError("cannot be pruned that far")
+        write(site, shape, made)
+
+    monkeypatch.setattr(trials, "_write_untrained", refusing)
+    asked = request(budget_ms=1e-6, space=space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["fp32"]))
+    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert [candidate.name for candidate in front.candidates] == ["test_efficientnet-32 fp32"]
+    assert front.left_out == ("test_resnet-32: cannot be pruned that far",)
+    assert "left out: test_resnet-32" in render(front)
+    alone = replace(asked, space=space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["fp32"]))
+    with pytest.raises(ExportError, match="none of the 1 shapes can be made; test_resnet-32"):
+        compress(teacher, birds, tmp_path / "alone", alone, hardware=HERE)
+
+
+def test_weights_that_cannot_be_had_stop_before_anything_is_made(teacher: Path, birds: Path, tmp_path: Path) -> None:
+    students = [STUDENTS[1], Student(backbone="test_resnet", weights=str(tmp_path / "absent.pth"))]
+    asked = request(space=space_of(students=students, sizes=[32], macs=[1.0], precisions=["fp32"]))
+    with pytest.raises(WeightsError, match="absent"):
+        compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert not (tmp_path / "out" / "untrained").exists()
+
+
 def test_another_budget_begins_with_what_is_there(
     found: tuple[Path, Front], teacher: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, front = found
     distil = Counted(trials.distill)
     monkeypatch.setattr(trials, "distill", distil)
+    killed = out / "short" / ".int8.0a1b2c3d"  # what kill -9 leaves
+    killed.mkdir()
     said: list[str] = []
     none, verified = compress(teacher, birds, out, request(budget_ms=1e-4), hardware=HERE, say=said.append)
     assert none.chosen is verified is None
+    assert not killed.exists()
     assert not (out / search.CHOSEN).exists()
     assert {candidate.stage for candidate in none.candidates} == {"untrained"}
     assert any("0 of 4 shapes keep 0.0001 ms" in line for line in said)
@@ -198,6 +230,7 @@ def test_whatever_is_learnt_of_the_teacher(teacher: Path, birds: Path, tmp_path:
     assert front.chosen is not None
 
 
+@pytest.mark.slow
 def test_an_int8_finalist_may_be_trained_as_such(teacher: Path, birds: Path, tmp_path: Path) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8"])
     asked = request(space=space, training=replace(request().training, qat_epochs=1))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -66,6 +67,13 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities_each_at_its_own_si
     assert not network.single_pass
     assert (header.method, header.kind, header.input.height) == ("ensemble", "teacher", 48)
     assert [member.backbone for member in header.members] == ["test_resnet", "test_resnet", "test_efficientnet"]
+
+
+def test_inspect_shows_the_members_on_a_line(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    paths = [checkpoint(tmp_path / f"{n}.safetensors", n, replace(HEADER, recipe=f"recipe {n}")) for n in (1, 2)]
+    status, out, _ = run("inspect", combine(paths, tmp_path / "out"))
+    assert status == 0
+    assert "members: recipe 1; recipe 2\n" in out
 
 
 @torch.no_grad()

@@ -3,15 +3,20 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import msgspec
 import pytest
 import safetensors.torch
 import timm
 import torch
 
 from edgefg.errors import WeightsError
+from edgefg.preprocess import InputSpec
+from edgefg.split import SplitSpec
 from edgefg.training import weights
+from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.models.backbone import build_backbone
-from edgefg.training.weights import load_backbone, package_state
+from edgefg.training.models.network import Network
+from edgefg.training.weights import continue_whole, load_backbone, package_state
 
 
 @pytest.mark.parametrize(("number", "size"), [(0, 224), (1, 240), (2, 260)])
@@ -60,6 +65,46 @@ def test_a_head_of_equal_size_is_new_too(tmp_path: Path) -> None:
     safetensors.torch.save_file(source.state_dict(), tmp_path / "w.safetensors")
     loaded, _, _ = load_backbone("test_efficientnet", 4, str(tmp_path / "w.safetensors"))
     assert not (loaded.classifier.weight == 7.0).any()
+
+
+def trained(tmp_path: Path, **fields: object) -> tuple[Network, Header, str]:
+    """Write a small checkpoint of four classes."""
+    torch.manual_seed(3)
+    network = Network(build_backbone("test_efficientnet", 4), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    size = InputSpec(height=32, width=32)
+    header = Header(
+        schema=SCHEMA, kind="teacher", method="plain", backbone="test_efficientnet", labels=tuple("abcd"),
+        input=size, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), dataset="d", split=SplitSpec(), edgefg="0",
+    )  # fmt: skip
+    path = tmp_path / "teacher.safetensors"
+    save(path, network, header)
+    return network, msgspec.structs.replace(header, **fields), str(path)
+
+
+def test_a_checkpoint_brings_its_normalisation(tmp_path: Path) -> None:
+    network, _, path = trained(tmp_path)
+    backbone, mean, std = load_backbone("test_efficientnet", 7, path)
+    assert (mean, std) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    assert torch.equal(backbone.conv_stem.weight, network.backbone.conv_stem.weight)
+
+
+def test_a_checkpoint_of_the_same_make_goes_on_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, header, path = trained(tmp_path)
+    new = Network(build_backbone("test_efficientnet", 4), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    assert continue_whole(new, header, path)
+    assert all(torch.equal(a, b) for a, b in zip(new.state_dict().values(), network.state_dict().values(), strict=True))
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fields", [{"labels": tuple("abce")}, {"method": "bcnn"}, {"dataset": "other"}])
+def test_another_one_lends_its_backbone_alone(
+    tmp_path: Path, fields: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, header, path = trained(tmp_path, **fields)
+    new = Network(build_backbone("test_efficientnet", 4), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    assert continue_whole(new, header, path) == ("dataset" in fields)
+    assert ("other data or another split" in capsys.readouterr().err) == ("dataset" in fields)
+    assert not continue_whole(new, header, "none")
 
 
 @pytest.mark.parametrize(
