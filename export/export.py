@@ -129,22 +129,12 @@ def export_checkpoint(
         GateError: the artifact does not pass the gate; it is not there, and an earlier one stays.
         ExportError: a step failed; nothing half-written is left.
     """
-    if to not in TARGETS or precision not in PRECISIONS or batch < 0:
-        raise ExportError(
-            f"cannot export {precision!r} at batch {batch} to {to!r}; needed {' or '.join(PRECISIONS)}, a batch of 0"
-            f" (free) or more, and one of {', '.join(TARGETS)}"
-        )
+    _check_options(to, precision, batch, calibrator, keep_within)
     check_target(out)
     trained = read_header(checkpoint).quantized is not None
     calibrates = precision == "int8" and not trained
-    _check_options(to, precision, calibrator, keep_within, calibrates)
-    idle = {
-        "--calibrator": calibrator != "minmax" and not calibrates,
-        "--bias-correction": bias_correction and not calibrates,
-        "--any-cpu": any_cpu and precision != "int8",
-    }
-    if given := [name for name, is_idle in idle.items() if is_idle]:
-        raise ExportError(f"{given[0]} changes nothing here; needed --precision int8 of an FP32 checkpoint")
+    if not calibrates:
+        _need_nothing_idle(precision, calibrator, any_cpu, bias_correction, keep_within)
     if calibrates and calibration is None:
         raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
     say = progress or (lambda _: None)
@@ -177,20 +167,21 @@ def export_checkpoint(
         parent_logits=torch_logits(network, inputs),
     )
     compared = network if reference is None else _fp32_of(header, reference)
-    if trained and data is not None and reference is None:
-        say("the comparison is with the quantised checkpoint itself; --reference compares with the FP32 one it was")
+    if trained and compared is network:
+        say("compared is with the quantised checkpoint itself; --reference takes the FP32 one that it was")
     measuring = _measure(data, compared, header.input, gate, fit_temperature, say)
     return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder), measuring)
 
 
 def _check_options(
-    to: Target,
-    precision: Precision,
-    calibrator: Calibrator,
-    keep_within: float | None,
-    calibrates: bool,
+    to: Target, precision: Precision, batch: int, calibrator: Calibrator, keep_within: float | None
 ) -> None:
-    """Raise where options do not go together, before any work is done."""
+    """Raise where options are out of range, before any work is done."""
+    if to not in TARGETS or precision not in PRECISIONS or batch < 0:
+        raise ExportError(
+            f"cannot export {precision!r} at batch {batch} to {to!r}; needed {' or '.join(PRECISIONS)}, a batch of 0"
+            f" (free) or more, and one of {', '.join(TARGETS)}"
+        )
     if precision == "fp16" and to == "onnx":
         raise ExportError(
             "FP16 was asked for onnx, which ONNX Runtime computes in FP32 on a CPU; it is there for tensorrt-onnx and"
@@ -198,11 +189,22 @@ def _check_options(
         )
     if calibrator not in CALIBRATORS:
         raise ExportError(f"there is no calibrator {calibrator!r}; needed one of {', '.join(CALIBRATORS)}")
-    if keep_within is not None and not (calibrates and keep_within >= 0):
-        raise ExportError(
-            f"layers were to be kept until {precision} loses at most {keep_within:g} points; needed int8 that"
-            " is still to be calibrated, and 0 or more"
-        )
+    if keep_within is not None and not keep_within >= 0:
+        raise ExportError(f"--keep-within is {keep_within:g} points; needed 0 or more")
+
+
+def _need_nothing_idle(
+    precision: Precision, calibrator: Calibrator, any_cpu: bool, bias_correction: bool, keep_within: float | None
+) -> None:
+    """Raise where an option was given that changes nothing in an export that does not calibrate."""
+    idle = {
+        "--calibrator": calibrator != "minmax",
+        "--bias-correction": bias_correction,
+        "--keep-within": keep_within is not None,
+        "--any-cpu": any_cpu and precision != "int8",
+    }
+    if given := [name for name, is_given in idle.items() if is_given]:
+        raise ExportError(f"{given[0]} changes nothing here; needed --precision int8 of an FP32 checkpoint")
 
 
 def _fp32_of(header: Header, reference: Path) -> Network:

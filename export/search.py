@@ -140,7 +140,8 @@ def _search(site: Site, request: Request) -> Front:
     untrained, left_out = measure_untrained(site, request.space.shapes(), precisions)
     found = {(candidate.shape, candidate.precision): candidate for candidate in untrained}
     chosen = worth_training(untrained, budget, request.trials)
-    site.say(f"{len(chosen)} of {len(request.space.shapes())} shapes keep {budget:g} ms and are distilled")
+    keeping = len({one.shape for one in untrained if one.latency_ms <= budget})
+    site.say(f"{keeping} of {len(request.space.shapes())} shapes keep {budget:g} ms; {len(chosen)} are distilled")
 
     def try_all(shapes: Sequence[Shape], stage: Stage) -> list[Candidate]:
         tried: list[Candidate] = []

@@ -134,13 +134,13 @@ def measure_untrained(
         ExportError: no shape at all can be made.
         DataError: one was measured with other weights, or pruned otherwise, before.
     """
-    for student in dict.fromkeys(shape.student for shape in shapes):
-        load_backbone(student.backbone, len(site.data.labels), student.weights)
     every = [(shape, precision) for shape in shapes for precision in precisions]
     missing = [key for key in every if not site.record(*key, "untrained").is_file()]
     for key in every:
         if key not in missing:
             _read(site, *key, "untrained")  # raises before anything is done
+    for student in dict.fromkeys(shape.student for shape, _ in missing):
+        load_backbone(student.backbone, len(site.data.labels), student.weights)  # as that does
     made, left_out = _make_untrained(site, missing)
     if len(left_out) == len(shapes):
         raise ExportError(f"none of the {len(shapes)} shapes can be made; {'; '.join(left_out.values())}")

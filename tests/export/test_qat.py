@@ -324,9 +324,9 @@ def test_calibration_goes_by_condition_too(data: FolderData, tmp_path: Path, mon
         given.extend(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "load_data", lambda *_, **__: replace(data, conditions=conditions))
     monkeypatch.setattr(stage, "choose_balanced", choose)
+    given_data = replace(data, conditions=conditions)
     student = write_student(tmp_path / "student.safetensors", data)
     with pytest.raises(KeyboardInterrupt):
-        qat(student, data.root, tmp_path / "out", RECIPE, to="openvino", images=8, hardware=HERE)
+        qat(student, given_data, tmp_path / "out", RECIPE, to="openvino", images=8, hardware=HERE)
     assert given[1:] == [8, RECIPE.seed, conditions]
