@@ -202,6 +202,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_lost(
         compress(teacher, birds, tmp_path / "full", request(), hardware=HERE)
 
 
+@pytest.mark.slow
 def test_a_search_for_onnx_runtime(teacher: Path, birds: Path, tmp_path: Path) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
     front, _ = compress(teacher, birds, tmp_path / "out", request(target="onnx", space=space), hardware=HERE)
@@ -222,6 +223,7 @@ def test_a_search_that_was_cut_off_between_two_precisions_goes_on(teacher: Path,
     assert {candidate.precision for candidate in front.candidates} == {"int8", "fp32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transfer", [Transfer(temperature=4.0), Transfer(feature_weight=0.1)])
 def test_whatever_is_learnt_of_the_teacher(teacher: Path, birds: Path, tmp_path: Path, transfer: Transfer) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[0.8], precisions=["fp32"])
