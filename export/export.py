@@ -6,7 +6,7 @@ edgefg export runs/x/student.safetensors --to openvino --precision int8 --calibr
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -146,9 +146,8 @@ def export_checkpoint(
     if isinstance(calibration, Path):
         say(f"checking {calibration}")
     data = None if calibration is None else data_of(calibration, header, skip_corrupt=skip_corrupt)
-    calibrating, frames = _read_data(header, data, calibrates, images, seed, say)
-    if generated_golden:
-        frames = synthetic_frames(header.input)
+    calibrating, photographs = _read_data(header, data, calibrates, images, seed, say)
+    frames = _golden_candidates(header.input, () if generated_golden else photographs)
     golden = golden_frames(frames, header.input, len(header.labels))
     inputs = np.stack([prepare(frame, header.input) for frame in golden])
     job = _Job(
@@ -238,17 +237,21 @@ def _read_data(
     images: int,
     seed: int,
     say: Callable[[str], None],
-) -> tuple[Calibration | None, list[UInt8Array]]:
-    """Return what calibrates, None where nothing is calibrated, and photographs for the golden set."""
+) -> tuple[Calibration | None, Sequence[Path]]:
+    """Return what calibrates, None where nothing is calibrated, and the photographs that were chosen, if any."""
     if data is None:
-        return None, synthetic_frames(header.input)
+        return None, ()
     count = images if calibrates else _GOLDEN_CANDIDATES
     paths = choose_balanced(data.splits["train"], count, seed, data.conditions)
-    frames = [read_image(path) for path in paths[:_GOLDEN_CANDIDATES]]
     if not calibrates:
-        return None, frames
+        return None, paths
     say(f"reading {len(paths)} calibration images")
-    return read_calibration(paths, header.input), frames
+    return read_calibration(paths, header.input), paths
+
+
+def _golden_candidates(spec: InputSpec, photographs: Sequence[Path]) -> list[UInt8Array]:
+    """Return frames for the golden set: photographs, or generated ones where there are none."""
+    return [read_image(path) for path in photographs[:_GOLDEN_CANDIDATES]] or synthetic_frames(spec)
 
 
 def _measure(

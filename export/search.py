@@ -37,7 +37,7 @@ from edgefg.files import sync, write_json
 from edgefg.manifest import Accuracy, sha256
 from edgefg.recipe import Hardware
 from edgefg.training.checkpoint import load, read_header
-from edgefg.training.data import FolderData, load_data
+from edgefg.training.data import FolderData, data_of
 from edgefg.training.fit import score
 from edgefg.training.stage import accuracy_of
 
@@ -103,7 +103,7 @@ def compress(
     """
     say = say or (lambda _: None)
     header = read_header(teacher)
-    data = load_data(data_root, header.split, skip_corrupt=skip_corrupt, like=header)
+    data = data_of(data_root, header, skip_corrupt=skip_corrupt)
     if not data.splits["val"]:
         raise DataError(f"{data_root} has no validation images; needed some to choose a student by")
     identity = _Identity(

@@ -24,7 +24,7 @@ from edgefg.export.ranges import Calibrator
 from edgefg.export.to_onnx import need_one_graph, write_onnx
 from edgefg.preprocess import UInt8Array
 from edgefg.training.checkpoint import Target, load
-from edgefg.training.data import load_data
+from edgefg.training.data import data_of
 
 _Floats = npt.NDArray[np.float32]
 
@@ -88,7 +88,7 @@ def sensitivity(
     """
     network, header = load(checkpoint)
     need_one_graph(network, header, checkpoint, "scan")
-    loaded = load_data(data, header.split, skip_corrupt=skip_corrupt, like=header)
+    loaded = data_of(data, header, skip_corrupt=skip_corrupt)
     if not loaded.splits["val"]:
         raise DataError(f"{data} has no validation images; needed some to compare INT8 with FP32 on")
     chosen = (

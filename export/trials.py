@@ -140,7 +140,7 @@ def measure_untrained(
         if key not in missing:
             _read(site, *key, "untrained")  # raises before anything is done
     for student in dict.fromkeys(shape.student for shape, _ in missing):
-        load_backbone(student.backbone, len(site.data.labels), student.weights)  # as that does
+        load_backbone(student.backbone, len(site.data.labels), student.weights)  # raises before anything is done
     made, left_out = _make_untrained(site, missing)
     if len(left_out) == len(shapes):
         raise ExportError(f"none of the {len(shapes)} shapes can be made; {'; '.join(left_out.values())}")

@@ -177,14 +177,14 @@ def _predictions(model: Path, request: _Request, unknown: Path | None) -> _Found
 def _by_checkpoint(model: Path, request: _Request, unknown: Sequence[Path]) -> _Found:
     try:
         from edgefg.training.checkpoint import load
-        from edgefg.training.data import load_data
+        from edgefg.training.data import data_of
         from edgefg.training.fit import predict
     except ImportError as exc:
         raise needs("train", exc) from exc
     from edgefg.benchmarks.accuracy import Predictions
 
     network, header = load(model)
-    loaded = load_data(request.data, header.split, skip_corrupt=request.skip_corrupt, like=header)
+    loaded = data_of(request.data, header, skip_corrupt=request.skip_corrupt)
     present = [name for name, samples in loaded.splits.items() if samples]
     split = request.split or ("test" if "test" in present else "val")
     if split not in present:

@@ -104,14 +104,20 @@ def test_the_regressors_learn_and_a_cut_off_run_goes_on_with_them(teacher: Path,
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_students_of_two_sizes_share_the_answers_to_one_set_of_crops(
-    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many crops the teachers were asked about, each time."""
     asked: list[int] = []
     consult = Distillation._consult
     monkeypatch.setattr(
         Distillation, "_consult", lambda self, crops: (asked.append(len(crops)), consult(self, crops))[1]
     )
+    return asked
+
+
+def test_students_of_two_sizes_share_the_answers_to_one_set_of_crops(
+    teacher: Path, birds: Path, tmp_path: Path, asked: list[int]
+) -> None:
     options = {
         "student": "test_efficientnet",
         "weights": "none",
@@ -130,13 +136,8 @@ def test_students_of_two_sizes_share_the_answers_to_one_set_of_crops(
 
 
 def test_crops_that_come_again_are_asked_about_once(
-    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Path, birds: Path, tmp_path: Path, asked: list[int]
 ) -> None:
-    asked: list[int] = []
-    consult = Distillation._consult
-    monkeypatch.setattr(
-        Distillation, "_consult", lambda self, crops: (asked.append(len(crops)), consult(self, crops))[1]
-    )
     recipe = msgspec.structs.replace(RECIPE, epochs=4, crop_epochs=2)
     distill(
         teacher, birds, tmp_path / "s", recipe, student="test_efficientnet", weights="none", hardware=HERE,
