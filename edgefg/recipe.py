@@ -199,6 +199,16 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Whether feature maps are matched."""
         return self.feature_weight > 0 or self.attention_weight > 0
 
+    def words(self) -> list[str]:
+        """Say what is learnt, for a checkpoint's header."""
+        words = [f"T={self.temperature:g}", f"hard={self.hard_weight:g}"]
+        if self.teacher_size:
+            words.append(f"teachers at {self.teacher_size} px")
+        if self.loss != "kl":
+            words.append(f"loss={self.loss}" + (f" β={self.dkd_beta:g}" if self.loss == "dkd" else ""))
+        weights = {"features": self.feature_weight, "attention": self.attention_weight}
+        return words + [f"{name}={weight:g}" for name, weight in weights.items() if weight]
+
     def of_predictions(self) -> Transfer:
         """Return the same without feature maps."""
         return msgspec.structs.replace(self, feature_weight=0.0, attention_weight=0.0)

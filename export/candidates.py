@@ -108,7 +108,7 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
     pareto: tuple[str, ...]
     """Names of the trained ones that no other one of their stage is both quicker and more accurate than."""
     left_out: tuple[str, ...] = ()
-    """One line for each shape that cannot be built, pruned or exported: which, and why."""
+    """One line for each that cannot be pruned, quantised or exported: which, and why."""
     chosen: str | None = None
     """Name of the candidate that was taken; None where none fits."""
 

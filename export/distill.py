@@ -23,7 +23,7 @@ from edgefg.training.checkpoint import SCHEMA, Header
 from edgefg.training.data import FolderData, data_of
 from edgefg.training.models.network import Network, NoOptions
 from edgefg.training.stage import train_and_save
-from edgefg.training.weights import continue_whole, load_backbone
+from edgefg.training.weights import continue_whole, load_backbone, named
 
 
 def distill(
@@ -116,16 +116,7 @@ def _joined(data: FolderData, extra: Extra | None, recipe: Recipe) -> FolderData
 
 def _described(student: str, weights: str, transfer: Transfer, others: Sequence[Teacher], extra: Extra | None) -> str:
     """Say in one line, for the header, what the student was made from and how."""
-    words = [f"distill {student} from {weights}", f"T={transfer.temperature:g}", f"hard={transfer.hard_weight:g}"]
-    if transfer.teacher_size:
-        words.append(f"teachers at {transfer.teacher_size} px")
-    if transfer.loss != "kl":
-        words.append(f"loss={transfer.loss}" + (f" β={transfer.dkd_beta:g}" if transfer.loss == "dkd" else ""))
-    words += [
-        f"{name}={weight:g}"
-        for name, weight in (("features", transfer.feature_weight), ("attention", transfer.attention_weight))
-        if weight
-    ]
+    words = [f"distill {student} from {named(weights)}", *transfer.words()]
     words += [f"also teacher {other.sha256}" for other in others]
     if extra is not None:
         words.append(f"extra {len(extra.samples)} images {extra.fingerprint}")

@@ -25,7 +25,7 @@ from edgefg.export.measure import Measured, measure
 from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
 from edgefg.export.quantized_graph import write_quantized
 from edgefg.export.quantized_network import QuantizedNetwork, open_quantized
-from edgefg.export.quantizer import Quantizer
+from edgefg.export.quantizer import Quantizer, needs_seven_bits, saturates
 from edgefg.export.ranges import CALIBRATORS, Calibrator
 from edgefg.export.to_onnx import check_parity, need_one_graph, torch_logits, write_onnx
 from edgefg.golden import FloatArray
@@ -79,7 +79,7 @@ def export_checkpoint(
     images: int = 300,
     batch: int = 1,
     calibrator: Calibrator = "minmax",
-    any_cpu: bool = False,
+    any_cpu: bool | None = None,
     bias_correction: bool = False,
     keep_within: float | None = None,
     seed: int = 0,
@@ -107,6 +107,7 @@ def export_checkpoint(
         batch: fixed batch size of the network; 0 leaves it free.
         calibrator: how activation ranges are found, see `edgefg.export.ranges`.
         any_cpu: INT8 with 7-bit weights, exact also on x86 CPUs without VNNI; less exact than 8 bits on all others.
+            Where left out they are taken if this CPU is such a one, which could not measure 8 bits.
         bias_correction: correct the biases of an INT8 network, see `edgefg.export.bias`; for OpenVINO, whose biases are
             always corrected, by NNCF's slower and more exact way.
         keep_within: how many points of top-1 INT8 may lose against FP32 on the validation split. What hurts most stays
@@ -129,12 +130,14 @@ def export_checkpoint(
         GateError: the artifact does not pass the gate; it is not there, and an earlier one stays.
         ExportError: a step failed; nothing half-written is left.
     """
-    _check_options(to, precision, batch, calibrator, keep_within)
+    _check_options(to, precision, batch, calibrator, any_cpu, keep_within)
     check_target(out)
-    trained = read_header(checkpoint).quantized is not None
+    found = read_header(checkpoint)
+    trained = found.quantized is not None
     calibrates = precision == "int8" and not trained
     if not calibrates:
         _need_nothing_idle(precision, calibrator, any_cpu, bias_correction, keep_within)
+    compared = None if reference is None else _fp32_of(found, reference, calibration)
     if calibrates and calibration is None:
         raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
     say = progress or (lambda _: None)
@@ -150,8 +153,13 @@ def export_checkpoint(
     frames = _golden_candidates(header.input, () if generated_golden else photographs)
     golden = golden_frames(frames, header.input, len(header.labels))
     inputs = np.stack([prepare(frame, header.input) for frame in golden])
+    seven_bits = calibrates and needs_seven_bits(to, any_cpu)
+    if seven_bits and any_cpu is None:
+        say("this CPU has no VNNI and would saturate with 8-bit weights: they take 7 bits")
+    if to == "openvino" and precision == "int8" and saturates() and not (seven_bits or _has_seven_bits(header)):
+        say("this CPU has no VNNI and saturates with the 8-bit weights: what is measured here is not what others see")
     job = _Job(
-        to=to, precision=precision, batch=batch, calibrator=calibrator, any_cpu=any_cpu,
+        to=to, precision=precision, batch=batch, calibrator=calibrator, any_cpu=seven_bits,
         bias_correction=bias_correction, calibration=calibrating, say=say,
     )  # fmt: skip
     if keep_within is not None and data is not None:
@@ -165,15 +173,19 @@ def export_checkpoint(
         frames=golden,
         parent_logits=torch_logits(network, inputs),
     )
-    compared = network if reference is None else _fp32_of(header, reference)
-    if trained and compared is network:
-        say("compared is with the quantised checkpoint itself; --reference takes the FP32 one that it was")
-    measuring = _measure(data, compared, header.input, gate, fit_temperature, say)
+    if trained and compared is None and data is not None:
+        say("it is compared with the quantised checkpoint itself; --reference takes the FP32 one that it was")
+    measuring = _measure(data, compared or network, header.input, gate, fit_temperature, say)
     return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder), measuring)
 
 
 def _check_options(
-    to: Target, precision: Precision, batch: int, calibrator: Calibrator, keep_within: float | None
+    to: Target,
+    precision: Precision,
+    batch: int,
+    calibrator: Calibrator,
+    any_cpu: bool | None,
+    keep_within: float | None,
 ) -> None:
     """Raise where options are out of range, before any work is done."""
     if to not in TARGETS or precision not in PRECISIONS or batch < 0:
@@ -181,6 +193,8 @@ def _check_options(
             f"cannot export {precision!r} at batch {batch} to {to!r}; needed {' or '.join(PRECISIONS)}, a batch of 0"
             f" (free) or more, and one of {', '.join(TARGETS)}"
         )
+    if any_cpu and to == "tensorrt-onnx":
+        raise ExportError("7-bit weights are for CPUs; leave out --any-cpu for tensorrt-onnx")
     if precision == "fp16" and to == "onnx":
         raise ExportError(
             "FP16 was asked for onnx, which ONNX Runtime computes in FP32 on a CPU; it is there for tensorrt-onnx and"
@@ -193,21 +207,27 @@ def _check_options(
 
 
 def _need_nothing_idle(
-    precision: Precision, calibrator: Calibrator, any_cpu: bool, bias_correction: bool, keep_within: float | None
+    precision: Precision, calibrator: Calibrator, any_cpu: bool | None, bias_correction: bool, keep_within: float | None
 ) -> None:
     """Raise where an option was given that changes nothing in an export that does not calibrate."""
     idle = {
         "--calibrator": calibrator != "minmax",
         "--bias-correction": bias_correction,
         "--keep-within": keep_within is not None,
-        "--any-cpu": any_cpu and precision != "int8",
+        "--any-cpu": any_cpu is not None and precision != "int8",
     }
     if given := [name for name, is_given in idle.items() if is_given]:
         raise ExportError(f"{given[0]} changes nothing here; needed --precision int8 of an FP32 checkpoint")
 
 
-def _fp32_of(header: Header, reference: Path) -> Network:
+def _has_seven_bits(header: Header) -> bool:
+    return header.quantized is not None and header.quantized.any_cpu
+
+
+def _fp32_of(header: Header, reference: Path, data: object) -> Network:
     """Load the FP32 network that a quantised one was trained from. Raises `DataError` where it is another."""
+    if data is None:
+        raise DataError("--reference changes nothing without data to compare on; needed --calibration DATA")
     if header.quantized is None or header.parent != sha256(reference):
         raise DataError(
             f"--reference {reference} is not what this checkpoint was quantised from; needed the file that was given to"

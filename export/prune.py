@@ -125,7 +125,7 @@ def prune(
         aides=aides,
         out=out,
         hardware=hardware,
-        request=_words(pruning, teacher_path),
+        request=", ".join([_words(pruning, teacher_path), *(predictions.words() if teacher_path else [])]),
         parent=sha256(student_path),
         say=progress or (lambda _: None),
     )

@@ -26,7 +26,7 @@ from edgefg.export.distill_objective import Distillation, Teacher, answers_in, r
 from edgefg.export.fake_quantize import Rounding
 from edgefg.export.quantize import quantize_openvino
 from edgefg.export.quantized_network import QuantizedNetwork
-from edgefg.export.quantizer import Quantizer
+from edgefg.export.quantizer import Quantizer, needs_seven_bits
 from edgefg.export.quantizers import quantizers_of_onnx, quantizers_of_openvino
 from edgefg.export.ranges import Calibrator
 from edgefg.export.to_onnx import need_one_graph
@@ -53,7 +53,7 @@ def qat(
     answers: Path | None = None,
     images: int = 300,
     calibrator: Calibrator = "minmax",
-    any_cpu: bool = False,
+    any_cpu: bool | None = None,
     hardware: Hardware | None = None,
     skip_corrupt: bool = False,
     restart: bool = False,
@@ -72,7 +72,7 @@ def qat(
         answers: see `edgefg.export.distill.distill`.
         images: how many training images calibrate, balanced by class.
         calibrator: how activation ranges are found, see `edgefg.export.quantize`.
-        any_cpu: 7-bit weights, for x86 CPUs that would saturate with 8.
+        any_cpu: 7-bit weights, see `edgefg.export.export.export_checkpoint`.
         hardware: where to run; ``auto`` precision is FP32, since FP16 and bfloat16 round more coarsely than 8 bits do.
         skip_corrupt: leave unreadable images out.
         restart: begin anew where an unfinished run lies in ``out``.
@@ -85,6 +85,7 @@ def qat(
     say = progress or (lambda _: None)
     if any_cpu and to == "tensorrt-onnx":
         raise DataError("7-bit weights are for CPUs; leave out --any-cpu for tensorrt-onnx")
+    predictions = (transfer or Transfer()).of_predictions()
     network, header = load(student_path)
     need_one_graph(network, header, student_path, "quantise")
     (teacher,) = read_teachers([teacher_path or student_path])
@@ -92,8 +93,10 @@ def qat(
         raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
     _, data = Network.prepare(NoOptions(), data_of(data, header, skip_corrupt=skip_corrupt))
     recipe = replace(recipe, image_size=header.input.height)
-    header = _header_of(header, student_path, teacher, Quantized(to=to, any_cpu=any_cpu, torch=str(torch.__version__)))
-    header = replace(header, recipe=f"{header.recipe}, {images} images, {calibrator}")
+    quantized = Quantized(to=to, any_cpu=needs_seven_bits(to, any_cpu), torch=str(torch.__version__))
+    header = _header_of(header, student_path, teacher, quantized)
+    words = [header.recipe, *predictions.words(), f"{images} images", calibrator]
+    header = replace(header, recipe=", ".join(words))
     trained: nn.Module = network
     # A finished run is for `train_and_save` to recognise, by its header alone.
     if restart or not (out / f"{header.kind}.safetensors").exists():
@@ -102,7 +105,6 @@ def qat(
         inputs = read_calibration(chosen, header.input).inputs
         say(f"quantising for {to}")
         trained = quantized_for(network, header, inputs, calibrator)
-    predictions = (transfer or Transfer()).of_predictions()
     kept = None if answers is None else answers_in(answers, [teacher], predictions)
     say("training with the quantisers")
     hardware = hardware or Hardware()

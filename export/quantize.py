@@ -33,6 +33,7 @@ from edgefg.export.quiet import quiet
 from edgefg.export.ranges import Calibrator, calibrate
 from edgefg.export.rules import FULL_PRECISION, INPUT, broken_rules, skip_tensors
 from edgefg.preprocess import UInt8Array
+from edgefg.runtime import EXACT_SUMS
 
 # How many calibration images tell whether a network bears FP16, and how far FP16 may move its logits away from the FP32
 # network's: as a multiple of the deviation that int8 makes alone, and as a share of the greatest logit.
@@ -211,6 +212,7 @@ def graph_logits(model: bytes, data: Sequence[UInt8Array], *, optimise: bool = T
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT_SUMS)
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

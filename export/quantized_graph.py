@@ -58,7 +58,7 @@ def write_quantized(
         ExportError: the exporter or the target's converter failed, or the graph gives other logits than the network.
     """
     say("exporting the trained quantisers to ONNX")
-    model, _ = to_graph(network, spec, batch=batch)
+    model = with_own_zeros(to_graph(network, spec, batch=batch)[0])
     check_quantized_parity(network, model, inputs, batch)
     if to == "tensorrt-onnx":
         target = folder / model_name(to)
@@ -99,6 +99,26 @@ def check_quantized_parity(
             f" {allowed:.3g}; the exporter changed the arithmetic: try another version of torch"
         )
     return deviation
+
+
+def with_own_zeros(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a QDQ graph in which no two nodes share the constant of a zero point.
+
+    ONNX Runtime 1.32 cannot open shared ones with `edgefg.runtime.EXACT_SUMS` on a CPU that needs it.
+    """
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    constants = {tensor.name: tensor for tensor in own.graph.initializer}
+    seen = set()
+    for node in own.graph.node:
+        if node.op_type in _PAIR and len(node.input) > 2:
+            name = node.input[2]
+            if name in seen:
+                node.input[2] = f"{name}.{node.name}"
+                own.graph.initializer.add().CopyFrom(constants[name])
+                own.graph.initializer[-1].name = node.input[2]
+            seen.add(name)
+    return own
 
 
 def without_pairs(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -81,7 +81,7 @@ def _is_quantized(node: fx.Node) -> bool:
     return node.op == "call_module" and str(node.target).startswith(f"{_AT}.")
 
 
-def open_quantized(path: Path, to: Target, precision: str, *, any_cpu: bool) -> tuple[QuantizedNetwork, Header]:
+def open_quantized(path: Path, to: Target, precision: str, *, any_cpu: bool | None) -> tuple[QuantizedNetwork, Header]:
     """Load a quantised network for an export.
 
     Raises:
@@ -89,7 +89,8 @@ def open_quantized(path: Path, to: Target, precision: str, *, any_cpu: bool) -> 
         ExportError: the export is not the one that it was trained for.
     """
     quantized = read_header(path).quantized
-    if quantized is not None and (to != quantized.to or precision != "int8" or (any_cpu and not quantized.any_cpu)):
+    asked = to, precision, quantized.any_cpu if quantized and any_cpu is None else any_cpu
+    if quantized is not None and asked != (quantized.to, "int8", quantized.any_cpu):
         raise ExportError(
             f"{path} was trained for {_options(quantized.to, 'int8', quantized.any_cpu)}, and other graphs round"
             f" elsewhere; asked was {_options(to, precision, any_cpu)}: export it as trained, or run `edgefg qat` anew"
@@ -97,8 +98,9 @@ def open_quantized(path: Path, to: Target, precision: str, *, any_cpu: bool) -> 
     return load_quantized(path)
 
 
-def _options(to: str, precision: str, any_cpu: bool) -> str:
-    return f"--to {to} --precision {precision}{' --any-cpu' if any_cpu else ''}"
+def _options(to: str, precision: str, any_cpu: bool | None) -> str:
+    bits = "" if any_cpu is None or to == "tensorrt-onnx" else " --any-cpu" if any_cpu else " --no-any-cpu"
+    return f"--to {to} --precision {precision}{bits}"
 
 
 def load_quantized(path: Path) -> tuple[QuantizedNetwork, Header]:

@@ -6,11 +6,12 @@ What `edgefg.export.export` writes once, and `edgefg.export.sensitivity` and `ed
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from edgefg.export.emit import model_name
 from edgefg.export.graph import Graph
@@ -26,6 +27,26 @@ from edgefg.export.to_openvino import convert, write_ir
 from edgefg.preprocess import UInt8Array
 from edgefg.training.checkpoint import Target
 
+# What an x86 CPU needs to sum 8-bit products in 32 bits; without, pairs of them saturate at 16.
+_EXACT_SUMS = ("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def saturates() -> bool:
+    """Whether this machine's CPU is an x86 one without VNNI. False where torch is too old to tell."""
+    look: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    found = look()
+    return str(found.get("architecture")).startswith("x86") and not any(found.get(name) for name in _EXACT_SUMS)
+
+
+def needs_seven_bits(to: Target, any_cpu: bool | None) -> bool:
+    """Say whether INT8 weights get 7 bits: as asked, or, where it was not, if 8 would saturate on this very CPU.
+
+    Args:
+        to: the target; TensorRT's GPUs sum exactly.
+        any_cpu: what was asked; None where nothing was.
+    """
+    return to != "tensorrt-onnx" and (saturates() if any_cpu is None else any_cpu)
+
 
 class Quantizer:
     """Writes INT8 model files of one network.
@@ -36,7 +57,7 @@ class Quantizer:
         inputs: calibration images, ``uint8 [K, height, width, 3]`` RGB.
         batch: the file's fixed batch size; 0 where it is free.
         calibrator: see `edgefg.export.ranges`.
-        any_cpu: 7-bit weights for CPUs that would saturate with 8; TensorRT needs none.
+        any_cpu: see `needs_seven_bits`.
         bias_correction: see `edgefg.export.bias`; with OpenVINO NNCF's correction layer by layer.
     """
 
@@ -48,7 +69,7 @@ class Quantizer:
         *,
         batch: int = 1,
         calibrator: Calibrator = "minmax",
-        any_cpu: bool = False,
+        any_cpu: bool | None = None,
         bias_correction: bool = False,
     ) -> None:
         self.to = to
@@ -58,7 +79,7 @@ class Quantizer:
         self._inputs = inputs
         self._options: dict[str, Any] = {"batch": batch, "calibrator": calibrator}
         self._bias_correction = bias_correction
-        self._any_cpu: dict[str, Any] = {} if to == "tensorrt-onnx" else {"any_cpu": any_cpu}
+        self._any_cpu: dict[str, Any] = {} if to == "tensorrt-onnx" else {"any_cpu": needs_seven_bits(to, any_cpu)}
 
     @functools.cached_property
     def layers(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgefg.errors import DataError
+from edgefg.errors import DataError, ExportError, one_line
 from edgefg.export.candidates import (
     Candidate,
     Front,
@@ -31,6 +31,7 @@ from edgefg.export.candidates import (
     worth_training,
 )
 from edgefg.export.package import folder_beside, remove_stale_below, swap
+from edgefg.export.quantizer import needs_seven_bits
 from edgefg.export.trials import Site, Training, finished, measure_untrained, try_out
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import sync, write_json
@@ -106,6 +107,9 @@ def compress(
     data = data_of(data_root, header, skip_corrupt=skip_corrupt)
     if not data.splits["val"]:
         raise DataError(f"{data_root} has no validation images; needed some to choose a student by")
+    # Settled now: a search may go on on a machine with another CPU.
+    seven_bits = needs_seven_bits(request.target, request.training.any_cpu)
+    request = msgspec.structs.replace(request, training=msgspec.structs.replace(request.training, any_cpu=seven_bits))
     identity = _Identity(
         teacher=sha256(teacher),
         dataset=data.fingerprint,
@@ -137,7 +141,8 @@ def compress(
 def _search(site: Site, request: Request) -> Front:
     """Go from all candidates to the one that is taken."""
     precisions, budget = request.space.precisions, request.budget_ms
-    untrained, left_out = measure_untrained(site, request.space.shapes(), precisions)
+    untrained, refused = measure_untrained(site, request.space.shapes(), precisions)
+    left_out = list(refused)
     found = {(candidate.shape, candidate.precision): candidate for candidate in untrained}
     chosen = worth_training(untrained, budget, request.trials)
     keeping = len({one.shape for one in untrained if one.latency_ms <= budget})
@@ -146,7 +151,11 @@ def _search(site: Site, request: Request) -> Front:
     def try_all(shapes: Sequence[Shape], stage: Stage) -> list[Candidate]:
         tried: list[Candidate] = []
         for shape in shapes:
-            tried += try_out(site, shape, stage, _inside(untrained, shape, budget))
+            try:
+                tried += try_out(site, shape, stage, _inside(untrained, shape, budget))
+            except ExportError as exc:
+                left_out.append(f"{shape.name} ({stage}): {one_line(exc)}")
+                site.say(f"left out: {left_out[-1]}")
             found.update({(candidate.shape, candidate.precision): candidate for candidate in tried})
         return tried
 
@@ -164,7 +173,7 @@ def _search(site: Site, request: Request) -> Front:
         teacher=site.teacher_accuracy,
         candidates=tuple(sorted(found.values(), key=lambda candidate: candidate.latency_ms)),
         pareto=tuple(candidate.name for candidate in pareto(found.values())),
-        left_out=left_out,
+        left_out=tuple(left_out),
     )
     taken = best(candidate for candidate in full if front.fits(candidate))
     return front if taken is None else msgspec.structs.replace(front, chosen=taken.name)

@@ -67,6 +67,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     qat_epochs: int = 0
     """Of quantisation-aware training of INT8 finalists; 0: they are calibrated alone."""
     transfer: Transfer = Transfer()
+    any_cpu: bool | None = None
+    """7-bit weights, see `edgefg.export.export.export_checkpoint`."""
 
     def of(self, size: int, stage: Stage) -> Recipe:
         """Return the recipe of a distillation at an image size."""
@@ -127,11 +129,11 @@ def measure_untrained(
     """Measure how long untrained networks take, all of them in turn; those that were measured before are read.
 
     Returns:
-        The candidates, and one line for each shape that is left out since it cannot be pruned or exported.
+        The candidates, and one line for each that is left out since it cannot be pruned, quantised or exported.
 
     Raises:
         WeightsError: a student has no such weights; before anything is done.
-        ExportError: no shape at all can be made.
+        ExportError: none at all can be made.
         DataError: one was measured with other weights, or pruned otherwise, before.
     """
     every = [(shape, precision) for shape in shapes for precision in precisions]
@@ -142,8 +144,8 @@ def measure_untrained(
     for student in dict.fromkeys(shape.student for shape, _ in missing):
         load_backbone(student.backbone, len(site.data.labels), student.weights)  # raises before anything is done
     made, left_out = _make_untrained(site, missing)
-    if len(left_out) == len(shapes):
-        raise ExportError(f"none of the {len(shapes)} shapes can be made; {'; '.join(left_out.values())}")
+    if len(left_out) == len(every):
+        raise ExportError(f"none of the {len(every)} candidates can be made; {'; '.join(left_out.values())}")
     if made:
         site.say(f"measuring {len(made)} untrained networks")
         times = measure_latency(made, site, {key: site.spec(key[0]) for key in made})
@@ -160,26 +162,28 @@ def measure_untrained(
                 site,
             )
             shutil.rmtree(made[shape, precision].parent)
-    return [_read(site, *key, "untrained") for key in every if key[0] not in left_out], tuple(left_out.values())
+    return [_read(site, *key, "untrained") for key in every if key not in left_out], tuple(left_out.values())
 
 
 def _make_untrained(
     site: Site, missing: Sequence[tuple[Shape, Precision]]
-) -> tuple[dict[tuple[Shape, Precision], Path], dict[Shape, str]]:
-    """Write untrained networks; return their files, and why shapes that cannot be made cannot."""
+) -> tuple[dict[tuple[Shape, Precision], Path], dict[tuple[Shape, Precision], str]]:
+    """Write untrained networks; return their files, and why those that cannot be made cannot."""
     made: dict[tuple[Shape, Precision], Path] = {}
-    left_out: dict[Shape, str] = {}
+    left_out: dict[tuple[Shape, Precision], str] = {}
     for shape in dict.fromkeys(shape for shape, _ in missing):
         folder = site.out / "untrained" / shape.name
         paths = {one: folder / one / model_name(site.target) for other, one in missing if other == shape}
-        try:
-            if lacking := {precision: path for precision, path in paths.items() if not path.is_file()}:
-                site.say(f"untrained: {shape.name}")
-                _write_untrained(site, shape, lacking)
-            made |= {(shape, precision): path for precision, path in paths.items()}
-        except ExportError as exc:
-            left_out[shape] = f"{shape.name}: {one_line(exc)}"
-            site.say(f"left out: {left_out[shape]}")
+        refused: dict[Precision, str] = {}
+        if lacking := {precision: path for precision, path in paths.items() if not path.is_file()}:
+            site.say(f"untrained: {shape.name}")
+            refused = _write_untrained(site, shape, lacking)
+        for precision, path in paths.items():
+            if precision in refused:
+                left_out[shape, precision] = f"{shape.name} {precision}: {refused[precision]}"
+                site.say(f"left out: {left_out[shape, precision]}")
+            else:
+                made[shape, precision] = path
     return made, left_out
 
 
@@ -238,8 +242,9 @@ def _export(site: Site, checkpoint: Path, shape: Shape, stage: Stage, precision:
     """
     model = site.out / stage / shape.name / precision / model_name(site.target)
     if not model.is_file():
+        reference = None
         if precision == "int8" and stage == "full" and site.training.qat_epochs:
-            checkpoint = _train_in_int8(site, checkpoint, shape)
+            reference, checkpoint = checkpoint, _train_in_int8(site, checkpoint, shape)
         site.say(f"export: {stage}/{shape.name}/{precision}")
         export_checkpoint(
             checkpoint,
@@ -248,7 +253,9 @@ def _export(site: Site, checkpoint: Path, shape: Shape, stage: Stage, precision:
             precision=precision,
             calibration=site.data,
             images=site.training.images,
+            any_cpu=site.training.any_cpu if precision == "int8" else None,
             gate=None,
+            reference=reference,
             progress=site.say,
         )
     return model
@@ -266,6 +273,7 @@ def _train_in_int8(site: Site, checkpoint: Path, shape: Shape) -> Path:
         transfer=site.training.transfer,
         answers=site.answers,
         images=site.training.images,
+        any_cpu=site.training.any_cpu,
         hardware=site.hardware,
         progress=site.say,
     )
@@ -318,25 +326,43 @@ def measure_latency(
     }
 
 
-def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path]) -> None:
-    """Write the graphs of an untrained network, pruned by magnitude where the shape is pruned."""
+def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path]) -> dict[Precision, str]:
+    """Write the graphs of an untrained network, pruned by magnitude where the shape is pruned.
+
+    Returns:
+        Why those that could not be written could not.
+    """
     body, mean, std = load_backbone(shape.student.backbone, len(site.data.labels), shape.student.weights)
     network, spec = Network(body, mean, std).eval(), site.spec(shape)
-    if shape.macs < 1:
-        yardstick = Yardstick(copy.deepcopy(network), spec)
-        remove_channels(network, _pruning(shape, "magnitude"), yardstick, shape.macs, lambda _: None, lambda _: None)
-    paths = choose_balanced(site.data.splits["train"], _CALIBRATION_IMAGES)
+    refused: dict[Precision, str] = {}
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
         source = Path(scratch) / "model.onnx"
-        write_onnx(network.eval(), spec, source)
+        try:
+            if shape.macs < 1:
+                yardstick, pruning = Yardstick(copy.deepcopy(network), spec), _pruning(shape, "magnitude")
+                remove_channels(network, pruning, yardstick, shape.macs, lambda _: None, lambda _: None)
+            write_onnx(network.eval(), spec, source)
+        except ExportError as exc:
+            return dict.fromkeys(made, one_line(exc))
         for precision, path in made.items():
-            # Renamed when it is whole: a search that is cut off takes what it finds.
-            with folder_beside(path.parent) as temporary:
-                if precision == "int8":
-                    Quantizer(site.target, source, read_calibration(paths, spec).inputs).write(temporary)
-                else:
-                    emit(source, site.target, temporary)
-                temporary.rename(path.parent)
+            try:
+                # Renamed when it is whole: a search that is cut off takes what it finds.
+                with folder_beside(path.parent) as temporary:
+                    _write_graph(site, source, spec, precision, temporary)
+                    temporary.rename(path.parent)
+            except ExportError as exc:
+                refused[precision] = one_line(exc)
+    return refused
+
+
+def _write_graph(site: Site, source: Path, spec: InputSpec, precision: Precision, folder: Path) -> None:
+    """Write an untrained network's model file into a folder."""
+    if precision == "int8":
+        paths = choose_balanced(site.data.splits["train"], _CALIBRATION_IMAGES)
+        inputs = read_calibration(paths, spec).inputs
+        Quantizer(site.target, source, inputs, any_cpu=site.training.any_cpu).write(folder)
+    else:
+        emit(source, site.target, folder)
 
 
 def _pruning(shape: Shape, importance: str) -> Pruning:

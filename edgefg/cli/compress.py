@@ -61,6 +61,7 @@ def compress(
     qat_epochs: Annotated[int, typer.Option(min=0)] = 0,
     train_share: Annotated[float, typer.Option(min=0.1, max=1)] = 0.85,
     images: Count = 300,
+    any_cpu: bool | None = None,
     device: str | None = None,
     transfer: Transfer = _TRANSFER,
     recipe: Annotated[Recipe, Only(*_RECIPE)] = _DEFAULTS,
@@ -94,6 +95,8 @@ def compress(
         qat_epochs: epochs of quantisation-aware training of INT8 finalists; 0: they are calibrated alone.
         train_share: side of the training crops, as a share of the image size.
         images: how many images calibrate INT8.
+        any_cpu: 7-bit weights in int8, for x86 CPUs without VNNI, which saturate with 8; where left out, if this CPU is
+            such a one.
         device: the engine's device, for instance GPU with OpenVINO.
         transfer: what the students learn, an option each.
         recipe: the full training's settings, an option each.
@@ -119,6 +122,7 @@ def compress(
         qat_epochs=qat_epochs,
         images=images,
         transfer=transfer,
+        any_cpu=any_cpu,
     )
     request = search.Request(
         target=to.value,

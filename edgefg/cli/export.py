@@ -50,7 +50,7 @@ def export(
     images: Count = 300,
     batch: int = 1,
     calibrator: Calibrator = Calibrator.minmax,
-    any_cpu: bool = False,
+    any_cpu: bool | None = None,
     bias_correction: bool = False,
     keep_within: float | None = None,
     seed: int = 0,
@@ -77,7 +77,8 @@ def export(
         batch: static batch size; 0 takes any.
         calibrator: how int8 finds the ranges of activations: minmax, percentile, mse, or entropy, which is there to be
             compared, never taken unmeasured: elsewhere it has cost EfficientNet-Lite0 44 points on ImageNet.
-        any_cpu: 7-bit weights in int8, for x86 CPUs without VNNI, which saturate with 8.
+        any_cpu: 7-bit weights in int8, for x86 CPUs without VNNI, which saturate with 8; where left out, if this CPU is
+            such a one.
         bias_correction: correct the biases of an int8 network (openvino: by NNCF's slower, more exact way).
         keep_within: points of top-1 that int8 may lose against fp32 on the validation split; what hurts most stays in
             floating point until it loses no more.

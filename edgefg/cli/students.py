@@ -158,7 +158,7 @@ def qat(
     out: Out,
     teacher: Path | None = None,
     images: Count = 300,
-    any_cpu: bool = False,
+    any_cpu: bool | None = None,
     recipe: Annotated[Recipe, Only(*_QAT)] = _QAT_DEFAULTS,
     hardware: Hardware = _HERE,
     skip_corrupt: bool = False,
@@ -175,7 +175,8 @@ def qat(
         out: folder for the checkpoint and the logs.
         teacher: learn this checkpoint's predictions; where left out those of the student itself, in FP32.
         images: how many training images find the ranges of activations, balanced by class.
-        any_cpu: 7-bit weights, for x86 CPUs without VNNI, which saturate with 8.
+        any_cpu: 7-bit weights, for x86 CPUs without VNNI, which saturate with 8; where left out, if this CPU is
+            such a one.
         recipe: the training settings, an option each.
         hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.

@@ -55,6 +55,11 @@ def train_and_save(
         print(f"{path} is there already; --restart makes it anew", file=sys.stderr)
         return path
     _need_sizes(network, header, recipe)
+    if recipe.freeze_epochs and not fresh:
+        raise TrainingError(
+            f"--freeze-epochs {recipe.freeze_epochs} trains what is new, and the starting weights bring everything"
+            " along; leave it out"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         if restart:

@@ -21,7 +21,7 @@ from edgefg.training.data import load_data
 from edgefg.training.methods import METHODS, build, options_of
 from edgefg.training.objective import TeacherObjective
 from edgefg.training.stage import train_and_save
-from edgefg.training.weights import continue_whole, load_backbone
+from edgefg.training.weights import continue_whole, load_backbone, named
 
 
 def train_teacher(
@@ -76,7 +76,7 @@ def train_teacher(
         std=std,
         dataset=data.fingerprint,
         split=split,
-        recipe=f"{method} {backbone} from {weights}",
+        recipe=f"{method} {backbone} from {named(weights)}",
         edgefg=__version__,
     )
     network = build(method, body, mean, std, header.options)

@@ -15,7 +15,8 @@ import torchvision
 from torch import nn
 
 from edgefg.errors import CheckpointError, WeightsError
-from edgefg.training.checkpoint import Header, read_header
+from edgefg.manifest import sha256
+from edgefg.training.checkpoint import Header, read_header, read_header_json
 from edgefg.training.models.backbone import Triple, build_backbone, default_normalisation, head_of
 from edgefg.training.models.network import Network
 
@@ -67,15 +68,22 @@ def load_backbone(name: str, classes: int, weights: str) -> tuple[nn.Module, Tri
     return backbone, mean, std
 
 
+def named(weights: str) -> str:
+    """Name starting weights for a checkpoint's header; of a file, which may be replaced, with its SHA-256."""
+    path = Path(weights)
+    return f"{weights} ({sha256(path)[:12]})" if path.is_file() else weights
+
+
 def _written_header(weights: str) -> Header | None:
     """Return the header of starting weights that are a checkpoint which edgefg wrote, else nothing."""
     path = Path(weights)
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     try:
-        return read_header(path)
-    except CheckpointError:
+        read_header_json(path)
+    except CheckpointError:  # a state dict of someone else's
         return None
+    return read_header(path)
 
 
 def continue_whole(network: Network, header: Header, weights: str) -> bool:

@@ -69,6 +69,15 @@ def test_the_failed_step_is_named(
         Classifier(spoil(name, **{field: change}), verify=True)
 
 
+def test_weights_of_8_bits_are_named_where_they_may_saturate(spoil: Callable[..., Path], rewrite: Rewrite) -> None:
+    model = spoil("ir", logits=lambda x: x + 0.002)
+    for precision, named in (("int8", True), ("fp32", False)):
+        rewrite(model, precision=precision)
+        with pytest.raises(ParityError) as deviates:
+            Classifier(model, verify=True)
+        assert ("or with --any-cpu for an x86 CPU without VNNI" in str(deviates.value)) == named
+
+
 def test_one_level_of_the_input_is_tolerated(spoil: Callable[..., Path]) -> None:
     model = spoil("null", inputs=lambda x: x ^ 1)
     with Classifier(model, verify=True) as classifier:

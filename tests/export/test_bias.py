@@ -18,6 +18,7 @@ from edgefg.export.graph import Graph
 from edgefg.export.quantize import quantize_onnxruntime, quantize_tensorrt
 from edgefg.export.to_onnx import write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array
+from edgefg.runtime import EXACT_SUMS
 from edgefg.training.models.network import Network
 
 
@@ -44,6 +45,7 @@ def _layer_means(path: Path, inputs: UInt8Array) -> dict[str, npt.NDArray[np.flo
             model.graph.output.append(helper.make_tensor_value_info(node.output[0], kind, None))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT_SUMS)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     names = [node.output[0] for node in layers.values()]
     rows = [session.run(names, {"images": row[None]}) for row in inputs]

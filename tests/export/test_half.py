@@ -20,6 +20,7 @@ from edgefg.export.half import _round_up, rest_to_half, to_half
 from edgefg.export.quantize import quantize_tensorrt
 from edgefg.export.rules import broken_rules
 from edgefg.preprocess import UInt8Array
+from edgefg.runtime import EXACT_SUMS
 
 Level = onnxruntime.GraphOptimizationLevel
 
@@ -46,6 +47,7 @@ def _logits(path: Path, inputs: UInt8Array, level: Level = Level.ORT_ENABLE_ALL)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
     options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT_SUMS)
     session = onnxruntime.InferenceSession(path, options)
     return np.concatenate([session.run(None, {"images": row[None]})[0] for row in inputs])
 

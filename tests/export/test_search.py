@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -11,11 +12,14 @@ from msgspec.structs import replace
 from edgefg import Classifier, cli
 from edgefg.errors import DataError, ExportError, WeightsError
 from edgefg.export import search, trials
-from edgefg.export.candidates import Front, Shape, Student, read_front, render, space_of
+from edgefg.export.candidates import Front, Student, read_front, render, space_of
+from edgefg.export.quantizer import Quantizer
 from edgefg.export.search import Request, compress
 from edgefg.export.trials import Training
 from edgefg.manifest import read_manifest, sha256
+from edgefg.preprocess import InputSpec
 from edgefg.recipe import Hardware, Recipe, Transfer
+from edgefg.training.models.network import Network
 from edgefg.training.teacher import train_teacher
 from tests.synthetic import write_dataset
 
@@ -108,22 +112,66 @@ def test_the_chosen_artifact_is_whole_and_the_best_of_the_full_ones(found: tuple
 def test_a_shape_that_cannot_be_made_is_left_out_and_said(
     teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = trials._write_untrained
+    write = trials.write_onnx
 
-    def refusing(site: trials.Site, shape: Shape, made: object) -> None:
-        if shape.student.backbone == "test_resnet":
-            raise ExportError("cannot be pruned that far")
-        write(site, shape, made)
+    def refusing(network: Network, spec: InputSpec, path: Path) -> None:
+        if type(network.backbone).__name__ == "ResNet":
+            raise ExportError("cannot be exported")
+        write(network, spec, path)
 
-    monkeypatch.setattr(trials, "_write_untrained", refusing)
+    monkeypatch.setattr(trials, "write_onnx", refusing)
     asked = request(budget_ms=1e-6, space=space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["fp32"]))
     front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
     assert [candidate.name for candidate in front.candidates] == ["test_efficientnet-32 fp32"]
-    assert front.left_out == ("test_resnet-32: cannot be pruned that far",)
+    assert front.left_out == ("test_resnet-32 fp32: cannot be exported",)
     assert "left out: test_resnet-32" in render(front)
     alone = replace(asked, space=space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["fp32"]))
-    with pytest.raises(ExportError, match="none of the 1 shapes can be made; test_resnet-32"):
+    with pytest.raises(ExportError, match="none of the 1 candidates can be made; test_resnet-32"):
         compress(teacher, birds, tmp_path / "alone", alone, hardware=HERE)
+
+
+def test_a_precision_that_cannot_be_made_leaves_the_other(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(Quantizer):
+        def write(self, folder: Path, keep: Collection[str] = ()) -> Path:
+            raise ExportError("no such operator in INT8")
+
+    monkeypatch.setattr(trials, "Quantizer", Refusing)
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
+    front, _ = compress(teacher, birds, tmp_path / "out", request(budget_ms=1e-6, space=space), hardware=HERE)
+    assert [candidate.name for candidate in front.candidates] == ["test_resnet-32 fp32"]
+    assert front.left_out == ("test_resnet-32 int8: no such operator in INT8",)
+
+
+def test_what_fails_after_training_is_left_out_too(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = trials.export_checkpoint
+
+    def refusing(checkpoint: Path, out: Path, **options: Any) -> Path:
+        if "test_resnet" in str(out):
+            raise ExportError("NNCF could not quantise the network")
+        return export(checkpoint, out, **options)
+
+    monkeypatch.setattr(trials, "export_checkpoint", refusing)
+    asked = request(space=space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["fp32"]))
+    front, verified = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert verified is not None
+    assert front.chosen == "test_efficientnet-32 fp32"
+    assert front.left_out == ("test_resnet-32 (short): NNCF could not quantise the network",)
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_the_width_of_weights_is_settled_by_the_first_run(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool
+) -> None:
+    monkeypatch.setattr("edgefg.export.quantizer.saturates", lambda: saturates)
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["fp32"])
+    compress(teacher, birds, tmp_path / "out", request(budget_ms=1e-6, space=space), hardware=HERE)
+    monkeypatch.setattr("edgefg.export.quantizer.saturates", lambda: not saturates)
+    with pytest.raises(DataError, match="holds a search with another training"):
+        compress(teacher, birds, tmp_path / "out", request(budget_ms=1e-6, space=space), hardware=HERE)
 
 
 def test_weights_that_cannot_be_had_stop_before_anything_is_made(teacher: Path, birds: Path, tmp_path: Path) -> None:
@@ -225,15 +273,30 @@ def test_a_search_that_was_cut_off_between_two_precisions_goes_on(teacher: Path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transfer", [Transfer(temperature=4.0), Transfer(feature_weight=0.1)])
-def test_whatever_is_learnt_of_the_teacher(teacher: Path, birds: Path, tmp_path: Path, transfer: Transfer) -> None:
+def test_whatever_is_learnt_reaches_every_training(
+    teacher: Path, birds: Path, tmp_path: Path, transfer: Transfer
+) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[0.8], precisions=["fp32"])
     asked = request(space=space, training=replace(request().training, transfer=transfer))
     front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
     assert front.chosen is not None
+    recipe = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance.recipe
+    distilled, pruned = recipe.split("; prune to ")
+    assert ", ".join(transfer.words()) in distilled
+    assert ", ".join(transfer.of_predictions().words()) in pruned
 
 
 @pytest.mark.slow
-def test_an_int8_finalist_may_be_trained_as_such(teacher: Path, birds: Path, tmp_path: Path) -> None:
+def test_an_int8_finalist_may_be_trained_as_such_and_is_compared_with_fp32(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, asked_of = trials.export_checkpoint, []
+
+    def noted(checkpoint: Path, out: Path, **options: Any) -> Path:
+        asked_of.append(options["reference"])
+        return export(checkpoint, out, **options)
+
+    monkeypatch.setattr(trials, "export_checkpoint", noted)
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8"])
     asked = request(space=space, training=replace(request().training, qat_epochs=1))
     _, verified = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
@@ -241,6 +304,7 @@ def test_an_int8_finalist_may_be_trained_as_such(teacher: Path, birds: Path, tmp
     made = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance
     assert made.parent == sha256(tmp_path / "out" / "full" / "test_resnet-32" / "qat" / "qat.safetensors")
     assert "qat for openvino" in made.recipe
+    assert asked_of == [None, tmp_path / "out" / "full" / "test_resnet-32" / "student.safetensors"]
 
 
 @pytest.mark.parametrize("option", ["--train-share=85", "--train-share=0", "--max-drop=inf", "--max-drop=nan"])

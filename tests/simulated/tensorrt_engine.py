@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgefg.runtime import EXACT_SUMS
 from tests.simulated.books import Books
 from tests.simulated.device import Device
 from tests.simulated.plan_format import VERSIONS, Plan, Shape, Version, read_plan, write_plan
@@ -158,6 +159,7 @@ class ICudaEngine:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 3
+        options.add_session_config_entry(*EXACT_SUMS)
         self = object.__new__(cls)
         self.site, self.plan, self.device, self.error_recorder = runtime.site, plan, device, None
         self._voice, self._runtime = runtime._voice, hold(runtime.site, runtime)

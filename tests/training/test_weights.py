@@ -3,20 +3,24 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-import msgspec
 import pytest
 import safetensors.torch
 import timm
 import torch
+from msgspec.structs import replace
 
-from edgefg.errors import WeightsError
+from edgefg.errors import CheckpointError, TrainingError, WeightsError
+from edgefg.manifest import sha256
 from edgefg.preprocess import InputSpec
+from edgefg.recipe import Hardware, Recipe
 from edgefg.split import SplitSpec
 from edgefg.training import weights
-from edgefg.training.checkpoint import SCHEMA, Header, save
+from edgefg.training.checkpoint import SCHEMA, Header, read_header, save
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
+from edgefg.training.teacher import train_teacher
 from edgefg.training.weights import continue_whole, load_backbone, package_state
+from tests.synthetic import write_dataset
 
 
 @pytest.mark.parametrize(("number", "size"), [(0, 224), (1, 240), (2, 260)])
@@ -78,7 +82,7 @@ def trained(tmp_path: Path, **fields: object) -> tuple[Network, Header, str]:
     )  # fmt: skip
     path = tmp_path / "teacher.safetensors"
     save(path, network, header)
-    return network, msgspec.structs.replace(header, **fields), str(path)
+    return network, replace(header, **fields), str(path)
 
 
 def test_a_checkpoint_brings_its_normalisation(tmp_path: Path) -> None:
@@ -105,6 +109,26 @@ def test_another_one_lends_its_backbone_alone(
     assert continue_whole(new, header, path) == ("dataset" in fields)
     assert ("other data or another split" in capsys.readouterr().err) == ("dataset" in fields)
     assert not continue_whole(new, header, "none")
+
+
+def test_training_goes_on_from_a_checkpoint_of_this_very_file(tmp_path: Path) -> None:
+    birds = write_dataset(tmp_path / "birds", classes=2, per_class=8, size=32, seed=2)
+    recipe, here = Recipe(epochs=1, image_size=32, lr=1e-6), Hardware(accelerator="cpu", workers=0)
+    options = {"backbone": "test_efficientnet", "hardware": here}
+    first = train_teacher(birds, tmp_path / "a", recipe, weights="none", **options)
+    again = train_teacher(birds, tmp_path / "b", recipe, weights=str(first), **options)
+    heads = [safetensors.torch.load_file(path)["backbone.classifier.weight"] for path in (first, again)]
+    torch.testing.assert_close(*heads, rtol=0, atol=1e-4)
+    assert f"from {first} ({sha256(first)[:12]})" in read_header(again).recipe
+    with pytest.raises(TrainingError, match="--freeze-epochs 1 trains what is new, and the starting weights bring"):
+        train_teacher(birds, tmp_path / "c", replace(recipe, freeze_epochs=1), weights=str(first), **options)
+
+
+def test_a_checkpoint_of_a_later_edgefg_is_no_state_dict(tmp_path: Path) -> None:
+    _, header, path = trained(tmp_path)
+    save(Path(path), build_backbone("test_efficientnet", 4), replace(header, schema=SCHEMA + 1))
+    with pytest.raises(CheckpointError, match="upgrade edgefg"):
+        load_backbone("test_efficientnet", 4, path)
 
 
 @pytest.mark.parametrize(
