@@ -27,7 +27,7 @@ class OnnxRuntime:
         if device not in (None, "CPU", "cpu"):
             raise RuntimeUnavailableError(f"device {device!r} was asked for; edgefg runs ONNX Runtime on the CPU only")
         try:
-            self._session = _open(path, threads)
+            self._session = _open(onnxruntime, path, threads)
         except Exception as exc:  # ONNX Runtime raises a family of its own, plain RuntimeError among them
             raise RuntimeUnavailableError(f"ONNX Runtime refused {path}: {one_line(exc)}") from exc
         node = self._session.get_inputs()[0]
@@ -46,10 +46,8 @@ class OnnxRuntime:
         self._session = None
 
 
-def _open(path: Path, threads: int | None) -> Any:
+def _open(onnxruntime: Any, path: Path, threads: int | None) -> Any:
     """Return an `onnxruntime.InferenceSession` that sums exactly, where ONNX Runtime can."""
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # every error is raised as well
     options.add_session_config_entry(*EXACT_SUMS)
