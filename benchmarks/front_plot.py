@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from edgefg.files import atomic_file
 
 _SHORT, _FULL, _LIMIT = "#7d8b99", "#2b7fdb", "#d9480f"
+# Points: in an inch, of the names' font, of a letter's width in it, how far above its point a name lies.
+_POINTS, _FONT, _WIDTH = 72, 7, 4.2
+_RISES = (4.0, -10.0, 13.0, -19.0, 22.0, -28.0)
 
 
 class Point(NamedTuple):
@@ -25,6 +28,33 @@ class Point(NamedTuple):
     """Trained in full, not for a few epochs alone."""
     on_front: bool
     chosen: bool
+
+
+def _name(axes: Any, points: Sequence[Point]) -> None:
+    """Write the points' names beside them, each where it covers no other one."""
+    taken: list[tuple[float, float, int]] = []
+    for point in sorted(points, key=lambda point: (not point.chosen, point.latency_ms)):
+        place = (point.latency_ms, 100 * point.top1)
+        x, y = axes.transData.transform(place) * _POINTS / axes.figure.dpi
+
+        def free(rise: float, x: float = x, y: float = y, length: int = len(point.name)) -> bool:
+            return all(
+                abs(y + rise - other_y) >= _FONT + 1
+                or x >= other_x + _WIDTH * other_length
+                or other_x >= x + _WIDTH * length
+                for other_x, other_y, other_length in taken
+            )
+
+        rise = next(filter(free, _RISES), _RISES[0])
+        taken.append((x, y + rise, len(point.name)))
+        axes.annotate(
+            point.name,
+            place,
+            textcoords="offset points",
+            xytext=(5, rise),
+            fontsize=_FONT,
+            fontweight="bold" if point.chosen else "normal",
+        )
 
 
 def draw_front(points: Sequence[Point], budget_ms: float, teacher: float, least: float, path: Path) -> None:
@@ -64,16 +94,8 @@ def draw_front(points: Sequence[Point], budget_ms: float, teacher: float, least:
             label=label,
         )
         front = sorted((point.latency_ms, 100 * point.top1) for point in some if point.on_front)
-        axes.step(*zip(*front, strict=True), where="post", color=colour, linewidth=1.1, alpha=0.6)
-    # The others' names would lie on top of each other.
-    for point in [point for point in points if point.on_front or point.full]:
-        axes.annotate(
-            point.name,
-            (point.latency_ms, 100 * point.top1),
-            textcoords="offset points",
-            xytext=(5, 4),
-            fontsize=7,
-            fontweight="bold" if point.chosen else "normal",
+        axes.step(
+            *zip(*front, strict=True), where="post", color=colour, linewidth=1.1, alpha=0.6, label=f"front, {label}"
         )
     for point in points:
         if point.chosen:
@@ -83,6 +105,8 @@ def draw_front(points: Sequence[Point], budget_ms: float, teacher: float, least:
     axes.axhline(100 * least, color="#1c2127", linewidth=0.9, linestyle="--", label="tolerated loss")
     axes.set(xlabel="latency, ms (median and quartiles)", ylabel="top-1 on validation data, % (95 % interval)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.legend(fontsize=8, frameon=False, loc="best")
+    figure.draw_without_rendering()  # so that the places below are those of the finished plot
+    _name(axes, [point for point in points if point.on_front or point.full])
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
