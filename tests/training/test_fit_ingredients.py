@@ -43,6 +43,8 @@ INGREDIENTS: dict[str, dict[str, object]] = {
     "all": {"ema": 0.9, "patience": 3, "freeze_epochs": 1, "optimizer": "sgd", "mix": "cutmix", "val_every": 2},
 }
 
+PROPOSALS_FIRST = ["--method", "racnn", "-o", "size2=1", "-o", "size3=1", "-o", "warm_share=0"]
+
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -207,7 +209,7 @@ def test_a_run_resumes_on_a_gpu(few: Path, tmp_path: Path, recipe: Recipe, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("frozen", [["--freeze-epochs", "1"], ["--method", "racnn", "-o", "size2=1", "-o", "size3=1"]])
+@pytest.mark.parametrize("frozen", [["--freeze-epochs", "1"], PROPOSALS_FIRST])
 def test_several_devices_do_not_wait_for_frozen_parameters(frozen: list[str], few: Path, tmp_path: Path) -> None:
     # A process of its own, since each device's starts the command again.
     done = subprocess.run(
@@ -330,12 +332,12 @@ def test_patience_counts_the_epochs_of_the_classifiers_alone(
     score = loop.score
     monkeypatch.setattr(loop, "score", lambda *args: replace(score(*args), top1=0.0))
     recipe = Recipe(epochs=10, image_size=32, batch_size=27, patience=2)
-    options = {"size2": 1.0, "size3": 1.0, "hidden": 8, "grid": 2, "peak_share": 0.4}
+    options = {"size2": 1.0, "size3": 1.0, "hidden": 8, "grid": 2, "warm_share": 0.0, "peak_share": 0.4}
     train_teacher(
         birds, tmp_path, recipe, backbone="test_efficientnet", method="racnn", options=options, weights="none",
         hardware=hardware,
     )  # fmt: skip
-    phases = [phase_of(epoch, 10, RACNNOptions(peak_share=0.4)) for epoch in range(10)]
+    phases = [phase_of(epoch, 10, RACNNOptions(warm_share=0, peak_share=0.4)) for epoch in range(10)]
     second = [epoch for epoch, phase in enumerate(phases) if phase is Phase.CLASSIFY][1]
     assert second > 4
     assert len((tmp_path / "teacher.csv").read_text().splitlines()) == 1 + second + 1

@@ -58,8 +58,8 @@ def begin(net: RACNN, phase: Phase) -> None:
     """As the loop does, at an epoch of that phase."""
     net.train()
     freeze(net, net.fresh(), False)
-    epoch = next(epoch for epoch in range(10) if phase_of(epoch, 10, RACNNOptions()) is phase)
-    net.begin_epoch(epoch, 10)
+    epoch = next(epoch for epoch in range(20) if phase_of(epoch, 20, RACNNOptions()) is phase)
+    net.begin_epoch(epoch, 20)
     assert net.phase is phase
 
 
@@ -241,10 +241,12 @@ def test_the_classify_phase_sums_all_cross_entropies_and_leaves_the_proposals(fu
 
 
 def test_the_phases_go_by_turns_and_end_with_the_classifiers() -> None:
-    phases = [phase_of(epoch, 12, RACNNOptions()) for epoch in range(12)]
+    phases = [phase_of(epoch, 12, RACNNOptions(warm_share=0)) for epoch in range(12)]
     later = [Phase.CLASSIFY] * 10
     later[2] = later[6] = Phase.RANK
     assert phases == [Phase.PEAK] * 2 + later
+    usual = [phase_of(epoch, 10, RACNNOptions()) for epoch in range(10)]
+    assert usual == [Phase.CLASSIFY] * 4 + [Phase.PEAK] * 2 + [Phase.CLASSIFY] * 4
     warm = [phase_of(epoch, 10, RACNNOptions(warm_share=0.3, rank_share=0.5)) for epoch in range(10)]
     assert warm[:5] == [Phase.CLASSIFY] * 3 + [Phase.PEAK] * 2
     assert warm[5:] == [Phase.CLASSIFY, Phase.RANK] * 2 + [Phase.CLASSIFY]
@@ -265,7 +267,7 @@ def test_a_frozen_start_stays_frozen() -> None:
     assert net.fusion.weight.requires_grad
     net.loss(batch(), CRITERION).loss.backward()
     freeze(net, net.fresh(), True)
-    net.begin_epoch(0, 10)
+    net.begin_epoch(4, 10)
     assert net.phase is Phase.PEAK
     net.loss(batch(), CRITERION).loss.backward()
     assert net.proposals[0].second.weight.grad is not None
@@ -340,8 +342,8 @@ def test_it_trains_by_the_loop_and_resumes_equally(
     from edgefg.training import fit as loop
 
     recipe = Recipe(epochs=6, image_size=32, batch_size=27, lr=1e-3)
-    options = {"size2": 1.0, "size3": 1.0, "hidden": 8, "grid": 2}
-    assert {phase_of(epoch, 6, RACNNOptions()) for epoch in range(6)} == set(Phase)
+    options = {"size2": 1.0, "size3": 1.0, "hidden": 8, "grid": 2, "warm_share": 0.0}
+    assert {phase_of(epoch, 6, RACNNOptions(warm_share=0)) for epoch in range(6)} == set(Phase)
 
     def run(out: Path) -> Path:
         return train_teacher(

@@ -62,7 +62,7 @@ class RACNNOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Literal["mean", "learned"],
         Meta(description="prediction: the mean of the scales' probabilities, or the paper's layer on all descriptors"),
     ] = "mean"
-    warm_share: Annotated[float, Meta(description="share of the epochs before proposals learn", ge=0, le=1)] = 0.0
+    warm_share: Annotated[float, Meta(description="share of the epochs before proposals learn", ge=0, le=1)] = 0.4
     peak_share: Annotated[float, Meta(description="share that teaches them the maps' peak", ge=0, le=1)] = 0.2
     rank_share: Annotated[float, Meta(description="share of the rest that is on the rank loss", ge=0, lt=1)] = 0.25
 
@@ -181,7 +181,7 @@ class RACNN(Network):
     read all three; that layer learns with the classifiers and sends no gradient into the backbones. With few images it
     is the worse one (``benchmarks/LOG.md``).
 
-    Training alternates by epochs (see `phase_of`), so a run needs at least six to go through every phase.
+    Training alternates by epochs (see `phase_of`), so a run needs at least twelve to go through every phase.
 
     Args:
         backbone: a convolutional classifier; finer scales start as copies of it.
@@ -303,13 +303,11 @@ class RACNN(Network):
 def phase_of(epoch: int, epochs: int, options: RACNNOptions) -> Phase:
     """Return what learns in epoch ``epoch`` (from 0) of ``epochs``.
 
-    First the proposal networks learn the peak of the maps as pre-training left them, then classifiers and proposals go
-    by turns. The first and the last of these epochs are always the classifiers': the rank loss needs classifiers that
-    know something, and the prediction classifiers that have seen the final crops.
-
-    ``warm_share`` puts epochs of the classifiers, on centre crops, before the peak: for a backbone that was not
-    pre-trained. A pre-trained one loses by it: on synthetic birds the peak's box of EfficientNet-Lite0 holds the
-    telling part in every image before fine-tuning, and after it in 59 % (chance: 52 %).
+    First the classifiers learn on centre crops (``warm_share``), then the proposal networks the peak of the maps, then
+    both go by turns, as in the paper. The first and the last epoch after the peak are always the classifiers': the
+    rank loss needs classifiers that know something, and the prediction classifiers that have seen the final crops.
+    Where proposals begin at once, on the maps as ImageNet left them, accuracy on synthetic birds was below that of the
+    plain backbone, and with 40 % of the epochs before them above it (three seeds, ``benchmarks/LOG.md``).
     """
     warm = round(options.warm_share * epochs)
     peak = max(1, round(options.peak_share * epochs)) if options.peak_share else 0
