@@ -319,7 +319,7 @@ def _write_pairs(source: onnx.ModelProto, ranges: Any, how: _How) -> onnx.ModelP
             nodes_to_quantize=[],
             nodes_to_exclude=[*_convolutions_behind_pad(model), *how.keep, *_feeding(model, how.keep)],
             op_types_to_quantize=list(how.op_types),
-            extra_options={**how.options, **(_NO_OUTPUT_PAIRS if how.keep else {})},
+            extra_options={**how.options, **_wide_weights(model, how), **(_NO_OUTPUT_PAIRS if how.keep else {})},
         )
         if how.skips:
             for name in skip_tensors(model, how.keep):
@@ -328,6 +328,19 @@ def _write_pairs(source: onnx.ModelProto, ranges: Any, how: _How) -> onnx.ModelP
     quantizer.model.topological_sort()
     quantised: onnx.ModelProto = quantizer.model.model
     return quantised
+
+
+def _wide_weights(model: onnx.ModelProto, how: _How) -> dict[str, Any]:
+    """Return the option that leaves depthwise weights all 8 bits, whose few products no CPU sums in pairs."""
+    graph = Graph(model)
+    if not how.reduce_range:
+        return {}
+    depthwise = [
+        node.input[1]
+        for node in graph.nodes
+        if node.op_type == "Conv" and node.input[1] in graph.constants and graph.constants[node.input[1]].dims[1] == 1
+    ]
+    return {"TensorQuantOverrides": {name: [{"axis": 0, "reduce_range": False}] for name in depthwise}}
 
 
 def _feeding(model: onnx.ModelProto, layers: Collection[str]) -> list[str]:

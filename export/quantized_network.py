@@ -48,12 +48,14 @@ class QuantizedNetwork(nn.Module):
             _insert(graph, nodes[name], name, ActivationQuantizer(quantizer))
         for node in nodes.values():
             if operator_of(node) in WEIGHTED and _is_quantized(source_of(node.args[0])):
-                self._quantize_weights(node.args[1], _ANY_CPU_LIMIT if any_cpu else _LIMIT)
+                self._quantize_weights(node.args[1], any_cpu)
         graph.recompile()
 
-    def _quantize_weights(self, weights: fx.Node, limit: int) -> None:
+    def _quantize_weights(self, weights: fx.Node, any_cpu: bool) -> None:
         value = value_of(self.traced, weights)
         if value is not None:  # else computed, or shared and rounded already
+            depthwise = value.ndim > 2 and value.shape[1] == 1  # no CPU sums its few products in pairs
+            limit = _ANY_CPU_LIMIT if any_cpu and not depthwise else _LIMIT
             _insert(self.traced, weights, weights.name, WeightQuantizer(value, limit))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import openvino
 import pytest
 import torch
 from msgspec.structs import replace
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from edgefg.classifier import Classifier
 from edgefg.errors import CheckpointError, DataError, ExportError
@@ -23,7 +23,7 @@ from edgefg.export.export import export_checkpoint
 from edgefg.export.prune import prune
 from edgefg.export.qat import qat, quantized_for
 from edgefg.export.quantize import quantize_tensorrt
-from edgefg.export.quantized_graph import check_quantized_parity
+from edgefg.export.quantized_graph import check_quantized_parity, with_integer_weights
 from edgefg.export.quantized_network import load_quantized
 from edgefg.export.rules import broken_rules
 from edgefg.export.to_onnx import to_graph, torch_logits, write_onnx
@@ -192,6 +192,18 @@ def test_openvino_runs_it_in_int8(student: Path, birds: Path, inputs: UInt8Array
     expected = torch_logits(network, inputs)
     found = compiled([inputs])[0]
     assert np.abs(found - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+def test_depthwise_weights_keep_8_bits_where_others_take_7(
+    data: FolderData, inputs: UInt8Array, tmp_path: Path
+) -> None:
+    network, header = load(write_student(tmp_path / "s.safetensors", data, backbone="test_efficientnet"))
+    quantized = quantized_for(network, _header(header, "openvino", any_cpu=True), inputs).freeze()
+    model = with_integer_weights(to_graph(quantized, header.input, batch=0)[0])
+    int8 = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8]
+    for depthwise, most in ((True, 127), (False, 64)):
+        weights = [values for values in int8 if values.ndim == 4 and (values.shape[1] == 1) == depthwise]
+        assert max(int(np.abs(values.astype(np.int32)).max()) for values in weights) == most
 
 
 def test_onnxruntime_gets_a_graph_too(student: Path, birds: Path, data: FolderData, tmp_path: Path) -> None:
