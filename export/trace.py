@@ -146,7 +146,11 @@ def _fold_batch_norms(graph: fx.GraphModule) -> None:
 
 
 def _fold_scale(graph: fx.GraphModule) -> None:
-    """Fold the first division by a constant, one number a channel, into the convolution that reads it."""
+    """Fold the first division by a constant, one number a channel, into the convolution that reads it.
+
+    Its weights then are a buffer, and learn no more: they are so small that Adam's steps, which have one size for all,
+    change them by half.
+    """
     division = next((node for node in graph.graph.nodes if operator_of(node) is _ATEN.div), None)
     if division is None or len(division.users) != 1:
         return
@@ -154,8 +158,10 @@ def _fold_scale(graph: fx.GraphModule) -> None:
     weights = value_of(graph, conv.args[1]) if operator_of(conv) is _ATEN.conv2d else None
     if scale is None or weights is None or scale.numel() != weights.shape[1]:
         return
-    with torch.no_grad():
-        weights.div_(scale.to(weights).reshape(1, -1, 1, 1))
+    folded = weights.detach() / scale.to(weights).reshape(1, -1, 1, 1)
+    owner, _, leaf = str(conv.args[1].target).rpartition(".")
+    delattr(graph.get_submodule(owner), leaf)
+    graph.get_submodule(owner).register_buffer(leaf, folded)
     division.replace_all_uses_with(division.args[0])
     graph.graph.erase_node(division)
 
