@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -16,10 +15,12 @@ from edgefg.export.calibration import Calibration
 from edgefg.export.check import check
 from edgefg.export.graph import Graph
 from edgefg.export.quantize import Calibrator, quantize_onnxruntime, quantize_openvino, quantize_tensorrt
+from edgefg.export.quantizer import saturates
 from edgefg.export.rules import broken_rules, skip_tensors
 from edgefg.export.to_onnx import write_onnx
 from edgefg.export.to_openvino import convert, write_ir
 from edgefg.preprocess import InputSpec, UInt8Array
+from edgefg.runtime import load
 from edgefg.training.models.network import Network
 
 
@@ -41,8 +42,10 @@ def resnet_trt(resnet: tuple[Network, InputSpec], tmp_path_factory: pytest.TempP
 
 
 def _logits(path: Path, inputs: UInt8Array) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path)
-    return np.concatenate([session.run(None, {"images": row[None]})[0] for row in inputs])
+    runtime = load(path)
+    logits = np.concatenate([runtime.infer(row[None]) for row in inputs])
+    runtime.close()
+    return logits
 
 
 def test_tensorrt_graph_keeps_every_rule(trt: Path, resnet_trt: tuple[Path, Path]) -> None:
@@ -179,6 +182,7 @@ def test_int8_agrees_with_fp32_on_unseen_content(lite0_onnx: Path, trt: Path, or
         assert agreement >= 0.9
 
 
+@pytest.mark.skipif(saturates(), reason="OpenVINO saturates with 8-bit weights on a CPU without VNNI")
 def test_the_plans_accuracy_is_estimated_on_two_cpu_runtimes(lite0_onnx: Path, trt: Path, unseen: UInt8Array) -> None:
     """Without a GPU the all-int8 graph itself is the best estimate of a plan's accuracy: two engines run it and agree.
 
