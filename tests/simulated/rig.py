@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from edgefg.runtime import EXACT_SUMS
 from tests.conftest import TINY
 from tests.simulated.books import Books
 from tests.simulated.plan_format import VERSIONS, Plan, write_plan
