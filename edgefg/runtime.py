@@ -22,7 +22,7 @@ from edgefg.plan import Device
 EXACT_SUMS = ("session.x64quantprecision", "1")
 """ONNX Runtime's session option that sums 8-bit products exactly on x86 CPUs without VNNI too.
 
-Where a weight needs more than 7 bits such a CPU takes FP32's time; others are as quick as before.
+With 8-bit weights such a CPU then takes FP32's time; with 7-bit ones, depthwise ones excepted, it stays quicker.
 """
 # file suffix → "module:Class"
 RUNTIMES = {

@@ -25,7 +25,7 @@ from edgefg.export.measure import Measured, measure
 from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
 from edgefg.export.quantized_graph import write_quantized
 from edgefg.export.quantized_network import QuantizedNetwork, open_quantized
-from edgefg.export.quantizer import Quantizer, needs_seven_bits, saturates
+from edgefg.export.quantizer import SEVEN_BITS, Quantizer, needs_seven_bits, saturates
 from edgefg.export.ranges import CALIBRATORS, Calibrator
 from edgefg.export.to_onnx import check_parity, need_one_graph, torch_logits, write_onnx
 from edgefg.golden import FloatArray
@@ -107,7 +107,7 @@ def export_checkpoint(
         batch: fixed batch size of the network; 0 leaves it free.
         calibrator: how activation ranges are found, see `edgefg.export.ranges`.
         any_cpu: INT8 with 7-bit weights, exact also on x86 CPUs without VNNI; less exact than 8 bits on all others.
-            Where left out they are taken if this CPU is such a one, which could not measure 8 bits.
+            Where left out they are taken if this CPU is such a one, see `edgefg.export.quantizer.needs_seven_bits`.
         bias_correction: correct the biases of an INT8 network, see `edgefg.export.bias`; for OpenVINO, whose biases are
             always corrected, by NNCF's slower and more exact way.
         keep_within: how many points of top-1 INT8 may lose against FP32 on the validation split. What hurts most stays
@@ -155,7 +155,7 @@ def export_checkpoint(
     inputs = np.stack([prepare(frame, header.input) for frame in golden])
     seven_bits = calibrates and needs_seven_bits(to, any_cpu)
     if seven_bits and any_cpu is None:
-        say("this CPU has no VNNI and would saturate with 8-bit weights: they take 7 bits")
+        say(SEVEN_BITS)
     if to == "openvino" and precision == "int8" and saturates() and not (seven_bits or _has_seven_bits(header)):
         say("this CPU has no VNNI and saturates with the 8-bit weights: what is measured here is not what others see")
     job = _Job(

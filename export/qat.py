@@ -26,7 +26,7 @@ from edgefg.export.distill_objective import Distillation, Teacher, answers_in, r
 from edgefg.export.fake_quantize import Rounding
 from edgefg.export.quantize import quantize_openvino
 from edgefg.export.quantized_network import QuantizedNetwork
-from edgefg.export.quantizer import Quantizer, needs_seven_bits
+from edgefg.export.quantizer import SEVEN_BITS, Quantizer, needs_seven_bits
 from edgefg.export.quantizers import quantizers_of_onnx, quantizers_of_openvino
 from edgefg.export.ranges import Calibrator
 from edgefg.export.to_onnx import need_one_graph
@@ -94,6 +94,8 @@ def qat(
     _, data = Network.prepare(NoOptions(), data_of(data, header, skip_corrupt=skip_corrupt))
     recipe = replace(recipe, image_size=header.input.height)
     quantized = Quantized(to=to, any_cpu=needs_seven_bits(to, any_cpu), torch=str(torch.__version__))
+    if quantized.any_cpu and any_cpu is None:
+        say(SEVEN_BITS)
     header = _header_of(header, student_path, teacher, quantized)
     words = [header.recipe, *predictions.words(), f"{images} images", calibrator]
     header = replace(header, recipe=", ".join(words))

@@ -332,9 +332,9 @@ def _write_pairs(source: onnx.ModelProto, ranges: Any, how: _How) -> onnx.ModelP
 
 def _wide_weights(model: onnx.ModelProto, how: _How) -> dict[str, Any]:
     """Return the option that leaves depthwise weights all 8 bits, whose few products no CPU sums in pairs."""
-    graph = Graph(model)
     if not how.reduce_range:
         return {}
+    graph = Graph(model)
     depthwise = [
         node.input[1]
         for node in graph.nodes

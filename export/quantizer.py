@@ -30,6 +30,12 @@ from edgefg.training.checkpoint import Target
 # What an x86 CPU needs to sum 8-bit products in 32 bits; without, pairs of them saturate at 16.
 _EXACT_SUMS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
+SEVEN_BITS = (
+    "this CPU has no VNNI: weights take 7 bits, since OpenVINO saturates with 8 here and ONNX Runtime is slow"
+    " (--no-any-cpu takes 8)"
+)
+"""Said where nothing was asked."""
+
 
 def saturates() -> bool:
     """Whether this machine's CPU is an x86 one without VNNI. False where torch is too old to tell."""
@@ -39,7 +45,9 @@ def saturates() -> bool:
 
 
 def needs_seven_bits(to: Target, any_cpu: bool | None) -> bool:
-    """Say whether INT8 weights get 7 bits: as asked, or, where it was not, if 8 would saturate on this very CPU.
+    """Say whether INT8 weights get 7 bits: as asked, or, where it was not, if this CPU does badly with 8.
+
+    Without VNNI OpenVINO saturates with 8, and ONNX Runtime (see `edgefg.runtime.EXACT_SUMS`) is no quicker than FP32.
 
     Args:
         to: the target; TensorRT's GPUs sum exactly.

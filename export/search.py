@@ -31,7 +31,7 @@ from edgefg.export.candidates import (
     worth_training,
 )
 from edgefg.export.package import folder_beside, remove_stale_below, swap
-from edgefg.export.quantizer import needs_seven_bits
+from edgefg.export.quantizer import SEVEN_BITS, needs_seven_bits
 from edgefg.export.trials import Site, Training, finished, measure_untrained, try_out
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import sync, write_json
@@ -107,9 +107,7 @@ def compress(
     data = data_of(data_root, header, skip_corrupt=skip_corrupt)
     if not data.splits["val"]:
         raise DataError(f"{data_root} has no validation images; needed some to choose a student by")
-    # Settled now: a search may go on on a machine with another CPU.
-    seven_bits = needs_seven_bits(request.target, request.training.any_cpu)
-    request = msgspec.structs.replace(request, training=msgspec.structs.replace(request.training, any_cpu=seven_bits))
+    request = msgspec.structs.replace(request, training=_with_bits(request, out, say))
     identity = _Identity(
         teacher=sha256(teacher),
         dataset=data.fingerprint,
@@ -138,6 +136,27 @@ def compress(
     )
 
 
+def _with_bits(request: Request, out: Path, say: Callable[[str], None]) -> Training:
+    """Settle how many bits weights take: as asked, as the folder's search has it, or as this CPU needs."""
+    training, path = request.training, out / _IDENTITY
+    if training.any_cpu is not None and "int8" not in request.space.precisions:
+        raise DataError("--any-cpu changes nothing without --precision int8; leave it out")
+    if training.any_cpu is None and path.is_file():
+        earlier = _read_identity(path).training.any_cpu
+        return msgspec.structs.replace(training, any_cpu=earlier)
+    seven_bits = needs_seven_bits(request.target, training.any_cpu)
+    if seven_bits and training.any_cpu is None and "int8" in request.space.precisions:
+        say(SEVEN_BITS)
+    return msgspec.structs.replace(training, any_cpu=seven_bits)
+
+
+def _read_identity(path: Path) -> _Identity:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Identity)
+    except msgspec.DecodeError as exc:
+        raise DataError(f"{path} is no search's ({exc}); give another --out") from exc
+
+
 def _search(site: Site, request: Request) -> Front:
     """Go from all candidates to the one that is taken."""
     precisions, budget = request.space.precisions, request.budget_ms
@@ -152,10 +171,9 @@ def _search(site: Site, request: Request) -> Front:
         tried: list[Candidate] = []
         for shape in shapes:
             try:
-                tried += try_out(site, shape, stage, _inside(untrained, shape, budget))
+                tried += try_out(site, shape, stage, _inside(untrained, shape, budget), left_out)
             except ExportError as exc:
                 left_out.append(f"{shape.name} ({stage}): {one_line(exc)}")
-                site.say(f"left out: {left_out[-1]}")
             found.update({(candidate.shape, candidate.precision): candidate for candidate in tried})
         return tried
 
@@ -189,7 +207,7 @@ def _claim(identity: _Identity, out: Path) -> None:
     path = out / _IDENTITY
     try:
         if path.exists():
-            earlier = msgspec.json.decode(path.read_bytes(), type=_Identity)
+            earlier = _read_identity(path)
             names = _Identity.__struct_fields__
             if changed := [name for name in names if getattr(earlier, name) != getattr(identity, name)]:
                 raise DataError(f"{out} holds a search with another {' and '.join(changed)}; give another --out")
@@ -197,8 +215,6 @@ def _claim(identity: _Identity, out: Path) -> None:
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out} is not empty and holds no search; give another --out")
         write_json(path, identity)
-    except msgspec.DecodeError as exc:
-        raise DataError(f"{path} is no search's ({exc}); give another --out") from exc
     except OSError as exc:
         raise DataError(f"cannot write below {out}: {exc.strerror}") from exc
 

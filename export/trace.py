@@ -156,7 +156,7 @@ def _fold_scale(graph: fx.GraphModule) -> None:
         return
     scale, conv = value_of(graph, division.args[1]), _only_reader(division)
     weights = value_of(graph, conv.args[1]) if operator_of(conv) is _ATEN.conv2d else None
-    if scale is None or weights is None or scale.numel() != weights.shape[1]:
+    if scale is None or weights is None or scale.numel() != weights.shape[1] or len(conv.args[1].users) > 1:
         return
     folded = weights.detach() / scale.to(weights).reshape(1, -1, 1, 1)
     owner, _, leaf = str(conv.args[1].target).rpartition(".")

@@ -83,13 +83,22 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         """Return the recipe of quantisation-aware training: short, at a small rate, crops without RandAugment."""
         recipe = self.of(size, "full")
         epochs = max(1, self.qat_epochs)
-        return replace(recipe, epochs=epochs, start_size=0, lr=_QAT_RATE, randaugment=0, val_every=epochs)
+        return replace(
+            recipe, epochs=epochs, start_size=0, lr=_QAT_RATE, randaugment=0, val_every=epochs, freeze_epochs=0
+        )
 
     def after_pruning(self, size: int, stage: Stage) -> Recipe:
         """Return the recipe of the fine-tuning after pruning, at half the rate."""
         share = 1.0 if stage == "full" else self.short_epochs / self.recipe.epochs
         epochs = max(1, round(self.prune_epochs * share))
-        return replace(self.of(size, stage), epochs=epochs, start_size=0, lr=self.recipe.lr / 2, val_every=epochs)
+        return replace(
+            self.of(size, stage),
+            epochs=epochs,
+            start_size=0,
+            lr=self.recipe.lr / 2,
+            val_every=epochs,
+            freeze_epochs=0,
+        )
 
 
 class Site(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -216,17 +225,34 @@ def train(site: Site, shape: Shape, stage: Stage) -> Path:
     )
 
 
-def try_out(site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precision]) -> list[Candidate]:
-    """Train a shape, export it in some precisions and measure each; what was done before is read."""
+def try_out(
+    site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precision], left_out: list[str]
+) -> list[Candidate]:
+    """Train a shape, export it in some precisions and measure each; what was done before is read.
+
+    Those that cannot be exported are added to ``left_out``, a line each.
+
+    Raises:
+        ExportError: none of them can be, or the shape cannot be pruned.
+    """
     if all(site.record(shape, precision, stage).is_file() for precision in precisions):
         return [_read(site, shape, precision, stage) for precision in precisions]
     site.say(f"{stage}: {shape.name}")
     checkpoint = train(site, shape, stage)
-    models = {(shape, precision): _export(site, checkpoint, shape, stage, precision) for precision in precisions}
+    models: dict[tuple[Shape, Precision], Path] = {}
+    refused: dict[Precision, ExportError] = {}
+    for precision in precisions:
+        try:
+            models[shape, precision] = _export(site, checkpoint, shape, stage, precision)
+        except ExportError as exc:
+            refused[precision] = exc
+    if not models:
+        raise next(iter(refused.values()))
     times = measure_latency(models, site)
-    found = [_candidate(site, shape, stage, precision, times[shape, precision]) for precision in precisions]
+    found = [_candidate(site, shape, stage, precision, times[shape, precision]) for _, precision in models]
     for candidate in found:
         _write_down(candidate, site)
+    left_out += [f"{shape.name} {precision} ({stage}): {one_line(why)}" for precision, why in refused.items()]
     return found
 
 

@@ -206,6 +206,19 @@ def test_depthwise_weights_keep_8_bits_where_others_take_7(
         assert max(int(np.abs(values.astype(np.int32)).max()) for values in weights) == most
 
 
+def test_the_first_convolution_of_openvino_s_graph_does_not_learn(
+    student: Path, data: FolderData, inputs: UInt8Array
+) -> None:
+    network, header = load(student)
+    names = {}
+    for to in ("openvino", "tensorrt-onnx"):
+        quantized = quantized_for(network, _header(header, to), inputs)
+        names[to] = {name for name, _ in quantized.named_parameters()}
+        assert names[to] | {name for name, _ in quantized.named_buffers()} >= names["openvino"]
+    (stem,) = names["tensorrt-onnx"] - names["openvino"]
+    assert stem.endswith("conv1.0.weight")
+
+
 def test_onnxruntime_gets_a_graph_too(student: Path, birds: Path, data: FolderData, tmp_path: Path) -> None:
     path = quantize(student, birds, tmp_path / "qat", "onnx")
     model = onnx.load(export_checkpoint(path, tmp_path / "a", to="onnx", precision="int8", calibration=birds))

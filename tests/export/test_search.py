@@ -150,16 +150,20 @@ def test_what_fails_after_training_is_left_out_too(
     export = trials.export_checkpoint
 
     def refusing(checkpoint: Path, out: Path, **options: Any) -> Path:
-        if "test_resnet" in str(out):
+        if "test_resnet" in str(out) or options["precision"] == "int8":
             raise ExportError("NNCF could not quantise the network")
         return export(checkpoint, out, **options)
 
     monkeypatch.setattr(trials, "export_checkpoint", refusing)
-    asked = request(space=space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["fp32"]))
+    asked = request(space=space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["int8", "fp32"]))
     front, verified = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
     assert verified is not None
     assert front.chosen == "test_efficientnet-32 fp32"
-    assert front.left_out == ("test_resnet-32 (short): NNCF could not quantise the network",)
+    assert sorted(front.left_out) == [
+        "test_efficientnet-32 int8 (full): NNCF could not quantise the network",
+        "test_efficientnet-32 int8 (short): NNCF could not quantise the network",
+        "test_resnet-32 (short): NNCF could not quantise the network",
+    ]
 
 
 @pytest.mark.parametrize("saturates", [True, False])
@@ -167,11 +171,19 @@ def test_the_width_of_weights_is_settled_by_the_first_run(
     teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool
 ) -> None:
     monkeypatch.setattr("edgefg.export.quantizer.saturates", lambda: saturates)
-    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["fp32"])
-    compress(teacher, birds, tmp_path / "out", request(budget_ms=1e-6, space=space), hardware=HERE)
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8"])
+    asked = request(budget_ms=1e-6, space=space)
+    said: list[str] = []
+    compress(teacher, birds, tmp_path / "out", asked, hardware=HERE, say=said.append)
+    assert any("weights take 7 bits" in line for line in said) == saturates
     monkeypatch.setattr("edgefg.export.quantizer.saturates", lambda: not saturates)
+    compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    other = replace(asked, training=replace(asked.training, any_cpu=not saturates))
     with pytest.raises(DataError, match="holds a search with another training"):
-        compress(teacher, birds, tmp_path / "out", request(budget_ms=1e-6, space=space), hardware=HERE)
+        compress(teacher, birds, tmp_path / "out", other, hardware=HERE)
+    idle = replace(other, space=replace(space, precisions=("fp32",)))
+    with pytest.raises(DataError, match="--any-cpu changes nothing without --precision int8"):
+        compress(teacher, birds, tmp_path / "new", idle, hardware=HERE)
 
 
 def test_weights_that_cannot_be_had_stop_before_anything_is_made(teacher: Path, birds: Path, tmp_path: Path) -> None:

@@ -251,6 +251,8 @@ def test_the_phases_go_by_turns_and_end_with_the_classifiers() -> None:
     assert warm[:5] == [Phase.CLASSIFY] * 3 + [Phase.PEAK] * 2
     assert warm[5:] == [Phase.CLASSIFY, Phase.RANK] * 2 + [Phase.CLASSIFY]
     assert phase_of(2, 10, RACNNOptions()) is Phase.CLASSIFY, "the rank loss before the classifiers knew anything"
+    counted = [epoch for epoch in range(10) if network().classifies_in(epoch, 10)]
+    assert counted == [6, 7, 8, 9], "patience would end a run before its proposals learn"
     for epochs in range(1, 9):
         assert phase_of(epochs - 1, epochs, RACNNOptions()) is Phase.CLASSIFY
     without = RACNNOptions(peak_share=0, rank_share=0)
