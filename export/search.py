@@ -32,7 +32,8 @@ from edgefg.export.candidates import (
 )
 from edgefg.export.package import folder_beside, remove_stale_below, swap
 from edgefg.export.quantizer import SEVEN_BITS, needs_seven_bits
-from edgefg.export.trials import Site, Training, finished, measure_untrained, try_out
+from edgefg.export.site import Site, Training
+from edgefg.export.trials import finished, measure_untrained, try_out
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import sync, write_json
 from edgefg.manifest import Accuracy, sha256

@@ -9,18 +9,17 @@ import copy
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from msgspec.structs import replace
 
 from edgefg.classifier import Classifier
 from edgefg.errors import DataError, ExportError, one_line
 from edgefg.export.calibration import choose_balanced, read_calibration
-from edgefg.export.candidates import Candidate, Precision, Shape, Stage, Target
+from edgefg.export.candidates import Candidate, Precision, Shape, Stage
 from edgefg.export.channels import remove_channels
 from edgefg.export.distill import distill
 from edgefg.export.emit import emit, model_name
@@ -30,14 +29,14 @@ from edgefg.export.prune import prune
 from edgefg.export.qat import qat
 from edgefg.export.quantizer import Quantizer
 from edgefg.export.shares import Yardstick
+from edgefg.export.site import Site
 from edgefg.export.timing import alternate, in_turn
 from edgefg.export.to_onnx import write_onnx
 from edgefg.files import write_json
-from edgefg.manifest import Accuracy, read_manifest
+from edgefg.manifest import read_manifest
 from edgefg.preprocess import InputSpec
-from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
+from edgefg.recipe import Pruning
 from edgefg.sources import read_image
-from edgefg.training.data import FolderData
 from edgefg.training.models.network import Network
 from edgefg.training.weights import load_backbone
 
@@ -45,91 +44,6 @@ _FRAMES = 16
 _TURNS, _TIMES = 12, 10
 # Of an untrained graph the time alone matters: what its ranges are is of no account.
 _CALIBRATION_IMAGES = 8
-_MULTIPLE = 16
-# As `edgefg qat` has it.
-_QAT_RATE = 3e-5
-_LEAST_SIZE = 16
-
-
-class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """How candidates are trained."""
-
-    recipe: Recipe
-    """Of the full distillation; its image and training sizes are each candidate's own."""
-    short_epochs: int
-    """Of the distillation that finds the finalists."""
-    prune_epochs: int
-    """Of the fine-tuning of a pruned finalist; of the others as many in proportion."""
-    train_share: float
-    """Side of the training crops, as a share of the image size."""
-    images: int
-    """How many calibrate INT8."""
-    qat_epochs: int = 0
-    """Of quantisation-aware training of INT8 finalists; 0: they are calibrated alone."""
-    transfer: Transfer = Transfer()
-    any_cpu: bool | None = None
-    """7-bit weights, see `edgefg.export.export.export_checkpoint`."""
-
-    def of(self, size: int, stage: Stage) -> Recipe:
-        """Return the recipe of a distillation at an image size."""
-        train_size = max(_LEAST_SIZE, round(self.train_share * size / _MULTIPLE) * _MULTIPLE)
-        start = self.recipe.start_size if stage == "full" and self.recipe.start_size < train_size else 0
-        epochs = self.recipe.epochs if stage == "full" else self.short_epochs
-        return replace(
-            self.recipe, epochs=epochs, image_size=size, train_size=train_size, start_size=start, val_every=epochs
-        )
-
-    def in_int8(self, size: int) -> Recipe:
-        """Return the recipe of quantisation-aware training: short, at a small rate, crops without RandAugment."""
-        recipe = self.of(size, "full")
-        epochs = max(1, self.qat_epochs)
-        return replace(
-            recipe, epochs=epochs, start_size=0, lr=_QAT_RATE, randaugment=0, val_every=epochs, freeze_epochs=0
-        )
-
-    def after_pruning(self, size: int, stage: Stage) -> Recipe:
-        """Return the recipe of the fine-tuning after pruning, at half the rate."""
-        share = 1.0 if stage == "full" else self.short_epochs / self.recipe.epochs
-        epochs = max(1, round(self.prune_epochs * share))
-        return replace(
-            self.of(size, stage),
-            epochs=epochs,
-            start_size=0,
-            lr=self.recipe.lr / 2,
-            val_every=epochs,
-            freeze_epochs=0,
-        )
-
-
-class Site(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """Where a search works, and with what."""
-
-    teacher: Path
-    """A checkpoint."""
-    teacher_accuracy: Accuracy
-    data: FolderData
-    input: InputSpec
-    """The teacher's; candidates have its crop rule."""
-    out: Path
-    target: Target
-    training: Training
-    device: str | None
-    """The engine's."""
-    hardware: Hardware
-    say: Callable[[str], None]
-
-    @property
-    def answers(self) -> Path | None:
-        """File of what the teacher said, which all candidates share; None where images are mixed."""
-        return self.out / "answers.bin" if self.training.recipe.mix == "none" else None
-
-    def spec(self, shape: Shape) -> InputSpec:
-        """Return what a candidate takes."""
-        return replace(self.input, height=shape.size, width=shape.size)
-
-    def record(self, shape: Shape, precision: Precision, stage: Stage) -> Path:
-        """Return where a finished candidate is written down."""
-        return self.out / stage / shape.name / f"{precision}.json"
 
 
 def measure_untrained(

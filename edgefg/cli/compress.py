@@ -106,7 +106,7 @@ def compress(
     """
     try:
         from edgefg.export import candidates, search
-        from edgefg.export.trials import Training
+        from edgefg.export.site import Training
         from edgefg.training.checkpoint import read_header
     except ImportError as exc:
         raise needs("export", exc) from exc

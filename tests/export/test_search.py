@@ -15,7 +15,7 @@ from edgefg.export import search, trials
 from edgefg.export.candidates import Front, Student, read_front, render, space_of
 from edgefg.export.quantizer import Quantizer
 from edgefg.export.search import Request, compress
-from edgefg.export.trials import Training
+from edgefg.export.site import Training
 from edgefg.manifest import read_manifest, sha256
 from edgefg.preprocess import InputSpec
 from edgefg.recipe import Hardware, Recipe, Transfer
