@@ -21,6 +21,7 @@ from tqdm import tqdm
 from edgefg.errors import ExportError, one_line
 from edgefg.export.graph import Graph
 from edgefg.export.rules import INPUT
+from edgefg.export.session import open_session
 from edgefg.preprocess import UInt8Array
 
 Quantise = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -94,8 +95,6 @@ class _Means:
     """Runs a graph for the mean output of each channel of its layers, over images and places."""
 
     def __init__(self, model: onnx.ModelProto, layers: Sequence[onnx.NodeProto], biases: Mapping[str, _Floats]) -> None:
-        import onnxruntime
-
         probed = onnx.ModelProto()
         probed.CopyFrom(model)
         graph = probed.graph
@@ -110,11 +109,7 @@ class _Means:
         # A constant that is an input as well may be given anew with every run.
         for bias, values in biases.items():
             graph.input.append(helper.make_tensor_value_info(bias, onnx.TensorProto.FLOAT, values.shape))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            probed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(probed.SerializeToString())
         self._layers = [layer.name for layer in layers]
 
     def run(self, data: Sequence[UInt8Array], biases: Mapping[str, _Floats]) -> dict[str, npt.NDArray[np.float64]]:

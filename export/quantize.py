@@ -32,8 +32,8 @@ from edgefg.export.nncf_ranges import range_parameters
 from edgefg.export.quiet import quiet
 from edgefg.export.ranges import Calibrator, calibrate
 from edgefg.export.rules import FULL_PRECISION, INPUT, broken_rules, skip_tensors
+from edgefg.export.session import open_session
 from edgefg.preprocess import UInt8Array
-from edgefg.runtime import EXACT_SUMS
 
 # How many calibration images tell whether a network bears FP16, and how far FP16 may move its logits away from the FP32
 # network's: as a multiple of the deviation that int8 makes alone, and as a share of the greatest logit.
@@ -203,20 +203,13 @@ def graph_logits(model: bytes, data: Sequence[UInt8Array], *, optimise: bool = T
     Args:
         model: takes ``uint8 [batch, height, width, 3]``.
         data: batches of it.
-        optimise: whether ONNX Runtime may rewrite the graph, Q/DQ pairs to 8-bit kernels above all.
+        optimise: see `open_session`.
 
     Raises:
         ExportError: it cannot run the graph.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(*EXACT_SUMS)
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = open_session(model, optimise=optimise)
         return np.concatenate([session.run(None, {INPUT: batch})[0] for batch in data])
     except Exception as exc:  # ONNX Runtime raises a family of its own, plain RuntimeError among them
         raise ExportError(f"ONNX Runtime cannot run the graph: {one_line(exc)[:300]}") from exc

@@ -16,6 +16,7 @@ from torch import nn
 from edgefg.errors import ExportError, one_line
 from edgefg.export.calibration import batches
 from edgefg.export.quiet import quiet
+from edgefg.export.session import open_session
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.training.checkpoint import Header
 from edgefg.training.models.network import Network
@@ -133,11 +134,7 @@ def check_parity(network: nn.Module, path: Path, inputs: UInt8Array) -> float:
     Raises:
         ExportError: it exceeds `PARITY` times the greatest logit.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(str(path))
     fixed = session.get_inputs()[0].shape[0]
     size = fixed if isinstance(fixed, int) else len(inputs)
     found = np.concatenate([session.run(None, {"images": part})[0] for part in batches(inputs, size)])[: len(inputs)]
