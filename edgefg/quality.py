@@ -6,10 +6,13 @@ gate and their help from here.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
+
+if TYPE_CHECKING:
+    from edgefg.metrics import Scores
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -68,6 +71,18 @@ class Accuracy(_Part, frozen=True, kw_only=True):
     top1_high: _Share
     balanced: _Share
     """Mean of the per-class recalls."""
+
+    @classmethod
+    def of(cls, scores: Scores, data: str) -> Accuracy:
+        """Keep of scores what a manifest or a checkpoint's header records; ``data`` names what was measured on."""
+        return cls(
+            data=data,
+            images=scores.images,
+            top1=scores.top1,
+            top1_low=scores.top1_low,
+            top1_high=scores.top1_high,
+            balanced=scores.balanced,
+        )
 
 
 class TemperatureScaling(_Part, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from edgefg.errors import ParityError
 from edgefg.golden import FloatArray
 from edgefg.manifest import Accuracy
-from edgefg.metrics import balanced_accuracy, mcnemar_p, wilson_interval
+from edgefg.metrics import mcnemar_p, score
 from edgefg.metrics_views import confusions
 from edgefg.quality import ClassDrop, Comparison, Flip, Gate
 
@@ -75,7 +75,7 @@ def compare(
     flipped = parent_right & ~right
     pairs = confusions(found[flipped], labels[flipped], len(names)) if lost else ()
     comparison = Comparison(
-        parent=accuracy_of(parent, labels, names, data),
+        parent=Accuracy.of(score(parent, labels, len(names)), data),
         drop=100 * (lost - gained) / len(labels),
         drop_low=100 * max(-1.0, middle - _Z * error),
         drop_high=100 * min(1.0, middle + _Z * error),
@@ -91,21 +91,6 @@ def compare(
         gate=gate,
     )
     return Verdict(comparison, () if gate is None else _failures(comparison, classes, gate))
-
-
-def accuracy_of(logits: FloatArray, labels: IntArray, names: tuple[str, ...], data: str) -> Accuracy:
-    """Measure top-1 with its interval, and balanced accuracy; see `compare` for the arguments."""
-    predicted = logits.argmax(axis=1)
-    correct = int((predicted == labels).sum())
-    low, high = wilson_interval(correct, len(labels))
-    return Accuracy(
-        data=data,
-        images=len(labels),
-        top1=correct / len(labels),
-        top1_low=low,
-        top1_high=high,
-        balanced=balanced_accuracy(predicted, labels, len(names)),
-    )
 
 
 def paired_error(lost: int, gained: int, images: int) -> tuple[float, float]:

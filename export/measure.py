@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from edgefg.classifier import Classifier
 from edgefg.errors import GateError
-from edgefg.export.gate import accuracy_of, compare
+from edgefg.export.gate import compare
 from edgefg.export.temperature import scale_temperature
 from edgefg.golden import FloatArray
 from edgefg.manifest import Accuracy
+from edgefg.metrics import score
 from edgefg.preprocess import UInt8Array
 from edgefg.quality import Comparison, Gate, TemperatureScaling
 from edgefg.sources import read_image
@@ -100,7 +101,7 @@ def measure(
         require(failures, "the artifact")
     temperature, scaling = scale_temperature(logits, labels, data) if fit_temperature else (1.0, None)
     return Measured(
-        accuracy=accuracy_of(logits, labels, classifier.labels, data),
+        accuracy=Accuracy.of(score(logits, labels, len(classifier.labels)), data),
         temperature=temperature,
         scaling=scaling,
         comparison=comparison,

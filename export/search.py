@@ -41,7 +41,6 @@ from edgefg.recipe import Hardware
 from edgefg.training.checkpoint import load, read_header
 from edgefg.training.data import FolderData, data_of
 from edgefg.training.fit import score
-from edgefg.training.stage import accuracy_of
 
 FRONT = "front.json"
 CHOSEN = "chosen"
@@ -168,13 +167,17 @@ def _search(site: Site, request: Request) -> Front:
     keeping = len({one.shape for one in untrained if one.latency_ms <= budget})
     site.say(f"{keeping} of {len(request.space.shapes())} shapes keep {budget:g} ms; {len(chosen)} are distilled")
 
+    def leave_out(line: str) -> None:
+        left_out.append(line)
+        site.say(f"left out: {line}")
+
     def try_all(shapes: Sequence[Shape], stage: Stage) -> list[Candidate]:
         tried: list[Candidate] = []
         for shape in shapes:
             try:
-                tried += try_out(site, shape, stage, _inside(untrained, shape, budget), left_out)
+                tried += try_out(site, shape, stage, _inside(untrained, shape, budget), leave_out)
             except ExportError as exc:
-                left_out.append(f"{shape.name} ({stage}): {one_line(exc)}")
+                leave_out(f"{shape.name} ({stage}): {one_line(exc)}")
             found.update({(candidate.shape, candidate.precision): candidate for candidate in tried})
         return tried
 
@@ -229,7 +232,7 @@ def _teacher_accuracy(teacher: Path, data: FolderData, out: Path, say: Callable[
     network, header = load(teacher)
     scores = score(network, data.splits["val"], header.input, batch_size=32, workers=1)
     assert scores is not None  # there are images
-    accuracy = accuracy_of(scores, f"val of {data.root.resolve().name}")
+    accuracy = Accuracy.of(scores, f"val of {data.root.resolve().name}")
     write_json(path, accuracy)
     return accuracy
 

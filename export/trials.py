@@ -9,7 +9,7 @@ import copy
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -140,33 +140,29 @@ def train(site: Site, shape: Shape, stage: Stage) -> Path:
 
 
 def try_out(
-    site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precision], left_out: list[str]
+    site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precision], leave_out: Callable[[str], None]
 ) -> list[Candidate]:
     """Train a shape, export it in some precisions and measure each; what was done before is read.
 
-    Those that cannot be exported are added to ``left_out``, a line each.
+    Those that cannot be exported are given to ``leave_out``, a line each.
 
     Raises:
-        ExportError: none of them can be, or the shape cannot be pruned.
+        ExportError: the shape cannot be pruned.
     """
     if all(site.record(shape, precision, stage).is_file() for precision in precisions):
         return [_read(site, shape, precision, stage) for precision in precisions]
     site.say(f"{stage}: {shape.name}")
     checkpoint = train(site, shape, stage)
     models: dict[tuple[Shape, Precision], Path] = {}
-    refused: dict[Precision, ExportError] = {}
     for precision in precisions:
         try:
             models[shape, precision] = _export(site, checkpoint, shape, stage, precision)
         except ExportError as exc:
-            refused[precision] = exc
-    if not models:
-        raise next(iter(refused.values()))
-    times = measure_latency(models, site)
+            leave_out(f"{shape.name} {precision} ({stage}): {one_line(exc)}")
+    times = measure_latency(models, site) if models else {}
     found = [_candidate(site, shape, stage, precision, times[shape, precision]) for _, precision in models]
     for candidate in found:
         _write_down(candidate, site)
-    left_out += [f"{shape.name} {precision} ({stage}): {one_line(why)}" for precision, why in refused.items()]
     return found
 
 

@@ -17,11 +17,12 @@ import numpy.typing as npt
 from edgefg import golden
 from edgefg.classifier import Classifier
 from edgefg.errors import DataError
-from edgefg.export.gate import accuracy_of, compare
+from edgefg.export.gate import compare
 from edgefg.export.measure import answer_of, require, run
 from edgefg.folders import read_split
 from edgefg.golden import FloatArray, GoldenReport
 from edgefg.manifest import Accuracy
+from edgefg.metrics import score
 from edgefg.quality import Comparison, Gate
 from edgefg.split import Sample
 
@@ -114,7 +115,7 @@ def examine(
             name, samples = _samples(classifier, data, split)
             logits, *before = _logits(classifier, parent, device, [path for path, _ in samples], progress)
             labels: IntArray = np.array([label for _, label in samples], np.int64)
-            accuracy = accuracy_of(logits, labels, classifier.labels, name)
+            accuracy = Accuracy.of(score(logits, labels, len(classifier.labels)), name)
             for expected in before:
                 comparison, failures = compare(logits, expected, labels, classifier.labels, name, gate)
         return VerifyReport(

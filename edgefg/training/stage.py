@@ -15,7 +15,6 @@ from torch import nn
 
 from edgefg.errors import TrainingError
 from edgefg.manifest import Accuracy
-from edgefg.metrics import Scores
 from edgefg.recipe import Hardware, Recipe
 from edgefg.training.checkpoint import Header, read_header, save
 from edgefg.training.data import FolderData
@@ -78,7 +77,7 @@ def train_and_save(
             hardware=hardware,
             aides=aides,
         )
-        validation = accuracy_of(scores, f"val of {data.root.resolve().name}") if scores else None
+        validation = Accuracy.of(scores, f"val of {data.root.resolve().name}") if scores else None
         if rank_zero_only.rank == 0:
             save(path, network, replace(header, validation=validation))
             state.unlink(missing_ok=True)
@@ -114,15 +113,3 @@ def _same_run(path: Path, header: Header) -> None:
         raise TrainingError(
             f"{path} is there already, from other data or settings; give another --out, or --restart to replace it"
         )
-
-
-def accuracy_of(scores: Scores, data: str) -> Accuracy:
-    """Reduce scores to what a manifest or a checkpoint's header records."""
-    return Accuracy(
-        data=data,
-        images=scores.images,
-        top1=scores.top1,
-        top1_low=scores.top1_low,
-        top1_high=scores.top1_high,
-        balanced=scores.balanced,
-    )

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgefg.errors import ParityError
-from edgefg.export.gate import Verdict, accuracy_of, chance_of, compare, paired_error
+from edgefg.export.gate import Verdict, chance_of, compare, paired_error
 from edgefg.quality import ClassDrop, Gate
 
 OPEN = Gate(max_drop=100, max_class_drop=100, max_flips=100)
@@ -239,9 +239,3 @@ def test_lines_for_people() -> None:
     assert lines[0].startswith("drop +12.50 points (95 %: ")
     assert "5 images lost, 0 gained, McNemar p = 0.062), top-1 agreement 87.50%" in lines[0]
     assert lines[2:] == ["  c0: recall 100.0% → 75.0% of 20 images", "  flips: c0 → c1 (5)"]
-
-
-def test_accuracy_by_hand() -> None:
-    found = accuracy_of(logits_of([0, 0, 1, 0], 2), np.array([0, 0, 1, 1]), ("a", "b"), "val")
-    assert (found.images, found.top1, found.balanced) == (4, 0.75, 0.75)
-    assert found.top1_low < 0.75 < found.top1_high

@@ -156,14 +156,18 @@ def test_what_fails_after_training_is_left_out_too(
 
     monkeypatch.setattr(trials, "export_checkpoint", refusing)
     asked = request(space=space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["int8", "fp32"]))
-    front, verified = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    said: list[str] = []
+    front, verified = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE, say=said.append)
     assert verified is not None
     assert front.chosen == "test_efficientnet-32 fp32"
     assert sorted(front.left_out) == [
         "test_efficientnet-32 int8 (full): NNCF could not quantise the network",
         "test_efficientnet-32 int8 (short): NNCF could not quantise the network",
-        "test_resnet-32 (short): NNCF could not quantise the network",
+        "test_resnet-32 fp32 (short): NNCF could not quantise the network",
+        "test_resnet-32 int8 (short): NNCF could not quantise the network",
     ]
+    # When it happens, not hours later.
+    assert [line for line in said if "left out" in line] == [f"left out: {line}" for line in front.left_out]
 
 
 @pytest.mark.parametrize("saturates", [True, False])
