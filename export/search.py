@@ -56,7 +56,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     space: Space
     training: Training
     trials: int
-    """How many shapes are distilled for a short while at most."""
+    """How many shapes are distilled for a short while at most; none is where all that would be are finalists."""
     finalists: int
     """How many of them are trained in full."""
     device: str | None = None
@@ -181,8 +181,9 @@ def _search(site: Site, request: Request) -> Front:
             found.update({(candidate.shape, candidate.precision): candidate for candidate in tried})
         return tried
 
-    short = try_all(chosen, "short")
-    full = try_all(finalists(short, budget, request.finalists), "full")
+    if len(chosen) > request.finalists:  # else a short distillation has nothing to decide
+        chosen = finalists(try_all(chosen, "short"), budget, request.finalists)
+    full = try_all(chosen, "full")
     # What an earlier search in this folder trained in full is as good a choice.
     earlier = finished(site, [(one.shape, one.precision) for one in untrained if one.latency_ms <= budget], "full")
     full += [one for one in earlier if one not in full]

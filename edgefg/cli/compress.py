@@ -88,7 +88,8 @@ def compress(
         size: an image size to try, pixels; may be repeated. The teacher's and smaller ones where left out.
         macs: a share of the multiply-accumulates to keep by pruning, 1 for none; may be repeated.
         precision: int8 or fp32; may be repeated.
-        trials: how many shapes are distilled for a short while at most, the slowest inside the budget first.
+        trials: how many shapes are distilled for a short while at most, the slowest inside the budget first; where all
+            of them are finalists, none is.
         finalists: how many of them are trained in full.
         short_epochs: epochs of the short distillation.
         prune_epochs: epochs of fine-tuning after pruning a finalist.

@@ -266,6 +266,13 @@ def test_what_does_not_belong_together_is_refused_and_nothing_lost(
         compress(teacher, birds, tmp_path / "full", request(), hardware=HERE)
 
 
+def test_no_short_distillation_where_it_has_nothing_to_decide(teacher: Path, birds: Path, tmp_path: Path) -> None:
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["fp32"])
+    front, _ = compress(teacher, birds, tmp_path / "out", request(space=space), hardware=HERE)
+    assert [candidate.stage for candidate in front.candidates] == ["full"]
+    assert front.chosen == "test_resnet-32 fp32"
+
+
 @pytest.mark.slow
 def test_a_search_for_onnx_runtime(teacher: Path, birds: Path, tmp_path: Path) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
@@ -320,7 +327,7 @@ def test_an_int8_finalist_may_be_trained_as_such_and_is_compared_with_fp32(
     made = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance
     assert made.parent == sha256(tmp_path / "out" / "full" / "test_resnet-32" / "qat" / "qat.safetensors")
     assert "qat for openvino" in made.recipe
-    assert asked_of == [None, tmp_path / "out" / "full" / "test_resnet-32" / "student.safetensors"]
+    assert asked_of == [tmp_path / "out" / "full" / "test_resnet-32" / "student.safetensors"]
 
 
 @pytest.mark.parametrize("option", ["--train-share=85", "--train-share=0", "--max-drop=inf", "--max-drop=nan"])
