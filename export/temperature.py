@@ -30,8 +30,10 @@ def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
     """Return the temperature in [`LOWEST`, `HIGHEST`] of least negative log-likelihood (Guo et al. 2017, section 4.2).
 
     The likelihood is convex in 1 / T, so it has one valley along log T too, and a golden-section search finds its
-    bottom. Where all images are right the valley falls on towards T = 0, where all are wrong towards infinity: neither
-    tells a temperature, and 1 is returned. So it is where nothing between the bounds is better than 1.
+    bottom. Where all N images are right the valley falls on towards T = 0, as if no image could ever be wrong: there
+    each is taken to be right with a probability of (N + 1) / (N + 2), Laplace's rule of succession, and to be any other
+    class alike otherwise, as in Platt's (1999, section 2.2) smoothed targets. Where all are wrong it falls on towards
+    infinity, which tells nothing: 1 is returned, as it is where the found temperature makes the likelihood worse.
 
     Args:
         logits: ``float32 [N, classes]``, finite.
@@ -42,15 +44,17 @@ def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
     """
     at_one = negative_log_likelihood(logits, labels)
     right = logits.argmax(axis=1) == labels
-    if right.all() or not right.any():
+    if not right.any():
         return 1.0
-    best = math.exp(
-        _golden_section(
-            lambda log_t: negative_log_likelihood(logits, labels, math.exp(log_t)),
-            math.log(LOWEST),
-            math.log(HIGHEST),
-        )
-    )
+
+    doubt = 1 / (len(right) + 2) if right.all() else 0.0
+
+    def badness(log_t: float) -> float:
+        temperature = math.exp(log_t)
+        nll = negative_log_likelihood(logits, labels, temperature)
+        return nll + doubt * _mean_gap(logits, labels) / temperature
+
+    best = math.exp(_golden_section(badness, math.log(LOWEST), math.log(HIGHEST)))
     return best if negative_log_likelihood(logits, labels, best) < at_one else 1.0
 
 
@@ -60,7 +64,7 @@ def scale_temperature(logits: FloatArray, labels: IntArray, data: str) -> tuple[
     The temperature is that of all images. What is reported after it is cross-validated: the images are dealt, in
     seeded random order, to five parts, and each part is scaled with the temperature of the four others. A temperature
     that makes these unseen likelihoods worse is not taken, nor is one of fewer than 20 images, or of images that are
-    all right or all wrong: it stays 1, and the reason is recorded.
+    all wrong: it stays 1, and the reason is recorded.
 
     The ECE of a few hundred images is itself too high, by what chance does to its bins, before and after alike.
 
@@ -75,9 +79,8 @@ def scale_temperature(logits: FloatArray, labels: IntArray, data: str) -> tuple[
     nll = negative_log_likelihood(logits, labels)
     probabilities = softmax(logits)
     ece = expected_calibration_error(probabilities, labels)
-    right = int((logits.argmax(axis=1) == labels).sum())
     temperature, parts, ece_after, nll_after = 1.0, 0, ece, nll
-    unchanged = _untellable(right, len(labels))
+    unchanged = _untellable(logits.argmax(axis=1) == labels)
     if not unchanged:
         unseen = _cross_validated(logits, labels)
         unseen_nll = negative_log_likelihood(unseen, labels)
@@ -98,13 +101,11 @@ def scale_temperature(logits: FloatArray, labels: IntArray, data: str) -> tuple[
     )
 
 
-def _untellable(right: int, images: int) -> str:
-    """Say why these images cannot tell a temperature, if they cannot."""
-    if images < _LEAST_IMAGES:
-        return f"{images} images are too few; needed {_LEAST_IMAGES}, better hundreds"
-    if right in (0, images):
-        return f"all {images} images are {'right' if right else 'wrong'}, which tells no temperature"
-    return ""
+def _untellable(right: npt.NDArray[np.bool_]) -> str:
+    """Say why images of which these are right cannot tell a temperature, if they cannot."""
+    if len(right) < _LEAST_IMAGES:
+        return f"{len(right)} images are too few; needed {_LEAST_IMAGES}, better hundreds"
+    return "" if right.any() else f"all {len(right)} images are wrong, which tells no temperature"
 
 
 def _cross_validated(logits: FloatArray, labels: IntArray) -> FloatArray:
@@ -115,6 +116,17 @@ def _cross_validated(logits: FloatArray, labels: IntArray) -> FloatArray:
         here = part == number
         scaled[here] = logits[here] / fit_temperature(logits[~here], labels[~here])
     return scaled
+
+
+def _mean_gap(logits: FloatArray, labels: IntArray) -> float:
+    """Return by how much an image's own logit exceeds the mean of the others, on average.
+
+    With a share d of the target spread over the others, cross entropy grows by d times this over T:
+    (1 - d) log p_y + d/(C-1) Σ log p_j = log p_y - d (z_y - mean z_j) / T.
+    """
+    others = logits.shape[1] - 1
+    own = logits[np.arange(len(labels)), labels]
+    return float((own - (logits.sum(axis=1) - own) / max(1, others)).mean())
 
 
 def _golden_section(function: Callable[[float], float], low: float, high: float) -> float:

@@ -65,15 +65,30 @@ def test_it_never_makes_the_likelihood_worse(images: int, classes: int, scale: f
         assert report.ece_before == pytest.approx(expected_calibration_error(softmax(logits), labels))
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_all_right_or_all_wrong_tells_no_temperature(right: bool) -> None:
-    logits = np.tile(np.array([[4, 0, 1]], np.float32), (300, 1))
-    labels = np.full(300, 0 if right else 1)
+def test_all_wrong_tells_no_temperature() -> None:
+    logits, labels = np.tile(np.array([[4, 0, 1]], np.float32), (300, 1)), np.full(300, 1)
     assert fit_temperature(logits, labels) == 1
     temperature, report = scale_temperature(logits, labels, "x")
     assert temperature == 1
-    assert report.unchanged == f"all 300 images are {'right' if right else 'wrong'}, which tells no temperature"
+    assert report.unchanged == "all 300 images are wrong, which tells no temperature"
     assert report.ece_after == report.ece_before
+
+
+@pytest.mark.parametrize("images", [30, 60, 600])
+def test_all_right_makes_hesitant_answers_as_sure_as_their_number_allows(images: int) -> None:
+    logits = np.tile(np.array([[1, 0, 0, 0]], np.float32), (images, 1))
+    labels = np.zeros(images, np.int64)
+    temperature, report = scale_temperature(logits, labels, "x")
+    assert temperature == fit_temperature(logits, labels) < 1
+    assert softmax(logits, temperature)[0, 0] == pytest.approx((images + 1) / (images + 2), abs=1e-4)
+    assert report.ece_after < report.ece_before
+    assert report.unchanged == ""
+
+
+def test_all_right_and_sure_stays_so() -> None:
+    logits = np.tile(np.array([[40, 0, 1]], np.float32), (300, 1))
+    temperature, report = scale_temperature(logits, np.zeros(300, np.int64), "x")
+    assert (temperature, report.ece_after) == (1, report.ece_before)
 
 
 def test_one_error_among_sure_answers_stays_within_the_bounds() -> None:
