@@ -46,6 +46,10 @@ class TrainingError(EdgefgError):
     """A training run cannot go on: its loss is not finite, or its folder holds another run."""
 
 
+class HardwareError(TrainingError):
+    """The devices or the precision that a training was asked to use are not to be had here."""
+
+
 class CheckpointError(EdgefgError):
     """A ``.safetensors`` checkpoint is missing, truncated, of a later schema or of another recipe."""
 

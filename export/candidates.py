@@ -108,7 +108,7 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
     pareto: tuple[str, ...]
     """Names of the trained ones that no other one of their stage is both quicker and more accurate than."""
     left_out: tuple[str, ...] = ()
-    """One line for each that cannot be pruned, quantised or exported: which, and why."""
+    """One line for each that cannot be pruned, trained, quantised or exported: which, and why."""
     chosen: str | None = None
     """Name of the candidate that was taken; None where none fits."""
 
@@ -166,6 +166,13 @@ def _why_none(front: Front) -> str:
     closest = nearest(front)
     if closest is None:
         return "no candidate was measured"
+    if closest.drop is None and closest.latency_ms <= front.budget_ms:
+        return "what keeps the budget could not be trained or exported: see what was left out"
+    if front.fits(closest):
+        return (
+            f"no candidate that was trained in full fits; {closest.name} does after its short distillation: give more"
+            " --finalists, or see what was left out"
+        )
     if closest.drop is None:
         return (
             f"no candidate keeps the budget, so none was trained; nearest: {closest.name} with {closest.latency_ms:.2f}"

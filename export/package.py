@@ -203,10 +203,11 @@ def remove_stale(out: Path) -> None:
 
 
 def remove_stale_below(folder: Path) -> None:
-    """Remove what `folder_beside` left anywhere below a folder; see `remove_stale`."""
-    for left in list(folder.rglob(".*.????????")):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove what `folder_beside` and `swap` left anywhere below a folder; see `remove_stale`."""
+    for pattern in (".*.????????", ".*.????????.old"):
+        for left in list(folder.rglob(pattern)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def swap(temporary: Path, out: Path) -> None:

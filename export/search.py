@@ -3,7 +3,8 @@
     edgefg compress runs/x/teacher.safetensors DATA --to openvino --budget 3ms --max-drop 1 --out runs/fit
 
 Candidates are architecture × image size × pruning × precision. First all of them are measured untrained; those inside
-the budget are distilled for a few epochs; the best of these are trained in full. Latencies are those of
+the budget are distilled for a few epochs, unless there are so few that all can be finalists; the best are trained in
+full. Latencies are those of
 `Classifier.predict` on this machine, accuracies those on validation data. Whatever is finished stays on disk: the same
 command goes on after a kill, and another budget, or more candidates, begin with what is there.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgefg.errors import DataError, ExportError, one_line
+from edgefg.errors import DataError, EdgefgError, ExportError, HardwareError, TrainingError, one_line
 from edgefg.export.candidates import (
     Candidate,
     Front,
@@ -45,6 +46,7 @@ from edgefg.training.fit import score
 FRONT = "front.json"
 CHOSEN = "chosen"
 _IDENTITY = "compress.json"
+_LEAST_SPACE = 2**24  # bytes
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,9 +58,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     space: Space
     training: Training
     trials: int
-    """How many shapes are distilled for a short while at most; none is where all that would be are finalists."""
+    """How many shapes are distilled at most."""
     finalists: int
-    """How many of them are trained in full."""
+    """How many of them are trained in full. Where there are more, a short distillation of all decides."""
     device: str | None = None
     """The engine's device."""
 
@@ -92,7 +94,7 @@ def compress(
         request: what to search for.
         hardware: where to train.
         skip_corrupt: leave unreadable images out.
-        say: called with one line before each step.
+        say: called with one line before each step, and for each candidate that is left out.
 
     Returns:
         What was found, and the chosen artifact's verification; None where no candidate fits.
@@ -167,22 +169,28 @@ def _search(site: Site, request: Request) -> Front:
     keeping = len({one.shape for one in untrained if one.latency_ms <= budget})
     site.say(f"{keeping} of {len(request.space.shapes())} shapes keep {budget:g} ms; {len(chosen)} are distilled")
 
-    def leave_out(line: str) -> None:
-        left_out.append(line)
-        site.say(f"left out: {line}")
+    def leave_out(what: str, why: EdgefgError) -> None:
+        if _is_the_machines(why, site.out):
+            raise why
+        left_out.append(f"{what}: {one_line(why)}")
+        site.say(f"left out: {left_out[-1]}")
 
     def try_all(shapes: Sequence[Shape], stage: Stage) -> list[Candidate]:
         tried: list[Candidate] = []
         for shape in shapes:
             try:
                 tried += try_out(site, shape, stage, _inside(untrained, shape, budget), leave_out)
-            except ExportError as exc:
-                leave_out(f"{shape.name} ({stage}): {one_line(exc)}")
+            except (ExportError, TrainingError) as exc:
+                leave_out(f"{shape.name} ({stage})", exc)
             found.update({(candidate.shape, candidate.precision): candidate for candidate in tried})
         return tried
 
     if len(chosen) > request.finalists:  # else a short distillation has nothing to decide
-        chosen = finalists(try_all(chosen, "short"), budget, request.finalists)
+        short = try_all(chosen, "short")
+        for one in short:
+            if one.latency_ms > budget:
+                site.say(f"over the budget once trained: {one.name} with {one.latency_ms:.2f} ms")
+        chosen = finalists(short, budget, request.finalists)
     full = try_all(chosen, "full")
     # What an earlier search in this folder trained in full is as good a choice.
     earlier = finished(site, [(one.shape, one.precision) for one in untrained if one.latency_ms <= budget], "full")
@@ -200,6 +208,12 @@ def _search(site: Site, request: Request) -> Front:
     )
     taken = best(candidate for candidate in full if front.fits(candidate))
     return front if taken is None else msgspec.structs.replace(front, chosen=taken.name)
+
+
+def _is_the_machines(failure: EdgefgError, folder: Path) -> bool:
+    """Whether a failure is not the candidate's own: missing hardware or a full disk fails all of them alike."""
+    full = shutil.disk_usage(folder).free < _LEAST_SPACE
+    return full or isinstance(failure, HardwareError) or isinstance(failure.__cause__, OSError)
 
 
 def _inside(untrained: Sequence[Candidate], shape: Shape, budget: float) -> list[Precision]:

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from edgefg.classifier import Classifier
-from edgefg.errors import DataError, ExportError, one_line
+from edgefg.errors import DataError, EdgefgError, ExportError, one_line
 from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.candidates import Candidate, Precision, Shape, Stage
 from edgefg.export.channels import remove_channels
@@ -39,6 +39,9 @@ from edgefg.recipe import Pruning
 from edgefg.sources import read_image
 from edgefg.training.models.network import Network
 from edgefg.training.weights import load_backbone
+
+# Called with what is left out and why.
+LeaveOut = Callable[[str, EdgefgError], None]
 
 _FRAMES = 16
 _TURNS, _TIMES = 12, 10
@@ -140,30 +143,28 @@ def train(site: Site, shape: Shape, stage: Stage) -> Path:
 
 
 def try_out(
-    site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precision], leave_out: Callable[[str], None]
+    site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precision], leave_out: LeaveOut
 ) -> list[Candidate]:
     """Train a shape, export it in some precisions and measure each; what was done before is read.
 
-    Those that cannot be exported are given to ``leave_out``, a line each.
+    Those that cannot be exported are given to ``leave_out``.
 
     Raises:
-        ExportError: the shape cannot be pruned.
+        TrainingError, ExportError: the shape cannot be trained, or not be pruned.
     """
-    if all(site.record(shape, precision, stage).is_file() for precision in precisions):
-        return [_read(site, shape, precision, stage) for precision in precisions]
-    site.say(f"{stage}: {shape.name}")
-    checkpoint = train(site, shape, stage)
-    models: dict[tuple[Shape, Precision], Path] = {}
-    for precision in precisions:
-        try:
-            models[shape, precision] = _export(site, checkpoint, shape, stage, precision)
-        except ExportError as exc:
-            leave_out(f"{shape.name} {precision} ({stage}): {one_line(exc)}")
-    times = measure_latency(models, site) if models else {}
-    found = [_candidate(site, shape, stage, precision, times[shape, precision]) for _, precision in models]
-    for candidate in found:
-        _write_down(candidate, site)
-    return found
+    missing = [precision for precision in precisions if not site.record(shape, precision, stage).is_file()]
+    if missing:
+        site.say(f"{stage}: {shape.name}")
+        checkpoint = train(site, shape, stage)
+        models: dict[tuple[Shape, Precision], Path] = {}
+        for precision in missing:
+            try:
+                models[shape, precision] = _export(site, checkpoint, shape, stage, precision)
+            except ExportError as exc:
+                leave_out(f"{shape.name} {precision} ({stage})", exc)
+        for key, quartiles in (measure_latency(models, site) if models else {}).items():
+            _write_down(_candidate(site, *key, stage, quartiles), site)
+    return finished(site, [(shape, precision) for precision in precisions], stage)
 
 
 def finished(site: Site, keys: Iterable[tuple[Shape, Precision]], stage: Stage) -> list[Candidate]:
@@ -216,7 +217,7 @@ def _train_in_int8(site: Site, checkpoint: Path, shape: Shape) -> Path:
 
 
 def _candidate(
-    site: Site, shape: Shape, stage: Stage, precision: Precision, times: tuple[float, float, float]
+    site: Site, shape: Shape, precision: Precision, stage: Stage, times: tuple[float, float, float]
 ) -> Candidate:
     """Put together what is known of a trained candidate."""
     model = site.out / stage / shape.name / precision / model_name(site.target)

@@ -72,9 +72,9 @@ def compress(
     """Search for the best student of a teacher within a latency budget. Writes OUT/front.json and OUT/chosen.
 
     Every architecture × size × pruning × precision is measured untrained on this machine; those inside the budget are
-    distilled for a short while; the best are trained in full. Ends with 1 where no candidate fits. The same command
-    goes on where it was cut off; another budget begins with what is there. Validation images choose and are reported:
-    evaluate what was chosen on test images, once.
+    distilled for a short while, where they are more than --finalists; the best are trained in full. Ends with 1 where
+    no candidate fits. The same command goes on where it was cut off; another budget begins with what is there.
+    Validation images choose and are reported: evaluate what was chosen on test images, once.
 
     Args:
         teacher: the teacher's checkpoint.
@@ -88,9 +88,9 @@ def compress(
         size: an image size to try, pixels; may be repeated. The teacher's and smaller ones where left out.
         macs: a share of the multiply-accumulates to keep by pruning, 1 for none; may be repeated.
         precision: int8 or fp32; may be repeated.
-        trials: how many shapes are distilled for a short while at most, the slowest inside the budget first; where all
-            of them are finalists, none is.
-        finalists: how many of them are trained in full.
+        trials: how many shapes are distilled at most, the slowest inside the budget first.
+        finalists: how many of them are trained in full; where there are more, a short distillation of all decides, in
+            which those that an earlier run finished count too.
         short_epochs: epochs of the short distillation.
         prune_epochs: epochs of fine-tuning after pruning a finalist.
         qat_epochs: epochs of quantisation-aware training of INT8 finalists; 0: they are calibrated alone.

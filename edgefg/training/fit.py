@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from edgefg import metrics
-from edgefg.errors import EdgefgError, TrainingError, one_line
+from edgefg.errors import EdgefgError, HardwareError, TrainingError, one_line
 from edgefg.preprocess import InputSpec
 from edgefg.recipe import Hardware, Recipe
 from edgefg.split import Sample
@@ -323,7 +323,7 @@ def _launch(hardware: Hardware) -> Fabric:
             )
             fabric.launch()
     except (RuntimeError, ValueError, TypeError) as exc:  # Fabric's misconfigurations come as any of these
-        raise TrainingError(
+        raise HardwareError(
             f"cannot train on {hardware.devices} × {hardware.accelerator!r} with precision {hardware.precision!r}:"
             f" {one_line(exc)[:200]}"
         ) from exc

@@ -51,7 +51,7 @@ def train_and_save(
     header = replace(header, recipe=f"{header.recipe} {msgspec.json.encode(recipe).decode()}".strip())
     if path.exists() and not restart:
         _same_run(path, header)
-        print(f"{path} is there already; --restart makes it anew", file=sys.stderr)
+        print(f"{path} is there already, from the same data and settings", file=sys.stderr)
         return path
     _need_sizes(network, header, recipe)
     if recipe.freeze_epochs and not fresh:

@@ -131,6 +131,12 @@ def test_what_fits_and_what_came_nearest() -> None:
     assert "← chosen" in render(replace(found, chosen=fits.name))
 
 
+def test_what_keeps_the_budget_and_came_to_nothing_is_not_said_to_be_too_slow() -> None:
+    assert "could not be trained or exported: see what was left out" in render(front(candidate(64, 1.0)))
+    tried = candidate(64, 1.0, 0.9, stage="short")
+    assert "net-64 int8 does after its short distillation: give more --finalists" in render(front(tried))
+
+
 def test_what_is_no_front(tmp_path: Path) -> None:
     (tmp_path / "front.json").write_text("{}")
     with pytest.raises(DataError, match=r"is no front\.json"):

@@ -146,7 +146,7 @@ def test_a_measured_share_is_not_measured_again(
     assert "0.880 of the latency" in header.recipe
     capsys.readouterr()
     assert prune(student, birds, tmp_path, RECIPE, pruning, hardware=HERE) == path
-    assert "is there already; --restart makes it anew" in capsys.readouterr().err
+    assert "is there already, from the same data and settings" in capsys.readouterr().err
     with pytest.raises(TrainingError, match="from other data or settings"):
         prune(student, birds, tmp_path, RECIPE, Pruning(latency=0.8, round_to=4), hardware=HERE)
 

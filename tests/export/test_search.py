@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from edgefg import Classifier, cli
-from edgefg.errors import DataError, ExportError, WeightsError
+from edgefg.errors import DataError, EdgefgError, ExportError, HardwareError, TrainingError, WeightsError
 from edgefg.export import search, trials
 from edgefg.export.candidates import Front, Student, read_front, render, space_of
 from edgefg.export.quantizer import Quantizer
@@ -157,7 +157,8 @@ def test_what_fails_after_training_is_left_out_too(
     monkeypatch.setattr(trials, "export_checkpoint", refusing)
     asked = request(space=space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["int8", "fp32"]))
     said: list[str] = []
-    front, verified = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE, say=said.append)
+    out = tmp_path / "out"
+    front, verified = compress(teacher, birds, out, asked, hardware=HERE, say=said.append)
     assert verified is not None
     assert front.chosen == "test_efficientnet-32 fp32"
     assert sorted(front.left_out) == [
@@ -168,6 +169,38 @@ def test_what_fails_after_training_is_left_out_too(
     ]
     # When it happens, not hours later.
     assert [line for line in said if "left out" in line] == [f"left out: {line}" for line in front.left_out]
+    assert compress(teacher, birds, out, asked, hardware=HERE)[0] == front  # what was measured is not measured again
+
+
+def test_a_shape_that_cannot_be_trained_leaves_the_others(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distil = trials.distill
+    failure: EdgefgError = TrainingError("the loss is not finite")
+
+    def failing(*args: Any, **options: Any) -> Path:
+        if options["student"] == "test_resnet":
+            raise failure
+        return distil(*args, **options)
+
+    monkeypatch.setattr(trials, "distill", failing)
+    space = space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["fp32"])
+    asked = request(space=space, finalists=2)
+    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert front.chosen == "test_efficientnet-32 fp32"
+    assert front.left_out == ("test_resnet-32 (full): the loss is not finite",)
+    # Not where all would fail alike.
+    failure = HardwareError("cannot train on 1 × 'cuda'")
+    with pytest.raises(HardwareError):
+        compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    failure = ExportError("cannot write model.xml")
+    failure.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(ExportError, match="cannot write"):
+        compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    failure = ExportError("OpenVINO could not write the IR")
+    monkeypatch.setattr(search, "_LEAST_SPACE", 2**62)
+    with pytest.raises(ExportError, match="could not write the IR"):
+        compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
 
 
 @pytest.mark.parametrize("saturates", [True, False])
