@@ -4,9 +4,9 @@
 
 Candidates are architecture × image size × pruning × precision. First all of them are measured untrained; those inside
 the budget are distilled for a few epochs, unless there are so few that all can be finalists; the best are trained in
-full. Latencies are those of
-`Classifier.predict` on this machine, accuracies those on validation data. Whatever is finished stays on disk: the same
-command goes on after a kill, and another budget, or more candidates, begin with what is there.
+full. Latencies are those of `Classifier.predict` on this machine, accuracies those on validation data. Whatever is
+finished stays on disk: the same command goes on after a kill, and another budget, or more candidates, begin with what
+is there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgefg.errors import DataError, EdgefgError, ExportError, HardwareError, TrainingError, one_line
+from edgefg.errors import DataError, EdgefgError, ExportError, TrainingError, one_line
 from edgefg.export.candidates import (
     Candidate,
     Front,
@@ -46,7 +46,6 @@ from edgefg.training.fit import score
 FRONT = "front.json"
 CHOSEN = "chosen"
 _IDENTITY = "compress.json"
-_LEAST_SPACE = 2**24  # bytes
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,19 +169,22 @@ def _search(site: Site, request: Request) -> Front:
     site.say(f"{keeping} of {len(request.space.shapes())} shapes keep {budget:g} ms; {len(chosen)} are distilled")
 
     def leave_out(what: str, why: EdgefgError) -> None:
-        if _is_the_machines(why, site.out):
-            raise why
+        site.stop_if_at_fault(why)
         left_out.append(f"{what}: {one_line(why)}")
         site.say(f"left out: {left_out[-1]}")
 
     def try_all(shapes: Sequence[Shape], stage: Stage) -> list[Candidate]:
         tried: list[Candidate] = []
+        failures: list[TrainingError] = []
         for shape in shapes:
             try:
                 tried += try_out(site, shape, stage, _inside(untrained, shape, budget), leave_out)
             except (ExportError, TrainingError) as exc:
                 leave_out(f"{shape.name} ({stage})", exc)
+                failures += [exc] if isinstance(exc, TrainingError) else []
             found.update({(candidate.shape, candidate.precision): candidate for candidate in tried})
+        if failures and not tried:  # as settings do that no training takes
+            raise failures[-1]
         return tried
 
     if len(chosen) > request.finalists:  # else a short distillation has nothing to decide
@@ -208,12 +210,6 @@ def _search(site: Site, request: Request) -> Front:
     )
     taken = best(candidate for candidate in full if front.fits(candidate))
     return front if taken is None else msgspec.structs.replace(front, chosen=taken.name)
-
-
-def _is_the_machines(failure: EdgefgError, folder: Path) -> bool:
-    """Whether a failure is not the candidate's own: missing hardware or a full disk fails all of them alike."""
-    full = shutil.disk_usage(folder).free < _LEAST_SPACE
-    return full or isinstance(failure, HardwareError) or isinstance(failure.__cause__, OSError)
 
 
 def _inside(untrained: Sequence[Candidate], shape: Shape, budget: float) -> list[Precision]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
+from edgefg.errors import EdgefgError, HardwareError
 from edgefg.export.candidates import Precision, Shape, Stage, Target
 from edgefg.manifest import Accuracy
 from edgefg.preprocess import InputSpec
@@ -18,6 +20,8 @@ _MULTIPLE = 16
 # As `edgefg qat` has it.
 _QAT_RATE = 3e-5
 _LEAST_SIZE = 16
+# Bytes; more than one artifact, whose remains are gone when a failure is looked at.
+_LEAST_SPACE = 2**28
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +99,12 @@ class Site(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     def spec(self, shape: Shape) -> InputSpec:
         """Return what a candidate takes."""
         return replace(self.input, height=shape.size, width=shape.size)
+
+    def stop_if_at_fault(self, failure: EdgefgError) -> None:
+        """Raise a failure that is not a candidate's own: missing hardware or a full disk fails all of them alike."""
+        full = shutil.disk_usage(self.out).free < _LEAST_SPACE
+        if full or isinstance(failure, HardwareError) or isinstance(failure.__cause__, OSError):
+            raise failure
 
     def record(self, shape: Shape, precision: Precision, stage: Stage) -> Path:
         """Return where a finished candidate is written down."""

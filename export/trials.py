@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from edgefg.classifier import Classifier
-from edgefg.errors import DataError, EdgefgError, ExportError, one_line
+from edgefg.errors import DataError, EdgefgError, ExportError, TrainingError, one_line
 from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.candidates import Candidate, Precision, Shape, Stage
 from edgefg.export.channels import remove_channels
@@ -147,7 +147,7 @@ def try_out(
 ) -> list[Candidate]:
     """Train a shape, export it in some precisions and measure each; what was done before is read.
 
-    Those that cannot be exported are given to ``leave_out``.
+    Those that cannot be trained in INT8, or exported, are given to ``leave_out``.
 
     Raises:
         TrainingError, ExportError: the shape cannot be trained, or not be pruned.
@@ -160,7 +160,7 @@ def try_out(
         for precision in missing:
             try:
                 models[shape, precision] = _export(site, checkpoint, shape, stage, precision)
-            except ExportError as exc:
+            except (ExportError, TrainingError) as exc:  # its own training in INT8 may fail
                 leave_out(f"{shape.name} {precision} ({stage})", exc)
         for key, quartiles in (measure_latency(models, site) if models else {}).items():
             _write_down(_candidate(site, *key, stage, quartiles), site)
@@ -280,6 +280,7 @@ def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path]) -
                 remove_channels(network, pruning, yardstick, shape.macs, lambda _: None, lambda _: None)
             write_onnx(network.eval(), spec, source)
         except ExportError as exc:
+            site.stop_if_at_fault(exc)
             return dict.fromkeys(made, one_line(exc))
         for precision, path in made.items():
             try:
@@ -288,6 +289,7 @@ def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path]) -
                     _write_graph(site, source, spec, precision, temporary)
                     temporary.rename(path.parent)
             except ExportError as exc:
+                site.stop_if_at_fault(exc)
                 refused[precision] = one_line(exc)
     return refused
 

@@ -89,8 +89,8 @@ def compress(
         macs: a share of the multiply-accumulates to keep by pruning, 1 for none; may be repeated.
         precision: int8 or fp32; may be repeated.
         trials: how many shapes are distilled at most, the slowest inside the budget first.
-        finalists: how many of them are trained in full; where there are more, a short distillation of all decides, in
-            which those that an earlier run finished count too.
+        finalists: how many of them are trained in full; where there are more, a short distillation of all decides; one
+            that an earlier run trained in full takes a place too.
         short_epochs: epochs of the short distillation.
         prune_epochs: epochs of fine-tuning after pruning a finalist.
         qat_epochs: epochs of quantisation-aware training of INT8 finalists; 0: they are calibrated alone.

@@ -172,6 +172,20 @@ def test_what_fails_after_training_is_left_out_too(
     assert compress(teacher, birds, out, asked, hardware=HERE)[0] == front  # what was measured is not measured again
 
 
+def test_a_training_in_int8_that_fails_leaves_fp32(
+    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> Path:
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr(trials, "qat", failing)
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
+    asked = request(space=space, training=replace(request().training, qat_epochs=1))
+    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    assert front.chosen == "test_resnet-32 fp32"
+    assert front.left_out == ("test_resnet-32 int8 (full): the loss is not finite",)
+
+
 def test_a_shape_that_cannot_be_trained_leaves_the_others(
     teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,11 +199,14 @@ def test_a_shape_that_cannot_be_trained_leaves_the_others(
 
     monkeypatch.setattr(trials, "distill", failing)
     space = space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["fp32"])
+    alone = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["fp32"])
     asked = request(space=space, finalists=2)
     front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
     assert front.chosen == "test_efficientnet-32 fp32"
     assert front.left_out == ("test_resnet-32 (full): the loss is not finite",)
     # Not where all would fail alike.
+    with pytest.raises(TrainingError, match="not finite"):
+        compress(teacher, birds, tmp_path / "alone", replace(asked, space=alone), hardware=HERE)
     failure = HardwareError("cannot train on 1 × 'cuda'")
     with pytest.raises(HardwareError):
         compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
@@ -198,7 +215,7 @@ def test_a_shape_that_cannot_be_trained_leaves_the_others(
     with pytest.raises(ExportError, match="cannot write"):
         compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
     failure = ExportError("OpenVINO could not write the IR")
-    monkeypatch.setattr(search, "_LEAST_SPACE", 2**62)
+    monkeypatch.setattr("edgefg.export.site._LEAST_SPACE", 2**62)
     with pytest.raises(ExportError, match="could not write the IR"):
         compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
 
