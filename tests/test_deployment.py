@@ -254,7 +254,7 @@ def test_the_lowest_tensorrt_is_doctor_s() -> None:
 def test_the_errors_exist_and_every_one_of_a_device_is_told() -> None:
     told = {re.sub(r"\W", "", row[0]) for row in table("When something is wrong")}
     known = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
-    elsewhere = {"EdgefgError", "TrainingError", "CheckpointError", "WeightsError", "ExportError"}
+    elsewhere = {"EdgefgError", "TrainingError", "HardwareError", "CheckpointError", "WeightsError", "ExportError"}
     assert told == known - elsewhere
 
 
