@@ -12,7 +12,7 @@ is there.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -161,17 +161,20 @@ def _read_identity(path: Path) -> _Identity:
 def _search(site: Site, request: Request) -> Front:
     """Go from all candidates to the one that is taken."""
     precisions, budget = request.space.precisions, request.budget_ms
-    untrained, refused = measure_untrained(site, request.space.shapes(), precisions)
-    left_out = list(refused)
-    found = {(candidate.shape, candidate.precision): candidate for candidate in untrained}
-    chosen = worth_training(untrained, budget, request.trials)
-    keeping = len({one.shape for one in untrained if one.latency_ms <= budget})
-    site.say(f"{keeping} of {len(request.space.shapes())} shapes keep {budget:g} ms; {len(chosen)} are distilled")
+    left_out: list[str] = []
 
     def leave_out(what: str, why: EdgefgError) -> None:
         site.stop_if_at_fault(why)
         left_out.append(f"{what}: {one_line(why)}")
         site.say(f"left out: {left_out[-1]}")
+
+    untrained = measure_untrained(site, request.space.shapes(), precisions, leave_out)
+    if not untrained:
+        raise ExportError(f"none of the {len(left_out)} candidates can be made; {'; '.join(left_out)}")
+    found = {(candidate.shape, candidate.precision): candidate for candidate in untrained}
+    chosen = worth_training(untrained, budget, request.trials)
+    keeping = len({one.shape for one in untrained if one.latency_ms <= budget})
+    site.say(f"{keeping} of {len(request.space.shapes())} shapes keep {budget:g} ms; {len(chosen)} are distilled")
 
     def try_all(shapes: Sequence[Shape], stage: Stage) -> list[Candidate]:
         tried: list[Candidate] = []
@@ -198,18 +201,24 @@ def _search(site: Site, request: Request) -> Front:
     earlier = finished(site, [(one.shape, one.precision) for one in untrained if one.latency_ms <= budget], "full")
     full += [one for one in earlier if one not in full]
     found.update({(candidate.shape, candidate.precision): candidate for candidate in full})
-    front = Front(
-        target=request.target,
-        device=request.device or "CPU",
-        budget_ms=budget,
-        max_drop=request.max_drop,
-        teacher=site.teacher_accuracy,
-        candidates=tuple(sorted(found.values(), key=lambda candidate: candidate.latency_ms)),
-        pareto=tuple(candidate.name for candidate in pareto(found.values())),
-        left_out=tuple(left_out),
-    )
+    front = _front(site, request, found.values(), left_out)
     taken = best(candidate for candidate in full if front.fits(candidate))
     return front if taken is None else msgspec.structs.replace(front, chosen=taken.name)
+
+
+def _front(site: Site, request: Request, found: Iterable[Candidate], left_out: Iterable[str]) -> Front:
+    """Put together what was found, nothing chosen yet."""
+    candidates = tuple(sorted(found, key=lambda candidate: candidate.latency_ms))
+    return Front(
+        target=request.target,
+        device=request.device or "CPU",
+        budget_ms=request.budget_ms,
+        max_drop=request.max_drop,
+        teacher=site.teacher_accuracy,
+        candidates=candidates,
+        pareto=tuple(candidate.name for candidate in pareto(candidates)),
+        left_out=tuple(left_out),
+    )
 
 
 def _inside(untrained: Sequence[Candidate], shape: Shape, budget: float) -> list[Precision]:

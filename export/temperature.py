@@ -47,12 +47,11 @@ def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
     if not right.any():
         return 1.0
 
-    doubt = 1 / (len(right) + 2) if right.all() else 0.0
+    doubt = _mean_gap(logits, labels) / (len(right) + 2) if right.all() else 0.0
 
     def badness(log_t: float) -> float:
         temperature = math.exp(log_t)
-        nll = negative_log_likelihood(logits, labels, temperature)
-        return nll + doubt * _mean_gap(logits, labels) / temperature
+        return negative_log_likelihood(logits, labels, temperature) + doubt / temperature
 
     best = math.exp(_golden_section(badness, math.log(LOWEST), math.log(HIGHEST)))
     return best if negative_log_likelihood(logits, labels, best) < at_one else 1.0

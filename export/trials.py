@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from edgefg.classifier import Classifier
-from edgefg.errors import DataError, EdgefgError, ExportError, TrainingError, one_line
+from edgefg.errors import DataError, EdgefgError, ExportError, TrainingError
 from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.candidates import Candidate, Precision, Shape, Stage
 from edgefg.export.channels import remove_channels
@@ -50,16 +50,14 @@ _CALIBRATION_IMAGES = 8
 
 
 def measure_untrained(
-    site: Site, shapes: Sequence[Shape], precisions: Sequence[Precision]
-) -> tuple[list[Candidate], tuple[str, ...]]:
+    site: Site, shapes: Sequence[Shape], precisions: Sequence[Precision], leave_out: LeaveOut
+) -> list[Candidate]:
     """Measure how long untrained networks take, all of them in turn; those that were measured before are read.
 
-    Returns:
-        The candidates, and one line for each that is left out since it cannot be pruned, quantised or exported.
+    Those that cannot be pruned, quantised or exported are given to ``leave_out``.
 
     Raises:
         WeightsError: a student has no such weights; before anything is done.
-        ExportError: none at all can be made.
         DataError: one was measured with other weights, or pruned otherwise, before.
     """
     every = [(shape, precision) for shape in shapes for precision in precisions]
@@ -69,9 +67,7 @@ def measure_untrained(
             _read(site, *key, "untrained")  # raises before anything is done
     for student in dict.fromkeys(shape.student for shape, _ in missing):
         load_backbone(student.backbone, len(site.data.labels), student.weights)  # raises before anything is done
-    made, left_out = _make_untrained(site, missing)
-    if len(left_out) == len(every):
-        raise ExportError(f"none of the {len(every)} candidates can be made; {'; '.join(left_out.values())}")
+    made = _make_untrained(site, missing, leave_out)
     if made:
         site.say(f"measuring {len(made)} untrained networks")
         times = measure_latency(made, site, {key: site.spec(key[0]) for key in made})
@@ -88,29 +84,22 @@ def measure_untrained(
                 site,
             )
             shutil.rmtree(made[shape, precision].parent)
-    return [_read(site, *key, "untrained") for key in every if key not in left_out], tuple(left_out.values())
+    return finished(site, every, "untrained")
 
 
 def _make_untrained(
-    site: Site, missing: Sequence[tuple[Shape, Precision]]
-) -> tuple[dict[tuple[Shape, Precision], Path], dict[tuple[Shape, Precision], str]]:
-    """Write untrained networks; return their files, and why those that cannot be made cannot."""
+    site: Site, missing: Sequence[tuple[Shape, Precision]], leave_out: LeaveOut
+) -> dict[tuple[Shape, Precision], Path]:
+    """Write untrained networks; return the files of those that can be made."""
     made: dict[tuple[Shape, Precision], Path] = {}
-    left_out: dict[tuple[Shape, Precision], str] = {}
     for shape in dict.fromkeys(shape for shape, _ in missing):
         folder = site.out / "untrained" / shape.name
         paths = {one: folder / one / model_name(site.target) for other, one in missing if other == shape}
-        refused: dict[Precision, str] = {}
         if lacking := {precision: path for precision, path in paths.items() if not path.is_file()}:
             site.say(f"untrained: {shape.name}")
-            refused = _write_untrained(site, shape, lacking)
-        for precision, path in paths.items():
-            if precision in refused:
-                left_out[shape, precision] = f"{shape.name} {precision}: {refused[precision]}"
-                site.say(f"left out: {left_out[shape, precision]}")
-            else:
-                made[shape, precision] = path
-    return made, left_out
+            _write_untrained(site, shape, lacking, leave_out)
+        made.update({(shape, precision): path for precision, path in paths.items() if path.is_file()})
+    return made
 
 
 def train(site: Site, shape: Shape, stage: Stage) -> Path:
@@ -263,15 +252,10 @@ def measure_latency(
     }
 
 
-def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path]) -> dict[Precision, str]:
-    """Write the graphs of an untrained network, pruned by magnitude where the shape is pruned.
-
-    Returns:
-        Why those that could not be written could not.
-    """
+def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path], leave_out: LeaveOut) -> None:
+    """Write the graphs of an untrained network, pruned by magnitude where the shape is pruned."""
     body, mean, std = load_backbone(shape.student.backbone, len(site.data.labels), shape.student.weights)
     network, spec = Network(body, mean, std).eval(), site.spec(shape)
-    refused: dict[Precision, str] = {}
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
         source = Path(scratch) / "model.onnx"
         try:
@@ -280,8 +264,9 @@ def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path]) -
                 remove_channels(network, pruning, yardstick, shape.macs, lambda _: None, lambda _: None)
             write_onnx(network.eval(), spec, source)
         except ExportError as exc:
-            site.stop_if_at_fault(exc)
-            return dict.fromkeys(made, one_line(exc))
+            for precision in made:
+                leave_out(f"{shape.name} {precision}", exc)
+            return
         for precision, path in made.items():
             try:
                 # Renamed when it is whole: a search that is cut off takes what it finds.
@@ -289,9 +274,7 @@ def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path]) -
                     _write_graph(site, source, spec, precision, temporary)
                     temporary.rename(path.parent)
             except ExportError as exc:
-                site.stop_if_at_fault(exc)
-                refused[precision] = one_line(exc)
-    return refused
+                leave_out(f"{shape.name} {precision}", exc)
 
 
 def _write_graph(site: Site, source: Path, spec: InputSpec, precision: Precision, folder: Path) -> None:

@@ -25,7 +25,9 @@ from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.data import FolderData, load_data
 from edgefg.training.models.backbone import build_backbone, head_of
 from edgefg.training.models.network import Network
+from edgefg.training.teacher import train_teacher
 from edgefg.training.weights import load_backbone
+from tests.export.searching import HERE, RECIPE
 from tests.simulated.plans import cache as cache
 from tests.simulated.plans import device as device
 from tests.simulated.plans import qdq as qdq
@@ -158,3 +160,16 @@ def int8(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path_factory: py
     out = tmp_path_factory.mktemp("int8") / "a"
     with reusing(lite0_onnx):
         return export_checkpoint(lite0, out, to="openvino", precision="int8", calibration=birds_folder, images=24)
+
+
+@pytest.fixture(scope="session")
+def two_birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two look-alike classes, small."""
+    return write_dataset(tmp_path_factory.mktemp("birds"), classes=2, per_class=30, size=48, seed=2)
+
+
+@pytest.fixture(scope="session")
+def birds_teacher(two_birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their teacher's checkpoint."""
+    out = tmp_path_factory.mktemp("teacher")
+    return train_teacher(two_birds, out, RECIPE, backbone="test_resnet", weights="none", hardware=HERE)

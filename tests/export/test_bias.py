@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -16,9 +15,9 @@ from edgefg.export.bias import correct_biases
 from edgefg.export.check import check
 from edgefg.export.graph import Graph
 from edgefg.export.quantize import quantize_onnxruntime, quantize_tensorrt
+from edgefg.export.session import open_session
 from edgefg.export.to_onnx import write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array
-from edgefg.runtime import EXACT_SUMS
 from edgefg.training.models.network import Network
 
 
@@ -43,10 +42,7 @@ def _layer_means(path: Path, inputs: UInt8Array) -> dict[str, npt.NDArray[np.flo
     for node in layers.values():
         if node.output[0] not in outputs:
             model.graph.output.append(helper.make_tensor_value_info(node.output[0], kind, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry(*EXACT_SUMS)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    session = open_session(model.SerializeToString())
     names = [node.output[0] for node in layers.values()]
     rows = [session.run(names, {"images": row[None]}) for row in inputs]
     means = [np.mean([row[i] for row in rows], axis=0, dtype=np.float64) for i in range(len(names))]

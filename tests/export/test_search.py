@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +10,14 @@ import pytest
 from msgspec.structs import replace
 
 from edgefg import Classifier, cli
-from edgefg.errors import DataError, EdgefgError, ExportError, HardwareError, TrainingError, WeightsError
+from edgefg.errors import DataError, WeightsError
 from edgefg.export import search, trials
-from edgefg.export.candidates import Front, Student, read_front, render, space_of
-from edgefg.export.quantizer import Quantizer
-from edgefg.export.search import Request, compress
-from edgefg.export.site import Training
+from edgefg.export.candidates import Front, Student, read_front, space_of
+from edgefg.export.search import compress
 from edgefg.manifest import read_manifest, sha256
-from edgefg.preprocess import InputSpec
-from edgefg.recipe import Hardware, Recipe, Transfer
-from edgefg.training.models.network import Network
-from edgefg.training.teacher import train_teacher
+from edgefg.recipe import Transfer
+from tests.export.searching import HERE, STUDENTS, request
 from tests.synthetic import write_dataset
-
-HERE = Hardware(accelerator="cpu", workers=0)
-RECIPE = Recipe(epochs=2, image_size=32, batch_size=16)
-STUDENTS = [Student(backbone="test_resnet", weights="none"), Student(backbone="test_efficientnet", weights="none")]
-
-
-@pytest.fixture(scope="module")
-def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("birds"), classes=2, per_class=30, size=48, seed=2)
-
-
-@pytest.fixture(scope="module")
-def teacher(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("teacher")
-    return train_teacher(birds, out, RECIPE, backbone="test_resnet", weights="none", hardware=HERE)
-
-
-def request(**changed: object) -> Request:
-    asked = Request(
-        target="openvino",
-        budget_ms=1e4,
-        max_drop=100.0,
-        space=space_of(students=STUDENTS, sizes=[32], macs=[1.0, 0.8], precisions=["int8", "fp32"]),
-        training=Training(recipe=RECIPE, short_epochs=1, prune_epochs=1, train_share=0.8, images=8),
-        trials=2,
-        finalists=1,
-    )
-    return replace(asked, **changed)
 
 
 class Counted:
@@ -66,19 +34,19 @@ class Counted:
 
 
 @pytest.fixture(scope="module")
-def found(teacher: Path, birds: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Front]:
+def found(birds_teacher: Path, two_birds: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Front]:
     """A search that was interrupted in its second distillation and went on."""
     out = tmp_path_factory.mktemp("search") / "out"
     with pytest.MonkeyPatch.context() as patch:
         distil = Counted(trials.distill, stop=1)
         patch.setattr(trials, "distill", distil)
         with pytest.raises(KeyboardInterrupt):
-            compress(teacher, birds, out, request(), hardware=HERE)
+            compress(birds_teacher, two_birds, out, request(), hardware=HERE)
         assert not (out / search.FRONT).exists()
         again, measured = Counted(distil.function), Counted(trials._write_untrained)
         patch.setattr(trials, "distill", again)
         patch.setattr(trials, "_write_untrained", measured)
-        front, verified = compress(teacher, birds, out, request(), hardware=HERE)
+        front, verified = compress(birds_teacher, two_birds, out, request(), hardware=HERE)
         assert verified is not None
         assert verified.artifact == str(out / search.CHOSEN / "model.xml")
         assert (distil.calls, again.calls, measured.calls) == (1, 2, 0)
@@ -96,160 +64,53 @@ def test_every_candidate_is_measured_and_some_are_trained(found: tuple[Path, Fro
     assert not list(out.glob("untrained/**/model.xml"))
 
 
-def test_the_chosen_artifact_is_whole_and_the_best_of_the_full_ones(found: tuple[Path, Front], teacher: Path) -> None:
+def test_the_chosen_artifact_is_whole_and_the_best_of_the_full_ones(
+    found: tuple[Path, Front], birds_teacher: Path
+) -> None:
     out, front = found
     full = [candidate for candidate in front.candidates if candidate.stage == "full"]
     chosen = next(candidate for candidate in full if candidate.name == front.chosen)
     assert chosen.accuracy is not None
     assert chosen.accuracy.top1 == max(one.accuracy.top1 for one in full if one.accuracy is not None)
     with Classifier(out / search.CHOSEN / "model.xml", verify=True) as classifier:
-        assert classifier.manifest.provenance.teacher == sha256(teacher)
+        assert classifier.manifest.provenance.teacher == sha256(birds_teacher)
         assert classifier.manifest.accuracy == chosen.accuracy
         assert classifier.manifest.precision == chosen.precision
     assert chosen.drop == pytest.approx(100 * (front.teacher.top1 - chosen.accuracy.top1))
 
 
-def test_a_shape_that_cannot_be_made_is_left_out_and_said(
-    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = trials.write_onnx
-
-    def refusing(network: Network, spec: InputSpec, path: Path) -> None:
-        if type(network.backbone).__name__ == "ResNet":
-            raise ExportError("cannot be exported")
-        write(network, spec, path)
-
-    monkeypatch.setattr(trials, "write_onnx", refusing)
-    asked = request(budget_ms=1e-6, space=space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["fp32"]))
-    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
-    assert [candidate.name for candidate in front.candidates] == ["test_efficientnet-32 fp32"]
-    assert front.left_out == ("test_resnet-32 fp32: cannot be exported",)
-    assert "left out: test_resnet-32" in render(front)
-    alone = replace(asked, space=space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["fp32"]))
-    with pytest.raises(ExportError, match="none of the 1 candidates can be made; test_resnet-32"):
-        compress(teacher, birds, tmp_path / "alone", alone, hardware=HERE)
-
-
-def test_a_precision_that_cannot_be_made_leaves_the_other(
-    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Refusing(Quantizer):
-        def write(self, folder: Path, keep: Collection[str] = ()) -> Path:
-            raise ExportError("no such operator in INT8")
-
-    monkeypatch.setattr(trials, "Quantizer", Refusing)
-    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
-    front, _ = compress(teacher, birds, tmp_path / "out", request(budget_ms=1e-6, space=space), hardware=HERE)
-    assert [candidate.name for candidate in front.candidates] == ["test_resnet-32 fp32"]
-    assert front.left_out == ("test_resnet-32 int8: no such operator in INT8",)
-
-
-def test_what_fails_after_training_is_left_out_too(
-    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    export = trials.export_checkpoint
-
-    def refusing(checkpoint: Path, out: Path, **options: Any) -> Path:
-        if "test_resnet" in str(out) or options["precision"] == "int8":
-            raise ExportError("NNCF could not quantise the network")
-        return export(checkpoint, out, **options)
-
-    monkeypatch.setattr(trials, "export_checkpoint", refusing)
-    asked = request(space=space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["int8", "fp32"]))
-    said: list[str] = []
-    out = tmp_path / "out"
-    front, verified = compress(teacher, birds, out, asked, hardware=HERE, say=said.append)
-    assert verified is not None
-    assert front.chosen == "test_efficientnet-32 fp32"
-    assert sorted(front.left_out) == [
-        "test_efficientnet-32 int8 (full): NNCF could not quantise the network",
-        "test_efficientnet-32 int8 (short): NNCF could not quantise the network",
-        "test_resnet-32 fp32 (short): NNCF could not quantise the network",
-        "test_resnet-32 int8 (short): NNCF could not quantise the network",
-    ]
-    # When it happens, not hours later.
-    assert [line for line in said if "left out" in line] == [f"left out: {line}" for line in front.left_out]
-    assert compress(teacher, birds, out, asked, hardware=HERE)[0] == front  # what was measured is not measured again
-
-
-def test_a_training_in_int8_that_fails_leaves_fp32(
-    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(*_: Any, **__: Any) -> Path:
-        raise TrainingError("the loss is not finite")
-
-    monkeypatch.setattr(trials, "qat", failing)
-    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
-    asked = request(space=space, training=replace(request().training, qat_epochs=1))
-    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
-    assert front.chosen == "test_resnet-32 fp32"
-    assert front.left_out == ("test_resnet-32 int8 (full): the loss is not finite",)
-
-
-def test_a_shape_that_cannot_be_trained_leaves_the_others(
-    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    distil = trials.distill
-    failure: EdgefgError = TrainingError("the loss is not finite")
-
-    def failing(*args: Any, **options: Any) -> Path:
-        if options["student"] == "test_resnet":
-            raise failure
-        return distil(*args, **options)
-
-    monkeypatch.setattr(trials, "distill", failing)
-    space = space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["fp32"])
-    alone = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["fp32"])
-    asked = request(space=space, finalists=2)
-    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
-    assert front.chosen == "test_efficientnet-32 fp32"
-    assert front.left_out == ("test_resnet-32 (full): the loss is not finite",)
-    # Not where all would fail alike.
-    with pytest.raises(TrainingError, match="not finite"):
-        compress(teacher, birds, tmp_path / "alone", replace(asked, space=alone), hardware=HERE)
-    failure = HardwareError("cannot train on 1 × 'cuda'")
-    with pytest.raises(HardwareError):
-        compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
-    failure = ExportError("cannot write model.xml")
-    failure.__cause__ = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(ExportError, match="cannot write"):
-        compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
-    failure = ExportError("OpenVINO could not write the IR")
-    monkeypatch.setattr("edgefg.export.site._LEAST_SPACE", 2**62)
-    with pytest.raises(ExportError, match="could not write the IR"):
-        compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
-
-
 @pytest.mark.parametrize("saturates", [True, False])
 def test_the_width_of_weights_is_settled_by_the_first_run(
-    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool
+    birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool
 ) -> None:
     monkeypatch.setattr("edgefg.export.quantizer.saturates", lambda: saturates)
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8"])
     asked = request(budget_ms=1e-6, space=space)
     said: list[str] = []
-    compress(teacher, birds, tmp_path / "out", asked, hardware=HERE, say=said.append)
+    compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE, say=said.append)
     assert any("weights take 7 bits" in line for line in said) == saturates
     monkeypatch.setattr("edgefg.export.quantizer.saturates", lambda: not saturates)
-    compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
     other = replace(asked, training=replace(asked.training, any_cpu=not saturates))
     with pytest.raises(DataError, match="holds a search with another training"):
-        compress(teacher, birds, tmp_path / "out", other, hardware=HERE)
+        compress(birds_teacher, two_birds, tmp_path / "out", other, hardware=HERE)
     idle = replace(other, space=replace(space, precisions=("fp32",)))
     with pytest.raises(DataError, match="--any-cpu changes nothing without --precision int8"):
-        compress(teacher, birds, tmp_path / "new", idle, hardware=HERE)
+        compress(birds_teacher, two_birds, tmp_path / "new", idle, hardware=HERE)
 
 
-def test_weights_that_cannot_be_had_stop_before_anything_is_made(teacher: Path, birds: Path, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_had_stop_before_anything_is_made(
+    birds_teacher: Path, two_birds: Path, tmp_path: Path
+) -> None:
     students = [STUDENTS[1], Student(backbone="test_resnet", weights=str(tmp_path / "absent.pth"))]
     asked = request(space=space_of(students=students, sizes=[32], macs=[1.0], precisions=["fp32"]))
     with pytest.raises(WeightsError, match="absent"):
-        compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+        compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
     assert not (tmp_path / "out" / "untrained").exists()
 
 
 def test_another_budget_begins_with_what_is_there(
-    found: tuple[Path, Front], teacher: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+    found: tuple[Path, Front], birds_teacher: Path, two_birds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, front = found
     distil = Counted(trials.distill)
@@ -257,28 +118,28 @@ def test_another_budget_begins_with_what_is_there(
     killed = out / "short" / ".int8.0a1b2c3d"  # what kill -9 leaves
     killed.mkdir()
     said: list[str] = []
-    none, verified = compress(teacher, birds, out, request(budget_ms=1e-4), hardware=HERE, say=said.append)
+    none, verified = compress(birds_teacher, two_birds, out, request(budget_ms=1e-4), hardware=HERE, say=said.append)
     assert none.chosen is verified is None
     assert not killed.exists()
     assert not (out / search.CHOSEN).exists()
     assert {candidate.stage for candidate in none.candidates} == {"untrained"}
     assert any("0 of 4 shapes keep 0.0001 ms" in line for line in said)
-    assert compress(teacher, birds, out, request(), hardware=HERE)[0] == front
+    assert compress(birds_teacher, two_birds, out, request(), hardware=HERE)[0] == front
     assert read_manifest(out / search.CHOSEN / "model.xml").accuracy is not None
     assert distil.calls == 0
 
 
 def test_what_was_trained_in_full_is_not_forgotten_by_another_search(
-    found: tuple[Path, Front], teacher: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+    found: tuple[Path, Front], birds_teacher: Path, two_birds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, front = found
     monkeypatch.setattr(search, "finalists", lambda *_: [])
-    again, _ = compress(teacher, birds, out, request(), hardware=HERE)
+    again, _ = compress(birds_teacher, two_birds, out, request(), hardware=HERE)
     assert again == front
 
 
 def test_a_full_disk_leaves_the_earlier_choice(
-    found: tuple[Path, Front], teacher: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+    found: tuple[Path, Front], birds_teacher: Path, two_birds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, front = found
 
@@ -287,71 +148,75 @@ def test_a_full_disk_leaves_the_earlier_choice(
 
     monkeypatch.setattr(search.shutil, "copytree", fail)
     with pytest.raises(OSError, match="No space left"):
-        compress(teacher, birds, out, request(), hardware=HERE)
+        compress(birds_teacher, two_birds, out, request(), hardware=HERE)
     assert read_front(out / search.FRONT) == front
     assert read_manifest(out / search.CHOSEN / "model.xml").accuracy is not None
     assert not list(out.glob(".chosen.*"))
 
 
 def test_what_does_not_belong_together_is_refused_and_nothing_lost(
-    found: tuple[Path, Front], teacher: Path, birds: Path, tmp_path: Path
+    found: tuple[Path, Front], birds_teacher: Path, two_birds: Path, tmp_path: Path
 ) -> None:
     out, _ = found
     before = sorted(out.rglob("*"))
     other = request(training=replace(request().training, short_epochs=2))
     with pytest.raises(DataError, match="a search with another training; give another --out"):
-        compress(teacher, birds, out, other, hardware=HERE)
+        compress(birds_teacher, two_birds, out, other, hardware=HERE)
     students = [replace(STUDENTS[0], weights="hub")]
     space = space_of(students=students, sizes=[32], macs=[1.0], precisions=["int8"])
     with pytest.raises(DataError, match="test_resnet=none, MACs 1, asked was test_resnet=hub, MACs 1; give another"):
-        compress(teacher, birds, out, request(space=space), hardware=HERE)
+        compress(birds_teacher, two_birds, out, request(space=space), hardware=HERE)
     assert sorted(out.rglob("*")) == before
     strange = write_dataset(tmp_path / "strange", classes=3, per_class=8, size=32, seed=5)
     with pytest.raises(DataError):
-        compress(teacher, strange, tmp_path / "out", request(), hardware=HERE)
+        compress(birds_teacher, strange, tmp_path / "out", request(), hardware=HERE)
     assert not (tmp_path / "out").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="is not empty and holds no search"):
-        compress(teacher, birds, tmp_path / "full", request(), hardware=HERE)
+        compress(birds_teacher, two_birds, tmp_path / "full", request(), hardware=HERE)
 
 
-def test_no_short_distillation_where_it_has_nothing_to_decide(teacher: Path, birds: Path, tmp_path: Path) -> None:
+def test_no_short_distillation_where_it_has_nothing_to_decide(
+    birds_teacher: Path, two_birds: Path, tmp_path: Path
+) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["fp32"])
-    front, _ = compress(teacher, birds, tmp_path / "out", request(space=space), hardware=HERE)
+    front, _ = compress(birds_teacher, two_birds, tmp_path / "out", request(space=space), hardware=HERE)
     assert [candidate.stage for candidate in front.candidates] == ["full"]
     assert front.chosen == "test_resnet-32 fp32"
 
 
 @pytest.mark.slow
-def test_a_search_for_onnx_runtime(teacher: Path, birds: Path, tmp_path: Path) -> None:
+def test_a_search_for_onnx_runtime(birds_teacher: Path, two_birds: Path, tmp_path: Path) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
-    front, _ = compress(teacher, birds, tmp_path / "out", request(target="onnx", space=space), hardware=HERE)
+    front, _ = compress(birds_teacher, two_birds, tmp_path / "out", request(target="onnx", space=space), hardware=HERE)
     with Classifier(tmp_path / "out" / search.CHOSEN / "model.onnx", verify=True) as classifier:
         assert classifier.runtime_version.startswith("onnxruntime")
     assert front.chosen is not None
 
 
-def test_a_search_that_was_cut_off_between_two_precisions_goes_on(teacher: Path, birds: Path, tmp_path: Path) -> None:
+def test_a_search_that_was_cut_off_between_two_precisions_goes_on(
+    birds_teacher: Path, two_birds: Path, tmp_path: Path
+) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
     asked = request(space=space, budget_ms=1e-4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "emit", Counted(trials.emit, stop=0))
         with pytest.raises(KeyboardInterrupt):
-            compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+            compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
     assert [path.parent.name for path in tmp_path.rglob("model.xml")] == ["int8"]
-    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    front, _ = compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
     assert {candidate.precision for candidate in front.candidates} == {"int8", "fp32"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transfer", [Transfer(temperature=4.0), Transfer(feature_weight=0.1)])
 def test_whatever_is_learnt_reaches_every_training(
-    teacher: Path, birds: Path, tmp_path: Path, transfer: Transfer
+    birds_teacher: Path, two_birds: Path, tmp_path: Path, transfer: Transfer
 ) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[0.8], precisions=["fp32"])
     asked = request(space=space, training=replace(request().training, transfer=transfer))
-    front, _ = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    front, _ = compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
     assert front.chosen is not None
     recipe = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance.recipe
     distilled, pruned = recipe.split("; prune to ")
@@ -361,7 +226,7 @@ def test_whatever_is_learnt_reaches_every_training(
 
 @pytest.mark.slow
 def test_an_int8_finalist_may_be_trained_as_such_and_is_compared_with_fp32(
-    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export, asked_of = trials.export_checkpoint, []
 
@@ -372,7 +237,7 @@ def test_an_int8_finalist_may_be_trained_as_such_and_is_compared_with_fp32(
     monkeypatch.setattr(trials, "export_checkpoint", noted)
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8"])
     asked = request(space=space, training=replace(request().training, qat_epochs=1))
-    _, verified = compress(teacher, birds, tmp_path / "out", asked, hardware=HERE)
+    _, verified = compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
     assert verified is not None
     made = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance
     assert made.parent == sha256(tmp_path / "out" / "full" / "test_resnet-32" / "qat" / "qat.safetensors")
@@ -382,9 +247,20 @@ def test_an_int8_finalist_may_be_trained_as_such_and_is_compared_with_fp32(
 
 @pytest.mark.parametrize("option", ["--train-share=85", "--train-share=0", "--max-drop=inf", "--max-drop=nan"])
 def test_numbers_that_make_no_sense_are_refused(
-    teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+    birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    asked = ["compress", teacher, birds, "--to", "openvino", "--budget", "3ms", "--out", tmp_path / "out", option]
+    asked = [
+        "compress",
+        birds_teacher,
+        two_birds,
+        "--to",
+        "openvino",
+        "--budget",
+        "3ms",
+        "--out",
+        tmp_path / "out",
+        option,
+    ]
     monkeypatch.setattr(sys, "argv", ["edgefg", *map(str, asked)])
     monkeypatch.setattr(search, "compress", lambda *_, **__: pytest.fail("began"))
     with pytest.raises(SystemExit) as ended:
@@ -393,12 +269,12 @@ def test_numbers_that_make_no_sense_are_refused(
 
 
 def test_on_the_command_line_a_budget_that_nothing_meets_ends_with_1(
-    found: tuple[Path, Front], teacher: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    found: tuple[Path, Front], birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     asked = [
-        "compress", teacher, birds, "--to", "openvino", "--budget", "1us", "--out", tmp_path / "out", "--student",
-        "test_resnet=none", "--size", 32, "--macs", 1, "--precision", "fp32", "--workers", 0,
+        "compress", birds_teacher, two_birds, "--to", "openvino", "--budget", "1us", "--out", tmp_path / "out",
+        "--student", "test_resnet=none", "--size", 32, "--macs", 1, "--precision", "fp32", "--workers", 0,
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["edgefg", *map(str, asked)])
     with pytest.raises(SystemExit) as ended:

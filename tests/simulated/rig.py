@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
-from edgefg.runtime import EXACT_SUMS
+from edgefg.export.session import open_session
 from tests.conftest import TINY
 from tests.simulated.books import Books
 from tests.simulated.plan_format import VERSIONS, Plan, write_plan
@@ -38,9 +37,7 @@ def images(count: int = 1) -> np.ndarray:
 
 
 def expected(model: Path, batch: np.ndarray) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(*EXACT_SUMS)
-    session = onnxruntime.InferenceSession(model, options)
+    session = open_session(str(model))
     return np.asarray(session.run(None, {session.get_inputs()[0].name: batch})[0])
 
 

@@ -1,0 +1,27 @@
+"""What the tests of a search share: a small one of two students."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from edgefg.export.candidates import Student, space_of
+from edgefg.export.search import Request
+from edgefg.export.site import Training
+from edgefg.recipe import Hardware, Recipe
+
+HERE = Hardware(accelerator="cpu", workers=0)
+RECIPE = Recipe(epochs=2, image_size=32, batch_size=16)
+STUDENTS = [Student(backbone="test_resnet", weights="none"), Student(backbone="test_efficientnet", weights="none")]
+
+
+def request(**changed: object) -> Request:
+    asked = Request(
+        target="openvino",
+        budget_ms=1e4,
+        max_drop=100.0,
+        space=space_of(students=STUDENTS, sizes=[32], macs=[1.0, 0.8], precisions=["int8", "fp32"]),
+        training=Training(recipe=RECIPE, short_epochs=1, prune_epochs=1, train_share=0.8, images=8),
+        trials=2,
+        finalists=1,
+    )
+    return replace(asked, **changed)
