@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= .ci/constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 DEMO := runs/demo
+# Processes of `make test`.
+WORKERS ?= 2
 # Whose names our code uses is checked against these (tests/runtimes/test_vendor_names.py): lowest and last of each major.
 BINDINGS := trt10-lowest=tensorrt-cu12-bindings==10.3.0 trt10=tensorrt-cu12-bindings==10.16.1.11 \
   trt11=tensorrt-cu13-bindings==11.4.0.106 cuda12=cuda-bindings==12.9.10,cuda-pathfinder==1.9.0 \
@@ -48,8 +50,9 @@ demo: $(VENV)/.demo
 	  --image-size 112 --epochs 3 --student-epochs 3 --prune-epochs 2 --macs 0.75 \
 	  --max-drop 5 --max-class-drop 20 --max-flips 10
 
+# A process for each of two cores; most of the tests' work is not in kernels that would share a thread pool.
 test: $(VENV)/.dev $(TEST_NEEDS)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 # On the device: python3 -m pip install pytest '.[tensorrt,onnxruntime]', or its JetPack's TensorRT.
 test-gpu:

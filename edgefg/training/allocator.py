@@ -26,6 +26,18 @@ def keep_freed_memory() -> bool:
     return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, 2**28)])
 
 
+def release_freed_memory() -> bool:
+    """Hand freed memory back to the kernel once; False where there was none, or the C library is not glibc.
+
+    To be called before a process is forked: with `keep_freed_memory` it would get all of an epoch's activations as free
+    blocks, and hold a copy of every page that its parent goes on to use.
+    """
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError, TypeError):
+        return False
+
+
 def _images_per_second(keep: bool, steps: int) -> float:
     import timm
     import torch

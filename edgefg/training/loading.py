@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from edgefg.recipe import Recipe
+from edgefg.training.allocator import release_freed_memory
 from edgefg.training.augment import EvaluationImages, Item, TrainingImages
 from edgefg.training.models.network import Batch
 from edgefg.training.sampling import sampler_of
@@ -24,6 +25,7 @@ def evaluation_loader(
     images: EvaluationImages, batch_size: int, *, workers: int
 ) -> DataLoader[tuple[torch.Tensor, int]]:
     """Build a loader that keeps the order."""
+    _before_forking(workers)
     return DataLoader(images, batch_size, num_workers=workers, worker_init_fn=_one_thread)
 
 
@@ -47,6 +49,7 @@ def training_loader(
     sampler = sampler_of(labels, recipe, count=own, generator=generator)
     if sampler is None and processes > 1:
         sampler = DistributedSampler(images, processes, rank, shuffle=True, seed=seed)
+    _before_forking(workers)
     return DataLoader(
         images,
         recipe.batch_size,
@@ -58,6 +61,11 @@ def training_loader(
         collate_fn=collate,
         worker_init_fn=_one_thread,
     )
+
+
+def _before_forking(workers: int) -> None:
+    if workers:
+        release_freed_memory()
 
 
 def _one_thread(_: int) -> None:
