@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from edgefg.metrics import Scores
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
+# Classes shown to people.
+_SHOWN = 5
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -173,7 +175,7 @@ class Comparison(_Part, frozen=True, kw_only=True):
     parent_logits_max: float
     """Greatest absolute logit of the parent, to compare with."""
     worst: tuple[ClassDrop, ...]
-    """The classes that lose most images, worst first; at most five."""
+    """The classes that lose most images, worst first: five, and all whose loss chance does not explain."""
     flips: tuple[Flip, ...]
     """Which class the lost images are taken for, the most frequent pair first; at most five pairs."""
     gate: Gate | None
@@ -185,7 +187,7 @@ class Comparison(_Part, frozen=True, kw_only=True):
             f"drop {self.drop:+.2f} points (95 %: {self.drop_low:+.2f} to {self.drop_high:+.2f}; {self.lost} images"
             f" lost, {self.gained} gained, McNemar p = {self.mcnemar_p:.2g}), top-1 agreement {self.agreement:.2%}",
             f"greatest difference of a logit {self.logits:.3g} (parent's greatest logit: {self.parent_logits_max:.3g})",
-            *(f"  {worst.render()}" for worst in self.worst),
+            *(f"  {worst.render()}" for worst in self.worst[:_SHOWN]),
         ]
         if self.flips:
             lines.append(f"  flips: {', '.join(flip.render() for flip in self.flips)}")

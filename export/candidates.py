@@ -86,6 +86,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Top-1 of the teacher minus its own on the same images, percentage points."""
     artifact: str = ""
     """Its model file, relative to the search's folder."""
+    failures: tuple[str, ...] = ()
+    """The limits of the gate that it does not keep against its own FP32 network, with the classes concerned."""
+    machine: str = ""
+    """What its latency was measured on."""
 
     @property
     def name(self) -> str:
@@ -98,7 +102,7 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
 
     target: Target
     device: str
-    """The machine, or the engine's device on it."""
+    """The engine's."""
     budget_ms: float
     max_drop: float
     """Greatest loss of top-1 against the teacher, percentage points."""
@@ -109,11 +113,17 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
     """Names of the trained ones that no other one of their stage is both quicker and more accurate than."""
     left_out: tuple[str, ...] = ()
     """One line for each that cannot be pruned, trained, quantised or exported: which, and why."""
+    machine: str = ""
+    """What the latencies were measured on; empty where it was not told."""
     chosen: str | None = None
     """Name of the candidate that was taken; None where none fits."""
 
     def fits(self, candidate: Candidate) -> bool:
-        """Whether a candidate keeps the budget and the tolerated loss."""
+        """Whether a candidate keeps the budget, the tolerated loss and the gate."""
+        return self.keeps_figures(candidate) and not candidate.failures
+
+    def keeps_figures(self, candidate: Candidate) -> bool:
+        """Whether a candidate keeps the budget and the tolerated loss, whatever the gate says."""
         return candidate.latency_ms <= self.budget_ms and candidate.drop is not None and candidate.drop <= self.max_drop
 
 
@@ -154,6 +164,7 @@ def render(front: Front) -> str:
         mark = " ← chosen" if one.name == front.chosen else " front" if one.name in front.pareto else ""
         rows.append(f"{one.name:44} {one.stage:9} {one.latency_ms:8.2f} {top1:>24} {drop:>6}{mark}")
     rows += [f"left out: {line}" for line in front.left_out]
+    rows += [f"gate: {one.name} ({one.stage}): {failure}" for one in front.candidates for failure in one.failures]
     teacher = f"the teacher has {front.teacher.top1:.1%} of {front.teacher.images} images"
     rows.append(f"{teacher}; asked: at most {front.budget_ms:g} ms and {front.max_drop:g} points less")
     if front.chosen is None:
@@ -172,6 +183,11 @@ def _why_none(front: Front) -> str:
         return (
             f"no candidate that was trained in full fits; {closest.name} does after its short distillation: give more"
             " --finalists, or see what was left out"
+        )
+    if front.keeps_figures(closest):
+        return (
+            f"{closest.name} ({closest.stage}) keeps budget and tolerated loss, but not the gate:"
+            f" {closest.failures[0]}. Add candidates or --qat-epochs, or allow more (--max-class-drop, --max-flips)"
         )
     if closest.drop is None:
         return (

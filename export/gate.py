@@ -86,11 +86,11 @@ def compare(
         agreement=float((found == expected).mean()),
         logits=float(np.abs(logits - parent).max()),
         parent_logits_max=float(np.abs(parent).max()),
-        worst=classes[:_KEPT],
+        worst=tuple(drop for i, drop in enumerate(classes) if i < _KEPT or drop.chance <= SIGNIFICANCE),
         flips=tuple(Flip(label=names[a], predicted=names[b], images=count) for a, b, count in pairs[:_KEPT]),
         gate=gate,
     )
-    return Verdict(comparison, () if gate is None else _failures(comparison, classes, gate))
+    return Verdict(comparison, () if gate is None else judge(comparison, gate))
 
 
 def paired_error(lost: int, gained: int, images: int) -> tuple[float, float]:
@@ -169,7 +169,8 @@ def _class_drops(
     return tuple(sorted(drops, key=lambda drop: (drop.chance, (drop.recall - drop.parent_recall) * drop.images)))
 
 
-def _failures(found: Comparison, classes: tuple[ClassDrop, ...], gate: Gate) -> tuple[str, ...]:
+def judge(found: Comparison, gate: Gate) -> tuple[str, ...]:
+    """Return one clause for each limit that a comparison does not keep, with the classes concerned."""
     images = found.parent.images
     on = f"on {found.parent.data} ({images} images)"
     worst = f"; worst class: {found.worst[0].label}" if found.worst else ""
@@ -179,7 +180,7 @@ def _failures(found: Comparison, classes: tuple[ClassDrop, ...], gate: Gate) -> 
             f"top-1 drops by {found.drop:.2f} ± {found.drop_error:.2f} points against the parent {on}, allowed are"
             f" {gate.max_drop:g}{worst}"
         )
-    too_much = [drop for drop in classes if _is_lost(drop, gate)]
+    too_much = [drop for drop in found.worst if _is_lost(drop, gate)]
     if too_much:
         failures.append(
             f"{'a class loses' if len(too_much) == 1 else f'{len(too_much)} classes lose'} more than"

@@ -34,10 +34,11 @@ from edgefg.export.candidates import (
 from edgefg.export.package import folder_beside, remove_stale_below, swap
 from edgefg.export.quantizer import SEVEN_BITS, needs_seven_bits
 from edgefg.export.site import Site, Training
-from edgefg.export.trials import finished, measure_untrained, try_out
+from edgefg.export.trials import finished, measure_again, measure_untrained, try_out
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import sync, write_json
 from edgefg.manifest import Accuracy, sha256
+from edgefg.quality import Gate
 from edgefg.recipe import Hardware
 from edgefg.training.checkpoint import load, read_header
 from edgefg.training.data import FolderData, data_of
@@ -62,6 +63,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """How many of them are trained in full. Where there are more, a short distillation of all decides."""
     device: str | None = None
     """The engine's device."""
+    gate: Gate = Gate(max_drop=100)
+    """How much worse than its own FP32 network a candidate may be. ``max_drop`` has the loss of top-1, against the
+    teacher; the gate's own is for what INT8 alone may take of it."""
+    machine: str = ""
+    """Where it is measured, in words. What another one measured in this folder is measured again."""
+    measure_again: bool = False
+    """Measure all latencies anew."""
 
 
 class _Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,8 +136,11 @@ def compress(
         training=request.training,
         device=request.device,
         hardware=hardware or Hardware(),
+        gate=request.gate,
+        machine=request.machine,
         say=say,
     )
+    measure_again(site, request.measure_again)
     front = _search(site, request)
     chosen = _publish(front, out)
     return front, None if chosen is None else verify(
@@ -175,6 +186,8 @@ def _search(site: Site, request: Request) -> Front:
     chosen = worth_training(untrained, budget, request.trials)
     keeping = len({one.shape for one in untrained if one.latency_ms <= budget})
     site.say(f"{keeping} of {len(request.space.shapes())} shapes keep {budget:g} ms; {len(chosen)} are distilled")
+    if close := [one.name for one in untrained if one.latency_low_ms <= budget < one.latency_ms]:
+        site.say(f"close to the budget: {', '.join(close)}; if the machine was busy, --measure-again")
 
     def try_all(shapes: Sequence[Shape], stage: Stage) -> list[Candidate]:
         tried: list[Candidate] = []
@@ -212,6 +225,7 @@ def _front(site: Site, request: Request, found: Iterable[Candidate], left_out: I
     return Front(
         target=request.target,
         device=request.device or "CPU",
+        machine=request.machine,
         budget_ms=request.budget_ms,
         max_drop=request.max_drop,
         teacher=site.teacher_accuracy,

@@ -14,6 +14,7 @@ from torch import nn
 
 from edgefg import runtime
 from edgefg.export.quantize import quantize_onnxruntime
+from edgefg.export.quantizer import needs_seven_bits
 from edgefg.export.timing import alternate
 from edgefg.export.to_onnx import write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array
@@ -85,7 +86,8 @@ class Stopwatch:
             write_onnx(network.eval(), self._spec, path)
             if self._calibration is not None:
                 path = Path(scratch) / "int8.onnx"
-                quantize_onnxruntime(path.with_name("model.onnx"), path, self._calibration)
+                seven_bits = needs_seven_bits("onnx", None)  # as the export will have it
+                quantize_onnxruntime(path.with_name("model.onnx"), path, self._calibration, any_cpu=seven_bits)
             return runtime.load(path)
 
 

@@ -11,9 +11,11 @@ from msgspec.structs import replace
 
 from edgefg.errors import EdgefgError, HardwareError
 from edgefg.export.candidates import Precision, Shape, Stage, Target
+from edgefg.export.ranges import Calibrator
 from edgefg.manifest import Accuracy
 from edgefg.preprocess import InputSpec
-from edgefg.recipe import Hardware, Recipe, Transfer
+from edgefg.quality import Gate
+from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
 from edgefg.training.data import FolderData
 
 _MULTIPLE = 16
@@ -25,7 +27,7 @@ _LEAST_SPACE = 2**28
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """How candidates are trained."""
+    """How candidates are trained and exported."""
 
     recipe: Recipe
     """Of the full distillation; its image and training sizes are each candidate's own."""
@@ -38,10 +40,18 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     images: int
     """How many calibrate INT8."""
     qat_epochs: int = 0
-    """Of quantisation-aware training of INT8 finalists; 0: they are calibrated alone."""
+    """Of quantisation-aware training of INT8 finalists, beside calibration; 0: they are calibrated alone."""
     transfer: Transfer = Transfer()
+    pruning: Pruning = Pruning()
+    """How candidates are pruned; how far is each one's own."""
+    # As `edgefg.export.export.export_checkpoint` has them.
+    calibrator: Calibrator = "minmax"
+    bias_correction: bool = False
+    keep_within: float | None = None
+    """Of finalists."""
     any_cpu: bool | None = None
-    """7-bit weights, see `edgefg.export.export.export_checkpoint`."""
+    """7-bit weights."""
+    generated_golden: bool = False
 
     def of(self, size: int, stage: Stage) -> Recipe:
         """Return the recipe of a distillation at an image size."""
@@ -89,6 +99,10 @@ class Site(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     device: str | None
     """The engine's."""
     hardware: Hardware
+    gate: Gate
+    """How much worse than its own FP32 network a candidate may be."""
+    machine: str
+    """Where latencies are measured."""
     say: Callable[[str], None]
 
     @property

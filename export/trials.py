@@ -9,39 +9,35 @@ import copy
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from edgefg.classifier import Classifier
-from edgefg.errors import DataError, EdgefgError, ExportError, TrainingError
+from edgefg.errors import DataError, ExportError
 from edgefg.export.calibration import choose_balanced, read_calibration
 from edgefg.export.candidates import Candidate, Precision, Shape, Stage
 from edgefg.export.channels import remove_channels
 from edgefg.export.distill import distill
 from edgefg.export.emit import emit, model_name
-from edgefg.export.export import export_checkpoint
 from edgefg.export.package import folder_beside
 from edgefg.export.prune import prune
-from edgefg.export.qat import qat
 from edgefg.export.quantizer import Quantizer
 from edgefg.export.shares import Yardstick
 from edgefg.export.site import Site
 from edgefg.export.timing import alternate, in_turn
 from edgefg.export.to_onnx import write_onnx
+from edgefg.export.trial_artifacts import LeaveOut, accuracy_of, export_candidate, failures
 from edgefg.files import write_json
-from edgefg.manifest import read_manifest
 from edgefg.preprocess import InputSpec
 from edgefg.recipe import Pruning
 from edgefg.sources import read_image
 from edgefg.training.models.network import Network
 from edgefg.training.weights import load_backbone
-
-# Called with what is left out and why.
-LeaveOut = Callable[[str, EdgefgError], None]
 
 _FRAMES = 16
 _TURNS, _TIMES = 12, 10
@@ -80,6 +76,7 @@ def measure_untrained(
                     latency_ms=middle,
                     latency_low_ms=low,
                     latency_high_ms=high,
+                    machine=site.machine,
                 ),
                 site,
             )
@@ -122,7 +119,7 @@ def train(site: Site, shape: Shape, stage: Stage) -> Path:
         site.data,
         site.out / stage / shape.name,
         site.training.after_pruning(shape.size, stage),
-        _pruning(shape, "taylor"),
+        _pruning(site, shape),
         teacher_path=site.teacher,
         transfer=site.training.transfer,
         answers=site.answers,
@@ -136,7 +133,7 @@ def try_out(
 ) -> list[Candidate]:
     """Train a shape, export it in some precisions and measure each; what was done before is read.
 
-    Those that cannot be trained in INT8, or exported, are given to ``leave_out``.
+    What cannot be exported, or not be trained in INT8, is given to ``leave_out``.
 
     Raises:
         TrainingError, ExportError: the shape cannot be trained, or not be pruned.
@@ -148,8 +145,8 @@ def try_out(
         models: dict[tuple[Shape, Precision], Path] = {}
         for precision in missing:
             try:
-                models[shape, precision] = _export(site, checkpoint, shape, stage, precision)
-            except (ExportError, TrainingError) as exc:  # its own training in INT8 may fail
+                models[shape, precision] = export_candidate(site, checkpoint, shape, stage, precision, leave_out)
+            except ExportError as exc:
                 leave_out(f"{shape.name} {precision} ({stage})", exc)
         for key, quartiles in (measure_latency(models, site) if models else {}).items():
             _write_down(_candidate(site, *key, stage, quartiles), site)
@@ -161,48 +158,23 @@ def finished(site: Site, keys: Iterable[tuple[Shape, Precision]], stage: Stage) 
     return [_read(site, *key, stage) for key in keys if site.record(*key, stage).is_file()]
 
 
-def _export(site: Site, checkpoint: Path, shape: Shape, stage: Stage, precision: Precision) -> Path:
-    """Export a trained shape, unless it was before, and return its model file.
-
-    No gate is kept here: what counts is the loss against the teacher, and a candidate that lost too much is a result.
-    """
-    model = site.out / stage / shape.name / precision / model_name(site.target)
-    if not model.is_file():
-        reference = None
-        if precision == "int8" and stage == "full" and site.training.qat_epochs:
-            reference, checkpoint = checkpoint, _train_in_int8(site, checkpoint, shape)
-        site.say(f"export: {stage}/{shape.name}/{precision}")
-        export_checkpoint(
-            checkpoint,
-            model.parent,
-            to=site.target,
-            precision=precision,
-            calibration=site.data,
-            images=site.training.images,
-            any_cpu=site.training.any_cpu if precision == "int8" else None,
-            gate=None,
-            reference=reference,
-            progress=site.say,
-        )
-    return model
-
-
-def _train_in_int8(site: Site, checkpoint: Path, shape: Shape) -> Path:
-    """Train a finalist on as the target's INT8 graph; return that checkpoint."""
-    return qat(
-        checkpoint,
-        site.data,
-        site.out / "full" / shape.name / "qat",
-        site.training.in_int8(shape.size),
-        to=site.target,
-        teacher_path=site.teacher,
-        transfer=site.training.transfer,
-        answers=site.answers,
-        images=site.training.images,
-        any_cpu=site.training.any_cpu,
-        hardware=site.hardware,
-        progress=site.say,
-    )
+def measure_again(site: Site, everything: bool) -> None:
+    """Forget the latencies that another machine measured, or all; those of trained candidates are measured anew."""
+    stages: tuple[Stage, ...] = ("untrained", "short", "full")
+    for stage in stages:
+        models: dict[tuple[Shape, Precision], Path] = {}
+        for path in sorted((site.out / stage).glob("*/*.json")):
+            found = msgspec.json.decode(path.read_bytes(), type=Candidate)
+            if found.machine == site.machine and not everything:
+                continue
+            if found.artifact and (site.out / found.artifact).is_file():
+                models[found.shape, found.precision] = site.out / found.artifact
+            else:
+                path.unlink()
+        if models:
+            site.say(f"measuring {len(models)} trained networks again")
+            for key, quartiles in measure_latency(models, site).items():
+                _write_down(_candidate(site, *key, stage, quartiles), site)
 
 
 def _candidate(
@@ -210,8 +182,7 @@ def _candidate(
 ) -> Candidate:
     """Put together what is known of a trained candidate."""
     model = site.out / stage / shape.name / precision / model_name(site.target)
-    accuracy = read_manifest(model).accuracy
-    assert accuracy is not None  # a search has validation data
+    accuracy = accuracy_of(model)
     low, middle, high = times
     return Candidate(
         shape=shape,
@@ -223,6 +194,7 @@ def _candidate(
         accuracy=accuracy,
         drop=100 * (site.teacher_accuracy.top1 - accuracy.top1),
         artifact=str(model.relative_to(site.out)),
+        machine=site.machine,
     )
 
 
@@ -260,7 +232,10 @@ def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path], l
         source = Path(scratch) / "model.onnx"
         try:
             if shape.macs < 1:
-                yardstick, pruning = Yardstick(copy.deepcopy(network), spec), _pruning(shape, "magnitude")
+                yardstick, pruning = (
+                    Yardstick(copy.deepcopy(network), spec),
+                    replace(_pruning(site, shape), importance="magnitude"),
+                )
                 remove_channels(network, pruning, yardstick, shape.macs, lambda _: None, lambda _: None)
             write_onnx(network.eval(), spec, source)
         except ExportError as exc:
@@ -287,10 +262,10 @@ def _write_graph(site: Site, source: Path, spec: InputSpec, precision: Precision
         emit(source, site.target, folder)
 
 
-def _pruning(shape: Shape, importance: str) -> Pruning:
+def _pruning(site: Site, shape: Shape) -> Pruning:
     # The default cap of a layer's loss is met well before half of the operations are gone.
     cap = min(0.95, max(Pruning().max_ratio, 1.05 - shape.macs))
-    return msgspec.convert({"macs": shape.macs, "importance": importance, "max_ratio": cap}, Pruning)
+    return replace(site.training.pruning, macs=shape.macs, max_ratio=cap)
 
 
 def _write_down(candidate: Candidate, site: Site) -> None:
@@ -306,4 +281,4 @@ def _read(site: Site, shape: Shape, precision: Precision, stage: Stage) -> Candi
             f"{one.student.backbone}={one.student.weights}, MACs {one.macs:g}" for one in (found.shape, shape)
         )
         raise DataError(f"{site.out} holds {found.name} as {earlier}, asked was {asked}; give another --out")
-    return found
+    return replace(found, failures=failures(site, site.out / found.artifact)) if found.artifact else found

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgefg.cli.app import Count, Only, command, needs, print_json, say
+from edgefg.cli.export import Calibrator
 from edgefg.cli.workstation import Out
 from edgefg.errors import DataError
-from edgefg.recipe import Hardware, Recipe, Transfer
+from edgefg.quality import Gate
+from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
 
 if TYPE_CHECKING:
     from edgefg.export.candidates import Front, Student
@@ -22,15 +24,25 @@ _RECIPE = (
     "epochs",
     "batch_size",
     "lr",
+    "weight_decay",
     "start_size",
+    "ema",
+    "mix",
+    "mix_alpha",
+    "mix_share",
     "min_area",
     "color",
+    "hue",
+    "flip",
     "randaugment",
     "rotation",
     "crop_epochs",
     "seed",
 )
 _TRANSFER = Transfer()
+_PRUNING = Pruning()
+# The loss of top-1 is counted against the teacher.
+_GATE = Gate(max_drop=100)
 _HERE = Hardware()
 _LIST = typer.Option()
 
@@ -61,8 +73,15 @@ def compress(
     qat_epochs: Annotated[int, typer.Option(min=0)] = 0,
     train_share: Annotated[float, typer.Option(min=0.1, max=1)] = 0.85,
     images: Count = 300,
+    calibrator: Calibrator = Calibrator.minmax,
+    bias_correction: bool = False,
+    keep_within: float | None = None,
     any_cpu: bool | None = None,
+    generated_golden: bool = False,
     device: str | None = None,
+    measure_again: bool = False,
+    gate: Annotated[Gate, Only("max_class_drop", "max_flips", "min_agreement")] = _GATE,
+    pruning: Annotated[Pruning, Only("importance", "isomorphic", "uniform", "round_to")] = _PRUNING,
     transfer: Transfer = _TRANSFER,
     recipe: Annotated[Recipe, Only(*_RECIPE)] = _DEFAULTS,
     hardware: Annotated[Hardware, Only("accelerator", "devices", "workers")] = _HERE,
@@ -93,12 +112,21 @@ def compress(
             that an earlier run trained in full takes a place too.
         short_epochs: epochs of the short distillation.
         prune_epochs: epochs of fine-tuning after pruning a finalist.
-        qat_epochs: epochs of quantisation-aware training of INT8 finalists; 0: they are calibrated alone.
+        qat_epochs: epochs of quantisation-aware training of INT8 finalists, of which the better of both is taken; 0:
+            they are calibrated alone.
         train_share: side of the training crops, as a share of the image size.
         images: how many images calibrate INT8.
+        calibrator: how int8 finds the ranges of activations, see `edgefg export`.
+        bias_correction: correct the biases of int8 networks.
+        keep_within: points of top-1 that int8 may take from a finalist on val; what hurts most stays in floating point.
         any_cpu: 7-bit weights in int8, for x86 CPUs without VNNI, which saturate with 8; where left out, if this CPU is
             such a one.
+        generated_golden: prove artifacts by generated frames, so that no photograph goes with them.
         device: the engine's device, for instance GPU with OpenVINO.
+        measure_again: measure all latencies anew, as where the machine was busy; what another machine measured in this
+            folder always is.
+        gate: how much worse than its own fp32 network the choice may be on val, an option each.
+        pruning: which channels go, an option each.
         transfer: what the students learn, an option each.
         recipe: the full training's settings, an option each.
         hardware: where to train, an option each.
@@ -111,10 +139,8 @@ def compress(
         from edgefg.training.checkpoint import read_header
     except ImportError as exc:
         raise needs("export", exc) from exc
-    sizes = size or _smaller(read_header(teacher).input.height)
-    space = candidates.space_of(
-        students=[_student(text) for text in student], sizes=sizes, macs=macs, precisions=precision
-    )
+    students, sizes = [_student(text) for text in student], size or _smaller(read_header(teacher).input.height)
+    space = candidates.space_of(students=students, sizes=sizes, macs=macs, precisions=precision)
     training = Training(
         recipe=recipe,
         short_epochs=short_epochs,
@@ -123,7 +149,12 @@ def compress(
         qat_epochs=qat_epochs,
         images=images,
         transfer=transfer,
+        pruning=pruning,
+        calibrator=calibrator.value,
+        bias_correction=bias_correction,
+        keep_within=keep_within,
         any_cpu=any_cpu,
+        generated_golden=generated_golden,
     )
     request = search.Request(
         target=to.value,
@@ -134,6 +165,9 @@ def compress(
         trials=trials,
         finalists=finalists,
         device=device,
+        gate=gate,
+        machine=_machine(to),
+        measure_again=measure_again,
     )
     front, verified = search.compress(
         teacher, data, out, request, hardware=hardware, skip_corrupt=skip_corrupt, say=say
@@ -156,6 +190,15 @@ def _student(text: str) -> Student:
     if not name:
         raise DataError(f"--student {text!r} names no architecture; needed NAME or NAME=WEIGHTS")
     return Student(backbone=name, weights=weights or "hub")
+
+
+def _machine(to: Target) -> str:
+    """Say where latencies are measured: processor, cores, engine."""
+    from edgefg.benchmarks.device import describe
+
+    here = describe()
+    engine = "onnxruntime" if to is Target.onnx else to.value
+    return f"{here.cpu}, {here.cores} cores, {engine} {here.versions.get(engine)}"
 
 
 def _smaller(size: int) -> list[int]:

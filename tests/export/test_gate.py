@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgefg.errors import ParityError
+from edgefg.export import gate as gates
 from edgefg.export.gate import Verdict, chance_of, compare, paired_error
-from edgefg.quality import ClassDrop, Gate
+from edgefg.quality import ClassDrop, Comparison, Gate
 
 OPEN = Gate(max_drop=100, max_class_drop=100, max_flips=100)
 
@@ -208,7 +209,26 @@ def test_many_lost_classes_are_named_as_far_as_a_line_holds() -> None:
     found, failures = judge(artifact, labels, labels, 14, msgspec.structs.replace(OPEN, max_class_drop=10))
     assert failures[0].startswith("12 classes lose more than 10 points of recall")
     assert failures[0].endswith("c9: recall 100.0% → 0.0% of 10 images and 2 more")
-    assert len(found.worst) == len(found.flips) == 5
+    assert (len(found.worst), len(found.flips)) == (12, 5)
+
+
+def test_what_was_only_measured_can_be_judged_later() -> None:
+    """The manifest keeps every class whose loss chance does not explain, however many they are."""
+    labels = np.repeat(np.arange(9), 40)
+    parent = labels.copy()
+    artifact = labels.copy()
+    for label in range(9):  # eight large losses that the limit allows, and one that it does not
+        lost = 14 if label < 8 else 24
+        artifact[40 * label : 40 * label + lost] = (label + 1) % 9
+    gate = Gate(max_drop=100, max_class_drop=50, max_flips=100)
+    measured = compare(
+        logits_of(artifact.tolist(), 9), logits_of(parent.tolist(), 9), labels, tuple("abcdefghi"), "val of x", None
+    )
+    assert not measured.failures
+    assert len(measured.comparison.worst) == 9
+    [failure] = gates.judge(msgspec.json.decode(msgspec.json.encode(measured.comparison), type=Comparison), gate)
+    assert "a class loses more than 50 points" in failure
+    assert "i: recall 100.0% → 40.0% of 40 images" in failure
 
 
 def test_without_a_gate_nothing_fails() -> None:

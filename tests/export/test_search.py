@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from edgefg import Classifier, cli
 from edgefg.errors import DataError, WeightsError
-from edgefg.export import search, trials
-from edgefg.export.candidates import Front, Student, read_front, space_of
+from edgefg.export import search, trial_artifacts, trials
+from edgefg.export.candidates import Candidate, Front, Precision, Shape, Student, read_front, render, space_of
 from edgefg.export.search import compress
 from edgefg.manifest import read_manifest, sha256
+from edgefg.quality import Gate
 from edgefg.recipe import Transfer
 from tests.export.searching import HERE, STUDENTS, request
 from tests.synthetic import write_dataset
@@ -129,6 +132,50 @@ def test_another_budget_begins_with_what_is_there(
     assert distil.calls == 0
 
 
+def test_what_another_machine_measured_is_measured_again_and_nothing_trained(
+    found: tuple[Path, Front], birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, front = shutil.copytree(found[0], tmp_path / "out"), found[1]
+    monkeypatch.setattr(trials, "distill", lambda *_, **__: pytest.fail("trained"))
+    records = [msgspec.json.decode(path.read_bytes(), type=Candidate) for path in out.glob("untrained/*/*.json")]
+    times = {(one.shape, one.precision): one.latency_ms for one in records}
+
+    def slower(models: Iterable[tuple[Shape, Precision]], *_: object) -> object:
+        return {key: (times[key], 2 * times[key], 3 * times[key]) for key in models}
+
+    monkeypatch.setattr(trials, "measure_latency", slower)
+    other, _ = compress(birds_teacher, two_birds, out, request(machine="another"), hardware=HERE)
+    assert other.machine == "another"
+    trained = [one for one in other.candidates if one.stage != "untrained"]
+    assert all(one.machine == "another" for one in other.candidates)
+    assert all(one.latency_ms == 2 * times[one.shape, one.precision] for one in other.candidates)
+    assert {(one.name, one.accuracy) for one in trained} == {
+        (one.name, one.accuracy) for one in front.candidates if one.stage != "untrained"
+    }
+    times.update({key: 10 * value for key, value in times.items()})
+    same, _ = compress(birds_teacher, two_birds, out, request(machine="another"), hardware=HERE)
+    assert same == other
+    again, _ = compress(birds_teacher, two_birds, out, request(machine="another", measure_again=True), hardware=HERE)
+    assert all(one.latency_ms == 2 * times[one.shape, one.precision] for one in again.candidates)
+
+
+def test_what_fails_the_gate_is_shown_and_not_taken(
+    found: tuple[Path, Front], birds_teacher: Path, two_birds: Path
+) -> None:
+    out, _ = found
+    asked = request(gate=Gate(max_drop=-100))
+    none, verified = compress(birds_teacher, two_birds, out, asked, hardware=HERE)
+    assert none.chosen is verified is None
+    assert not (out / search.CHOSEN).exists()
+    trained = [one for one in none.candidates if one.accuracy is not None]
+    assert trained
+    assert all("top-1 drops by" in failure for one in trained for failure in one.failures)
+    told = render(none)
+    assert "keeps budget and tolerated loss, but not the gate: top-1 drops by" in told
+    assert f"gate: {trained[0].name} ({trained[0].stage}): top-1 drops by" in told
+    assert compress(birds_teacher, two_birds, out, request(), hardware=HERE)[0].chosen is not None  # nothing is lost
+
+
 def test_what_was_trained_in_full_is_not_forgotten_by_another_search(
     found: tuple[Path, Front], birds_teacher: Path, two_birds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,13 +275,17 @@ def test_whatever_is_learnt_reaches_every_training(
 def test_an_int8_finalist_may_be_trained_as_such_and_is_compared_with_fp32(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export, asked_of = trials.export_checkpoint, []
+    export, asked_of = trial_artifacts.export_checkpoint, []
 
     def noted(checkpoint: Path, out: Path, **options: Any) -> Path:
         asked_of.append(options["reference"])
         return export(checkpoint, out, **options)
 
-    monkeypatch.setattr(trials, "export_checkpoint", noted)
+    def refused(_: object, model: Path) -> tuple[str, ...]:
+        return ("a class loses more",) if model.parent.name == "int8-calibrated" else ()
+
+    monkeypatch.setattr(trial_artifacts, "export_checkpoint", noted)
+    monkeypatch.setattr(trial_artifacts, "failures", refused)
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8"])
     asked = request(space=space, training=replace(request().training, qat_epochs=1))
     _, verified = compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
@@ -242,7 +293,7 @@ def test_an_int8_finalist_may_be_trained_as_such_and_is_compared_with_fp32(
     made = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance
     assert made.parent == sha256(tmp_path / "out" / "full" / "test_resnet-32" / "qat" / "qat.safetensors")
     assert "qat for openvino" in made.recipe
-    assert asked_of == [tmp_path / "out" / "full" / "test_resnet-32" / "student.safetensors"]
+    assert asked_of == [None, tmp_path / "out" / "full" / "test_resnet-32" / "student.safetensors"]
 
 
 @pytest.mark.parametrize("option", ["--train-share=85", "--train-share=0", "--max-drop=inf", "--max-drop=nan"])

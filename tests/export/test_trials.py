@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from edgefg.errors import EdgefgError, ExportError, HardwareError, TrainingError
-from edgefg.export import trials
+from edgefg.export import trial_artifacts, trials
 from edgefg.export.candidates import render, space_of
 from edgefg.export.quantizer import Quantizer
 from edgefg.export.search import compress
@@ -56,14 +56,14 @@ def test_a_precision_that_cannot_be_made_leaves_the_other(
 def test_what_fails_after_training_is_left_out_too(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export = trials.export_checkpoint
+    export = trial_artifacts.export_checkpoint
 
     def refusing(checkpoint: Path, out: Path, **options: Any) -> Path:
         if "test_resnet" in str(out) or options["precision"] == "int8":
             raise ExportError("NNCF could not quantise the network")
         return export(checkpoint, out, **options)
 
-    monkeypatch.setattr(trials, "export_checkpoint", refusing)
+    monkeypatch.setattr(trial_artifacts, "export_checkpoint", refusing)
     asked = request(space=space_of(students=STUDENTS, sizes=[32], macs=[1.0], precisions=["int8", "fp32"]))
     said: list[str] = []
     out = tmp_path / "out"
@@ -83,18 +83,18 @@ def test_what_fails_after_training_is_left_out_too(
     )  # what was measured is not measured again
 
 
-def test_a_training_in_int8_that_fails_leaves_fp32(
+def test_a_training_in_int8_that_fails_leaves_calibration(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: Any, **__: Any) -> Path:
         raise TrainingError("the loss is not finite")
 
-    monkeypatch.setattr(trials, "qat", failing)
-    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
+    monkeypatch.setattr(trial_artifacts, "qat", failing)
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8"])
     asked = request(space=space, training=replace(request().training, qat_epochs=1))
     front, _ = compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
-    assert front.chosen == "test_resnet-32 fp32"
-    assert front.left_out == ("test_resnet-32 int8 (full): the loss is not finite",)
+    assert front.chosen == "test_resnet-32 int8"
+    assert front.left_out == ("test_resnet-32 int8 (full, trained in INT8): the loss is not finite",)
 
 
 def test_a_shape_that_cannot_be_trained_leaves_the_others(
