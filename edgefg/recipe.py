@@ -172,11 +172,19 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ] = "kl"
     temperature: Annotated[float, Meta(gt=0, description="softens both predictions")] = 1.0
     dkd_beta: Annotated[
-        float, Meta(ge=0, description="dkd: weight of the classes other than the image's own, relative to that one's")
-    ] = 8.0
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(
+            description="dkd: weight of the classes other than the image's own, relative to that one's; left out: the"
+            " paper's, 0.5 up to a temperature of 1 (ImageNet) and 8 above (CIFAR-100)",
+        ),
+    ] = None
     hard_weight: Annotated[
-        float, Meta(ge=0, le=1, description="share of the loss that is cross entropy to the labels")
-    ] = 0.0
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(
+            description="share of the loss that is cross entropy to the labels, the rest is of the predictions; left"
+            " out: 0 with kl (Beyer et al. 2022), 0.5 with dkd and dist, which is their papers' sum, halved",
+        ),
+    ] = None
     feature_weight: Annotated[
         float, Meta(ge=0, description="weight of matching the last feature maps (Romero et al. 2015); 0: none")
     ] = 0.0
@@ -199,13 +207,31 @@ class Transfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Whether feature maps are matched."""
         return self.feature_weight > 0 or self.attention_weight > 0
 
+    @property
+    def beta(self) -> float:
+        """β of DKD: as asked, else as Zhao et al. (2022) have it at such a temperature, T = 1 or T = 4."""
+        if self.dkd_beta is not None:
+            return self.dkd_beta
+        return 0.5 if self.temperature <= 1 else 8.0
+
+    @property
+    def hard_share(self) -> float:
+        """Share of cross entropy in the loss: as asked, else that of the loss's paper.
+
+        DKD's sum is CE + TCKD + β·NCKD (Zhao et al. 2022), DIST's CE + 2·inter + 2·intra (Huang et al. 2022, equation
+        10). A half of each keeps these ratios. DIST needs it: it leaves open how sure the student becomes.
+        """
+        if self.hard_weight is not None:
+            return self.hard_weight
+        return 0.0 if self.loss == "kl" else 0.5
+
     def words(self) -> list[str]:
-        """Say what is learnt, for a checkpoint's header."""
-        words = [f"T={self.temperature:g}", f"hard={self.hard_weight:g}"]
+        """Say what is learnt, for a checkpoint's header: what was left out is said as it was taken."""
+        words = [f"T={self.temperature:g}", f"hard={self.hard_share:g}"]
         if self.teacher_size:
             words.append(f"teachers at {self.teacher_size} px")
         if self.loss != "kl":
-            words.append(f"loss={self.loss}" + (f" β={self.dkd_beta:g}" if self.loss == "dkd" else ""))
+            words.append(f"loss={self.loss}" + (f" β={self.beta:g}" if self.loss == "dkd" else ""))
         weights = {"features": self.feature_weight, "attention": self.attention_weight}
         return words + [f"{name}={weight:g}" for name, weight in weights.items() if weight]
 

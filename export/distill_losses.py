@@ -68,7 +68,8 @@ def dist(
     that of their probabilities of a class over the batch, mean over the classes. The student need not be as sure as its
     teacher, only agree on what is likelier than what. A class or an image whose probabilities are constant correlates
     with nothing and adds 1. Of two classes an image's correlation is 1 or −1 however sure the student is, so that intra
-    alone teaches. β and γ are the paper's; its authors' class has 1 for both.
+    alone teaches. How sure the student becomes is left open: a·q + (1 − a)/C correlates as q does, for any a > 0. So
+    the paper adds cross entropy (equation 10). β and γ are the paper's; its authors' class has 1 for both.
 
     Args:
         student: logits, ``float32 [N, C]``.

@@ -56,6 +56,8 @@ def answers_in(path: Path, teachers: Sequence[Teacher], transfer: Transfer) -> A
 class Distillation(nn.Module):
     """``(1 − hard)·loss(student, teachers) + hard·CE(labels) + w_f·features + w_a·attention``.
 
+    What ``hard`` is by default depends on the loss, see `edgefg.recipe.Transfer.hard_share`.
+
     The target of ``loss`` is the mean of the teachers' softmaxes at its temperature; that of the maps each teacher's
     own. A teacher of several passes gives what its inference gives. DKD needs one class an image: it is the label where
     there is one, else the teachers' top class. That includes mixed images, whose labels are areas: what there is to be
@@ -129,9 +131,10 @@ class Distillation(nn.Module):
             wanted, theirs = self._answers(batch.images, lambda unknown: self._consult(unknown)[0]), []
         target = wanted.argmax(dim=1) if mixed else torch.where(known, batch.labels, wanted.argmax(dim=1))
         # In float32: the logarithm of a softmax in half precision loses the small probabilities that matter here.
-        loss = (1 - self._transfer.hard_weight) * self._of_predictions(logits.float(), wanted, target)
-        if self._transfer.hard_weight:
-            loss = loss + self._transfer.hard_weight * self._of_labels(logits, batch, known)
+        hard = self._transfer.hard_share
+        loss = (1 - hard) * self._of_predictions(logits.float(), wanted, target)
+        if hard:
+            loss = loss + hard * self._of_labels(logits, batch, known)
         if maps is not None:
             loss = loss + self._of_maps(maps.float(), theirs)
         return loss, logits
@@ -155,7 +158,7 @@ class Distillation(nn.Module):
     def _of_predictions(self, logits: torch.Tensor, wanted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         temperature = self._transfer.temperature
         if self._transfer.loss == "dkd":
-            return losses.dkd(logits, wanted, target, temperature, beta=self._transfer.dkd_beta)
+            return losses.dkd(logits, wanted, target, temperature, beta=self._transfer.beta)
         return (losses.dist if self._transfer.loss == "dist" else losses.kl_divergence)(logits, wanted, temperature)
 
     def _of_labels(self, logits: torch.Tensor, batch: Batch, known: torch.Tensor) -> torch.Tensor:

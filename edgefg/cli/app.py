@@ -116,10 +116,10 @@ def _options_of(hint: Any, default: Any) -> list[inspect.Parameter]:
     """Turn the fields of a settings struct into parameters."""
     base, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
     only = next((extra.names for extra in extras if isinstance(extra, Only)), base.__struct_fields__)
-    types = typing.get_type_hints(base, include_extras=True)
+    types, hints = typing.get_type_hints(base), typing.get_type_hints(base, include_extras=True)
     found = []
     for name in only:
-        kind, *meta = typing.get_args(types[name]) if typing.get_origin(types[name]) is Annotated else (types[name],)
+        kind, meta = types[name], getattr(hints[name], "__metadata__", ())
         text = next((m.description for m in meta if isinstance(m, msgspec.Meta) and m.description), "")
         if typing.get_origin(kind) is typing.Literal:
             text = f"{'|'.join(typing.get_args(kind))}: {text}"

@@ -50,7 +50,7 @@ def test_distil_with_mixing(mix: str, teacher: Path, birds: Path, tmp_path: Path
 
 
 TRANSFERS = [
-    Transfer(loss="dkd", dkd_beta=2.0, hard_weight=0.5),
+    Transfer(loss="dkd", dkd_beta=2.0),
     Transfer(loss="dist"),
     Transfer(feature_weight=1.0, attention_weight=1.0),
 ]
@@ -67,7 +67,8 @@ def test_distil_with_every_loss(transfer: Transfer, teacher: Path, birds: Path, 
     weights = zip(network.parameters(), plain.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in weights)
     said = {"dkd": "loss=dkd β=2", "dist": "loss=dist", "kl": "features=1, attention=1"}[transfer.loss]
-    assert f"T=1, hard={transfer.hard_weight:g}, {said} {{" in header.recipe
+    hard = {"dkd": "0.5", "dist": "0.5", "kl": "0"}[transfer.loss]
+    assert f"T=1, hard={hard}, {said} {{" in header.recipe
 
 
 def test_the_regressors_learn_and_a_cut_off_run_goes_on_with_them(teacher: Path, birds: Path, tmp_path: Path) -> None:

@@ -120,7 +120,9 @@ def test_the_target_of_several_teachers_is_the_mean_of_their_softmaxes(temperatu
 @pytest.mark.parametrize("mix", ["none", "mixup"])
 def test_dkd_takes_the_label_and_where_there_is_no_single_one_the_teacher_s_top_class(mix: str) -> None:
     big, small = Reader(), Recorder(0.0, 1.0, 0.5)
-    objective = Distillation([teacher(big)], small, replace(RECIPE, mix=mix), Transfer(loss="dkd", dkd_beta=2.0))
+    objective = Distillation(
+        [teacher(big)], small, replace(RECIPE, mix=mix), Transfer(loss="dkd", dkd_beta=2.0, hard_weight=0.0)
+    )
     images = torch.zeros(3, 32, 32, 3, dtype=torch.uint8)
     images[:, 0, 0] = torch.tensor([[250, 10, 0], [0, 20, 240], [3, 200, 90]])
     torch.manual_seed(0)
@@ -130,6 +132,85 @@ def test_dkd_takes_the_label_and_where_there_is_no_single_one_the_teacher_s_top_
     assert loss.item() == pytest.approx(dkd(logits, wanted, target, beta=2.0).item(), rel=1e-6)
     other = dkd(logits, wanted, torch.tensor([1, 0, 0]), beta=2.0)
     assert abs(loss.item() - other.item()) > 1e-3
+
+
+def softmax(rows: np.ndarray) -> np.ndarray:
+    return np.exp(rows) / np.exp(rows).sum(axis=1, keepdims=True)
+
+
+def kl(p: np.ndarray, q: np.ndarray) -> float:
+    """Mean over the rows."""
+    return float((p * np.log(p / q)).sum(axis=1).mean())
+
+
+def apart(p: np.ndarray, q: np.ndarray) -> float:
+    """Mean over the rows of 1 − Pearson's correlation."""
+    return float(np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)]))
+
+
+@pytest.mark.parametrize(
+    ("transfer", "beta"),
+    [
+        (Transfer(), None),
+        (Transfer(temperature=2.0), None),
+        (Transfer(loss="dist"), None),
+        (Transfer(loss="dist", temperature=2.0), None),
+        (Transfer(loss="dkd"), 0.5),
+        (Transfer(loss="dkd", temperature=4.0), 8.0),
+        (Transfer(loss="dkd", temperature=4.0, dkd_beta=3.0), 3.0),
+    ],
+)
+def test_by_default_the_loss_is_the_paper_s_sum(transfer: Transfer, beta: float | None) -> None:
+    images = torch.zeros(3, 32, 32, 3, dtype=torch.uint8)
+    images[:, 0, 0] = torch.tensor([[250, 10, 0], [0, 120, 240], [30, 200, 90]])
+    student = np.array([[1.0, 0.5, -0.5], [0.2, 0.9, 0.4], [-1.0, 0.7, 0.3]])
+    labels = np.array([0, 2, 0])
+
+    class Fixed(nn.Module):
+        def forward(self, _: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(student).float()
+
+    t, rows = transfer.temperature, np.arange(3)
+    p, q = softmax(images[:, 0, 0].numpy() / 100 / t), softmax(student / t)
+    hard = -float(np.log(softmax(student)[rows, labels]).mean())
+    if transfer.loss == "kl":
+        expected = t**2 * kl(p, q)
+    elif transfer.loss == "dist":
+        expected = (hard + 2 * t**2 * apart(p, q) + 2 * t**2 * apart(p.T, q.T)) / 2
+    else:
+        pairs = [np.stack([x[rows, labels], 1 - x[rows, labels]], axis=1) for x in (p, q)]
+        mask = np.eye(3, dtype=bool)[labels]
+        others = [x[~mask].reshape(3, 2) / (1 - x[mask])[:, None] for x in (p, q)]
+        expected = (hard + t**2 * (kl(*pairs) + beta * kl(*others))) / 2
+    loss, _ = Distillation([teacher(Reader())], Fixed(), RECIPE, transfer)(Fixed(), Batch(images, torch.tensor(labels)))
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_with_dist_a_student_that_is_hardly_sure_of_what_is_right_has_much_to_learn() -> None:
+    class Paler(Reader):
+        """As the teacher, with a share of its probabilities evened out."""
+
+        def __init__(self, share: float) -> None:
+            super().__init__()
+            self.share = share
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            p = torch.softmax(super().forward(images), dim=1)
+            return ((1 - self.share) * p + self.share / 3).log()
+
+    images = torch.zeros(3, 32, 32, 3, dtype=torch.uint8)
+    images[:, 0, 0] = torch.tensor([[250, 10, 0], [0, 20, 240], [3, 200, 90]])
+    batch = Batch(images, torch.tensor([0, 2, 1]))
+    sure, pale = (
+        Distillation([teacher(Reader())], student, RECIPE, Transfer(loss="dist"))(student, batch)[0].item()
+        for student in (Paler(0.0), Paler(0.99))
+    )
+    assert pale == pytest.approx(np.log(3) / 2, rel=0.05)
+    assert sure < 0.5 * pale
+    # The relations alone tell the two from each other by nothing.
+    student = Paler(0.99)
+    alone = Distillation([teacher(Reader())], student, RECIPE, Transfer(loss="dist", hard_weight=0.0))
+    assert alone(student, batch)[0].item() == pytest.approx(0, abs=1e-4)
 
 
 def test_images_without_label_have_no_cross_entropy_and_learn_from_the_teacher() -> None:
