@@ -71,7 +71,7 @@ def qat(
         transfer: what to learn of the teacher; of its predictions alone.
         answers: see `edgefg.export.distill.distill`.
         images: how many training images calibrate, balanced by class.
-        calibrator: how activation ranges are found, see `edgefg.export.quantize`.
+        calibrator: how activation ranges are found, see `edgefg.export.ranges`.
         any_cpu: 7-bit weights, see `edgefg.export.export.export_checkpoint`.
         hardware: where to run; ``auto`` precision is FP32, since FP16 and bfloat16 round more coarsely than 8 bits do.
         skip_corrupt: leave unreadable images out.
@@ -148,7 +148,7 @@ def quantized_for(
         network: FP32, in evaluation mode.
         header: of the quantised network: its input, and what it is quantised for.
         inputs: ``uint8 [K, height, width, 3]`` RGB that calibrate.
-        calibrator: see `edgefg.export.quantize`.
+        calibrator: see `edgefg.export.ranges`.
 
     Raises:
         ExportError: the network cannot be traced or quantised.

@@ -3,7 +3,9 @@
 Four calibrators, compared by measurement:
 
 * ``minmax``: the extremes over all images;
-* ``percentile``: the 0.001th and 99.999th percentile, which drops outliers;
+* ``percentile``: the 0.001th and the 99.999th percentile of all values of all images together: on each side, one value
+  in 100,000 is clipped, rounded down, and zero stays inside. Of fewer than 100,000 values it is ``minmax``. Where the
+  grid is symmetric, the end farther from zero sets the scale;
 * ``mse``: the clipping range of the least mean squared quantisation error, over 121 shares of each extreme on the grid
   that is used, int8 symmetric or uint8 asymmetric (Banner et al. 2019, "Post training 4-bit quantization of
   convolutional networks for rapid-deployment", section 3, searched in a histogram);
@@ -11,15 +13,16 @@ Four calibrators, compared by measurement:
   TensorRT"). It takes what is rare for an outlier, and has cost EfficientNet-Lite0 44 points on ImageNet elsewhere: it
   is here to be compared, not to be relied on unmeasured.
 
-ONNX Runtime has no ``mse``, and its ``entropy`` takes three minutes for a small network; NNCF has no ``entropy``, and
-an ``mse`` that stops early. Both searches are here, over histograms of fixed size that see one batch at a time: ONNX
-Runtime's own grow with the activations, and hold all activations of the images of a call. NNCF takes the searches by
-way of `edgefg.export.nncf_ranges`.
+All but ``minmax`` are chosen here, of histograms over all images, and so mean the same for every target. ONNX Runtime
+has no ``mse``, an ``entropy`` that takes three minutes for a small network, and percentiles that count both sides as
+one where the grid is symmetric. NNCF has no ``entropy``, an ``mse`` that stops early, and percentiles of each image, so
+that one image sets the range. The histograms have a fixed size and see one batch at a time: ONNX Runtime's own grow
+with the activations, and hold all activations of the images of a call. NNCF keeps its own, and takes the choice by way
+of `edgefg.export.nncf_ranges`, which says where it does not: at the inputs of depthwise convolutions.
 """
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,9 +41,10 @@ Calibrator = Literal["minmax", "percentile", "mse", "entropy"]
 """How activation ranges come from the calibration images; see the module."""
 CALIBRATORS: tuple[Calibrator, ...] = ("minmax", "percentile", "mse", "entropy")
 
-_IMAGES_AT_ONCE = 4
 # Bins over both signs: sixteen for each of uint8's levels where all activations are positive.
 BINS = 8192
+# Of so many values the percentile clips one on each side.
+_ONE_IN = 100_000
 # Migacz's numbers; every eighth bin is tried as an end.
 _ENTROPY_BINS = 2048
 _ENTROPY_LEVELS = 128
@@ -84,22 +88,17 @@ def calibrate(
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
-    method = CalibrationMethod.Percentile if calibrator == "percentile" else CalibrationMethod.MinMax
-    options = {"symmetric": symmetric and method is CalibrationMethod.Percentile}
-    # Min-max reads two scalars a tensor; histograms read the activations, so only a few images go at a time.
-    step = _IMAGES_AT_ONCE if method is CalibrationMethod.Percentile else len(data)
     with tempfile.TemporaryDirectory(prefix="edgefg-") as folder, quiet():
-        tool = create_calibrator(source, op_types, str(Path(folder) / "augmented.onnx"), method, extra_options=options)
-        reader = iter(tqdm(data, "calibrating", disable=None, leave=False))
-        for _ in range(0, len(data), step):
-            tool.collect_data(Batches(itertools.islice(reader, step)))
+        graph = str(Path(folder) / "augmented.onnx")
+        tool = create_calibrator(source, op_types, graph, CalibrationMethod.MinMax)
+        tool.collect_data(Batches(tqdm(data, "calibrating", disable=None, leave=False)))
         ranges = tool.compute_data()
-    if calibrator not in ("mse", "entropy"):
+    if calibrator == "minmax":
         return ranges
     limits = {name: (found.lowest.item(), found.highest.item()) for name, found in ranges.items()}
     chosen = {}
     for name, histogram in histograms(source, data, limits, op_types).items():
-        low, high = mse_range(histogram, symmetric=symmetric) if calibrator == "mse" else entropy_range(histogram)
+        low, high = choose_range(calibrator, histogram, symmetric=symmetric)
         chosen[name] = TensorData(lowest=np.float32(low), highest=np.float32(high))
     return TensorsData(CalibrationMethod.MinMax, chosen)
 
@@ -127,6 +126,30 @@ def histograms(
             for name, values in zip(counts, session.run(list(counts), {INPUT: batch}), strict=True):
                 counts[name] += np.histogram(values, BINS, (-reach[name], reach[name]))[0]
     return {name: Histogram(counts[name], reach[name], *limits[name]) for name in limits}
+
+
+def choose_range(calibrator: Calibrator, histogram: Histogram, *, symmetric: bool) -> tuple[float, float]:
+    """Return the range that a calibrator chooses for a tensor.
+
+    Args:
+        calibrator: any but ``minmax``, which needs no histogram.
+        histogram: the tensor's values.
+        symmetric: whether the grid is int8 around zero; else it is uint8 with a zero point.
+    """
+    if calibrator == "percentile":
+        return percentile_range(histogram)
+    return mse_range(histogram, symmetric=symmetric) if calibrator == "mse" else entropy_range(histogram)
+
+
+def percentile_range(histogram: Histogram) -> tuple[float, float]:
+    """Return the 0.001th and the 99.999th percentile, as far outwards as their bins and the extremes reach.
+
+    Zero is inside: the range of a ReLU begins there.
+    """
+    clipped = int(histogram.counts.sum()) // _ONE_IN
+    first, last = (int(np.argmax(np.cumsum(counts) > clipped)) for counts in (histogram.counts, histogram.counts[::-1]))
+    low, high = float(histogram.edges[first]), float(histogram.edges[::-1][last])
+    return min(max(low, histogram.low), 0.0), max(min(high, histogram.high), 0.0)
 
 
 def mse_range(histogram: Histogram, *, symmetric: bool) -> tuple[float, float]:

@@ -126,6 +126,7 @@ def _train_in_int8(site: Site, checkpoint: Path, shape: Shape) -> Path:
         transfer=site.training.transfer,
         answers=site.answers,
         images=site.training.images,
+        calibrator=site.training.calibrator,
         any_cpu=site.training.any_cpu,
         hardware=site.hardware,
         progress=site.say,

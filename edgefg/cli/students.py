@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgefg.cli.app import Count, Only, checked, command, needs, say
-from edgefg.cli.export import Target
+from edgefg.cli.export import Calibrator, Target
 from edgefg.cli.workstation import PRUNE_DEFAULTS, Out
 from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
 
@@ -158,6 +158,7 @@ def qat(
     out: Out,
     teacher: Path | None = None,
     images: Count = 300,
+    calibrator: Calibrator = Calibrator.minmax,
     any_cpu: bool | None = None,
     recipe: Annotated[Recipe, Only(*_QAT)] = _QAT_DEFAULTS,
     hardware: Hardware = _HERE,
@@ -175,6 +176,8 @@ def qat(
         out: folder for the checkpoint and the logs.
         teacher: learn this checkpoint's predictions; where left out those of the student itself, in FP32.
         images: how many training images find the ranges of activations, balanced by class.
+        calibrator: how those ranges are found: minmax, percentile (0.001 % clipped on each side), mse, or entropy; see
+            export. They stay as they are in training.
         any_cpu: 7-bit weights, for x86 CPUs without VNNI, which saturate with 8; where left out, if this CPU is
             such a one.
         recipe: the training settings, an option each.
@@ -194,6 +197,7 @@ def qat(
         to=to.value,
         teacher_path=teacher,
         images=images,
+        calibrator=calibrator.value,
         any_cpu=any_cpu,
         hardware=hardware,
         skip_corrupt=skip_corrupt,

@@ -338,6 +338,34 @@ def test_the_command_line(run: Run, student: Path, birds: Path, tmp_path: Path) 
     assert "from other data or settings" in err
 
 
+def test_the_exported_graph_has_the_ranges_of_the_calibrator_asked_for(
+    run: Run, student: Path, birds: Path, data: FolderData, tmp_path: Path
+) -> None:
+    arguments = [
+        *("qat", student, birds, "--to", "tensorrt-onnx", "--out", tmp_path, "--images", 16),
+        *("--epochs", 1, "--batch-size", 16, "--workers", 0, "--accelerator", "cpu", "--calibrator"),
+    ]
+    assert run(*arguments, "mse")[0] == 0
+    trained = tmp_path / "qat.safetensors"
+    assert "16 images, mse" in read_header(trained).recipe
+    path = export_checkpoint(trained, tmp_path / "a", to="tensorrt-onnx", precision="int8", calibration=birds)
+    write_onnx(load(student)[0], SPEC, tmp_path / "float.onnx")
+    calibration = read_calibration(choose_balanced(data.splits["train"], 16, RECIPE.seed), SPEC).inputs
+    scales = {}
+    for calibrator in ("mse", "minmax"):
+        quantize_tensorrt(tmp_path / "float.onnx", tmp_path / "int8.onnx", calibration, calibrator=calibrator)
+        scales[calibrator] = _scales(onnx.load(tmp_path / "int8.onnx"))
+    found = _scales(onnx.load(path))
+    assert found == pytest.approx(scales["mse"], rel=2e-3)
+    assert found != pytest.approx(scales["minmax"], rel=2e-3)
+    status, _, err = run(*arguments, "minmax")
+    assert (status, "from other data or settings" in err) == (2, True)
+
+
+def _scales(model: onnx.ModelProto) -> list[float]:
+    return [scale for _, scales in _inputs_of_layers(model) for scale in scales]
+
+
 def test_calibration_goes_by_condition_too(data: FolderData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conditions = {path: "night" for path, _ in data.splits["train"][::3]}
     given: list[object] = []

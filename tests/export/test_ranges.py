@@ -15,9 +15,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgefg.export.nncf_ranges import symmetric_histogram
 from edgefg.export.quantize import quantize_openvino
-from edgefg.export.ranges import BINS, CALIBRATORS, Calibrator, Histogram, calibrate, entropy_range, mse_range
+from edgefg.export.quantizer import Quantizer
+from edgefg.export.quantizers import quantizers_of_onnx, quantizers_of_openvino
+from edgefg.export.ranges import (
+    BINS,
+    CALIBRATORS,
+    Calibrator,
+    Histogram,
+    calibrate,
+    entropy_range,
+    mse_range,
+    percentile_range,
+)
 from edgefg.export.to_openvino import convert
 from edgefg.preprocess import UInt8Array
+from edgefg.training.checkpoint import Target
 
 Values = npt.NDArray[np.float64]
 SHARES = np.arange(8, 129) / 128
@@ -101,9 +113,28 @@ def test_entropy_is_migaczs_search() -> None:
     assert entropy_range(_histogram(values[values != 0])) == (low, high), "zeros must not matter"
 
 
+def test_percentile_clips_one_value_in_100_000_on_each_side() -> None:
+    """Two of 200,000 values, and none of 99,999; a bin is 12 / 4096 wide."""
+    rest = np.linspace(-1, 2, 200_000 - 7)
+    low, high = percentile_range(_histogram(np.concatenate([[-8, -7, -6], rest, [9, 10, 11, 12]])))
+    assert (low, high) == (pytest.approx(-6, abs=12 / 4096), pytest.approx(10, abs=12 / 4096))
+    assert low <= -6
+    assert high >= 10
+    assert percentile_range(_histogram(np.concatenate([[-8], rest[: 99_999 - 2], [12]]))) == (-8, 12)
+
+
+def test_percentile_keeps_zero_at_the_end_of_one_sided_tensors() -> None:
+    relu = np.concatenate([np.zeros(150_000), np.linspace(0, 2, 49_999), [12]])
+    for sign in (1, -1):
+        zero, end = percentile_range(_histogram(sign * relu))[::sign]
+        assert (zero, sign * end) == (0, pytest.approx(2, abs=12 / 4096))
+    assert percentile_range(_histogram(np.linspace(5, 6, 1000))) == (0, 6)
+
+
 def test_a_tensor_that_is_always_zero() -> None:
     histogram = Histogram(np.bincount([BINS // 2], minlength=BINS), float(np.finfo(np.float32).tiny), 0.0, 0.0)
     assert mse_range(histogram, symmetric=False) == (0, 0)
+    assert percentile_range(histogram) == (0, 0)
     assert entropy_range(histogram) == (0, 0)
     assert np.isfinite(mse_range(histogram, symmetric=True)).all()
 
@@ -115,6 +146,12 @@ def test_nncfs_histogram_becomes_one_around_zero() -> None:
     assert found.counts[: BINS * 3 // 8].sum() == 0
     mean = (found.counts * (found.edges[1:] + found.edges[:-1]) / 2).sum() / counts.sum()
     assert mean == pytest.approx((counts * (np.arange(100) * 0.05 - 0.975)).sum() / counts.sum(), abs=1e-3)
+
+
+def test_fractions_of_counts_are_not_lost_one_by_one() -> None:
+    found = symmetric_histogram(np.full(100, 0.3), -1.0, 4.0)
+    assert found.counts.sum() == 30
+    assert found.counts.min() == 0
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +213,7 @@ def test_calibrators_on_a_graph(plain: Path, pixels: UInt8Array, calibrator: Cal
 
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_calibrators_in_openvino(plain: Path, pixels: UInt8Array, calibrator: Calibrator) -> None:
-    """NNCF's own two, and those that it is lent, choose the range of the convolution's input."""
+    """NNCF's own one, and those that it is lent, choose the range of the convolution's input."""
     model = quantize_openvino(convert(plain), pixels, calibrator=calibrator)
     convolution = next(op for op in model.get_ops() if op.get_type_name() == "Convolution")
     fake = convolution.input_value(0).get_node()
@@ -185,8 +222,8 @@ def test_calibrators_in_openvino(plain: Path, pixels: UInt8Array, calibrator: Ca
     values = _data(pixels)
     if calibrator == "minmax":
         assert high == pytest.approx(GLARING, rel=0.01)
-    elif calibrator == "percentile":  # of each image, and its outlier is one in 150,528
-        assert 300 < high < 0.9 * GLARING
+    elif calibrator == "percentile":
+        assert 300 < high < 0.1 * GLARING
     elif calibrator == "mse":
         best = min(_error(values, -25, GLARING * share, symmetric=False) for share in SHARES)
         assert _error(values, low, high, symmetric=False) <= 1.15 * best
@@ -195,6 +232,25 @@ def test_calibrators_in_openvino(plain: Path, pixels: UInt8Array, calibrator: Ca
         assert high < 0.1 * GLARING
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert np.isfinite(compiled(pixels[:1])[0]).all()
+
+
+@pytest.mark.parametrize("to", ["openvino", "onnx", "tensorrt-onnx"])
+def test_one_image_does_not_set_the_percentile(plain: Path, pixels: UInt8Array, to: Target, tmp_path: Path) -> None:
+    """Of 903,168 values nine are clipped on each side. Nine glare, all in the last image, of which a percentile of that
+    image alone would clip one, and one of both sides together four."""
+    pixels = pixels.copy()
+    pixels[-1, :3, :3, 0] = 100
+    path = Quantizer(to, plain, pixels, calibrator="percentile").write(tmp_path)
+    if to == "openvino":
+        found = quantizers_of_openvino(openvino.Core().read_model(path))["data"]
+    else:
+        found = quantizers_of_onnx(onnx.load(path))["data"]
+    low, high = np.sort(_data(pixels), axis=None)[[9, -10]]
+    assert high < 0.1 * GLARING
+    levels = (high, 127) if to == "tensorrt-onnx" else (high - low, 255)
+    # Two bins, and what FP16 adds to a scale.
+    assert float(found.scale) == pytest.approx(levels[0] / levels[1], abs=2 * GLARING / 4096 / levels[1], rel=1e-3)
+    assert float(found.scale) >= 0.99 * levels[0] / levels[1]
 
 
 def test_nncf_is_itself_again_afterwards(plain: Path, pixels: UInt8Array) -> None:
