@@ -282,8 +282,8 @@ class Pruning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         Meta(
             gt=0,
             lt=1,
-            description="greatest share of its channels that a layer may lose; what must be left is rounded to the"
-            " nearest multiple of --round-to",
+            description="greatest share of its channels that a layer may lose; what must be left is rounded up to a"
+            " multiple of --round-to",
         ),
     ] = 0.25
     rounds: Annotated[

@@ -1,7 +1,7 @@
 """Remove whole channels: what each is worth, how they are ranked, and how many of a layer may go.
 
 The dependency graph, which says what must go together, and the ranking are torch-pruning's (Fang et al. 2023,
-"DepGraph"); cap, rounding and the geometric median are ours.
+"DepGraph"); cap, rounding, the change of the loss and the geometric median are ours.
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ from edgefg.training.models.network import Network
 # A step takes 2 % of the channels that are ranked: fine enough for the one that crosses the target to end near it.
 _STEPS = 48
 _LAST_RATIO = 0.96
+# What removes a channel together with the first dimension of all of a layer's parameters.
+_OUTPUTS = (
+    torch_pruning.prune_conv_out_channels,
+    torch_pruning.prune_depthwise_conv_out_channels,
+    torch_pruning.prune_linear_out_channels,
+    torch_pruning.prune_batchnorm_out_channels,
+    torch_pruning.prune_groupnorm_out_channels,
+    torch_pruning.prune_layernorm_out_channels,
+)
 
 
 def remove_channels(
@@ -51,7 +60,8 @@ def remove_channels(
         What is left, all measures.
 
     Raises:
-        ExportError: the per-layer cap was reached before the target, or no layer has what the importance looks at.
+        ExportError: every layer lost what the cap and whole multiples let it lose, and the target was not reached; or
+            no layer has what the importance looks at.
     """
     measure, _ = pruning.target()
     pruner = _Pruner(network, yardstick, pruning)
@@ -70,8 +80,9 @@ def remove_channels(
     if pruner.ranked is False:
         raise ExportError(f"no layer has what importance {pruning.importance} looks at; give another --importance")
     raise ExportError(
-        f"with at most {pruning.max_ratio:.0%} of each layer's channels removed, {left.render()} are left; asked were"
-        f" {share:g} of the {measure}: raise --max-ratio, lower --round-to, or ask for more to be left"
+        f"with at most {pruning.max_ratio:.0%} of each layer's channels removed, and multiples of {pruning.round_to}"
+        f" kept, {left.render()} are left; asked were {share:g} of the {measure}: raise --max-ratio, lower --round-to,"
+        " or ask for more to be left"
     )
 
 
@@ -174,20 +185,20 @@ class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
     def _room(self, layer: nn.Module, groups: int) -> int:
         """Return how many channels a layer may still lose."""
         multiple = math.lcm(self._settings.round_to, groups)
-        least = math.ceil(self.layer_init_out_ch[layer] * (1 - self.max_pruning_ratio))
-        # To the nearest multiple: always up, a narrow layer could lose nothing; always down, 40 channels with a cap of
-        # 25 % would become 16. The cap does not give way to a convolution's many groups. A layer that is narrower than
-        # one multiple stays as it is.
-        least = math.ceil(least / self._settings.round_to - 0.5) * self._settings.round_to
-        return max(self.DG.get_out_channels(layer) - -(-least // multiple) * multiple, 0) if least else 0
+        # Not 320·(1 − 0.7) = 96.00000000000001: one channel too many costs a whole multiple.
+        least = math.ceil(self.layer_init_out_ch[layer] * (1 - self.max_pruning_ratio) - 1e-6)
+        # Up: the cap gives way neither to a multiple nor to a convolution's many groups. A layer that is too narrow to
+        # lose a whole multiple stays as it is, and those are the first blocks', which a network misses most.
+        found: int = self.DG.get_out_channels(layer)
+        kept: int = -(-least // multiple) * multiple
+        return max(found - kept, 0)
 
 
 def _importance_of(pruning: Pruning) -> Any:
     """Return what scores a group of coupled channels; see the functions and classes for the equations."""
     known = torch_pruning.importance
     if pruning.importance == "taylor":
-        # |w·∂L/∂w|, summed over a channel's weights: the first-order change of the loss (Molchanov et al. 2019, eq. 8).
-        return known.GroupTaylorImportance(normalizer=_relative)
+        return _LossChange()
     if pruning.importance == "magnitude":
         # ‖w‖₂² of a channel's weights (Li et al. 2017 with the L1 norm; Fang et al. 2023, eq. 4, over a group).
         return known.GroupMagnitudeImportance(p=2, normalizer=_relative)
@@ -200,6 +211,51 @@ def _importance_of(pruning: Pruning) -> Any:
 def _relative(scores: torch.Tensor) -> torch.Tensor:
     """Divide by the mean, so that layers of different scale compare; a layer of zeros alone stays zero, not NaN."""
     return scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
+
+
+class _LossChange(torch_pruning.importance.Importance):  # type: ignore[misc]
+    """The first-order change of the loss, √Σ (w·∂L/∂w)² over all parameters that a channel takes along.
+
+    Molchanov et al. 2019, eq. 8, over a group of coupled layers (Fang et al. 2023): filters, depthwise ones too, the
+    γ and β of batch norms, and what the next layers read. The root, so that layers compare by the change of the loss
+    and not by its square.
+
+    Eq. 7, (Σ w·∂L/∂w)², is what that paper advises for a gate behind a batch norm. Over a filter before a batch norm it
+    is zero whatever the filter is worth, since the norm undoes its scale; so it is over a depthwise filter. Of
+    Σ |w·∂L/∂w|, which grows with the number of weights, γ and β would be two of hundreds. Terms of random sign give
+    eq. 8 the size of eq. 7 for few weights and many.
+
+    torch-pruning's own asks for group norms where it means batch norms, and leaves depthwise convolutions out.
+    """
+
+    @torch.no_grad()
+    def __call__(self, group: Any) -> torch.Tensor:
+        total = torch.zeros(len(group[0].idxs))
+        for item in group:
+            squares = _squares(item.dep.target, item.dep.handler)
+            # Behind repeated heads of attention it is not known which channel is meant.
+            if squares is not None and None not in item.root_idxs:
+                total.index_add_(0, torch.as_tensor(item.root_idxs), squares[item.idxs].float().cpu())
+        return _relative(total.sqrt())
+
+
+def _squares(node: Any, handler: Any) -> torch.Tensor | None:
+    """Return a layer's Σ (w·∂L/∂w)², ``[C]``, for the channels that ``handler`` removes; None: it has no parameters."""
+    layer = node.module
+    if handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels):
+        squares, groups = _square(layer.weight), getattr(layer, "groups", 1)
+        # Each group of a grouped convolution reads inputs of its own.
+        return squares.reshape(groups, len(squares) // groups, squares.shape[1], -1).sum((1, 3)).flatten()
+    if isinstance(layer, nn.Parameter):  # such as the scale of a block
+        own = [_square(layer).movedim(node.pruning_dim, 0)]
+    else:
+        own = [_square(one) for one in layer.parameters(recurse=False)] if handler in _OUTPUTS else []
+    return torch.stack([one.reshape(len(one), -1).sum(1) for one in own]).sum(0) if own else None
+
+
+def _square(parameter: nn.Parameter) -> torch.Tensor:
+    """Return (w·∂L/∂w)² of each weight; zeros where the loss does not depend on them."""
+    return torch.zeros_like(parameter) if parameter.grad is None else (parameter * parameter.grad).square()
 
 
 class _FilterDistance(torch_pruning.importance.Importance):  # type: ignore[misc]

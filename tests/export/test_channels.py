@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from torch import nn
 from edgefg.errors import ExportError
 from edgefg.export.channels import remove_channels
 from edgefg.export.shares import Shares, Yardstick
+from edgefg.preprocess import InputSpec
 from edgefg.recipe import Pruning
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
@@ -50,6 +50,27 @@ def plain(**changes: Any) -> Network:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
     return Network(body, (127.0,) * 3, (60.0,) * 3).eval()
+
+
+class Separable(nn.Module):
+    """A convolution, a depthwise and a pointwise one, and a scale of its own for each channel of the first two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.depthwise, self.norm2 = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16)
+        self.scale = nn.Parameter(torch.ones(16))
+        self.pointwise, self.norm3 = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 3)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        x = torch.relu(self.norm2(self.depthwise(x))) * self.scale.view(1, -1, 1, 1)
+        x = torch.relu(self.norm3(self.pointwise(x)))
+        return self.head(x.mean((2, 3)))
 
 
 def timm_network() -> Network:
@@ -110,6 +131,58 @@ def test_the_worthless_channel_goes_first(importance: str) -> None:
     assert widths_of(pruned.backbone) == {"first": 16, "second": 16 - len(gone), "third": 16}
 
 
+def gone_by_loss(body: nn.Module, parameter: str, norm: str, worthless: list[int], dim: int = 0) -> set[int]:
+    """Let the loss depend on one parameter alone, and there not on some channels; return those of a norm that went."""
+    network = Network(body, (127.0,) * 3, (60.0,) * 3).eval()
+    body.get_submodule(norm).running_mean.copy_(torch.arange(16.0))  # tells which ones are left
+
+    def fill(network: Network) -> None:
+        for one in network.backbone.parameters():
+            one.grad = torch.zeros_like(one)
+        one = network.backbone.get_parameter(parameter)
+        one.data.fill_(0.5)
+        one.grad.fill_(-0.01).index_fill_(dim, torch.tensor(worthless), 0)
+
+    remove_channels(network, Pruning(uniform=True, round_to=1), Yardstick(copy.deepcopy(network), SPEC), 0.9999, fill)
+    return set(range(16)) - set(body.get_submodule(norm).running_mean.int().tolist())
+
+
+@pytest.mark.parametrize(
+    ("parameter", "dim"),
+    [
+        *((f"{layer}.{name}", 0) for layer in ("first", "norm", "depthwise", "norm2") for name in ("weight", "bias")),
+        *(("scale", 0), ("pointwise.weight", 1)),
+    ],
+)
+def test_all_parameters_of_a_channel_count_for_the_change_of_the_loss(parameter: str, dim: int) -> None:
+    assert gone_by_loss(Separable(), parameter, "norm", [DEAD], dim) == {DEAD}
+
+
+def test_the_change_of_the_loss_in_a_grouped_convolution() -> None:
+    """Its second dimension counts the inputs of one group: here each group does without its third."""
+    assert gone_by_loss(Plain(groups=4), "third.weight", "norm2", [2], dim=1) == {2, 6, 10, 14}
+
+
+def test_two_parameters_of_a_norm_weigh_as_much_as_hundreds_of_a_filter() -> None:
+    """Terms of random sign: those of many weights cancel out, so that their absolute values would say too much."""
+    body = Plain()
+    network = Network(body, (127.0,) * 3, (60.0,) * 3).eval()
+    body.norm.running_mean.copy_(torch.arange(16.0))
+    signs = torch.randn(16, 16, 3, 3, generator=torch.Generator().manual_seed(0)).sign()
+
+    def fill(network: Network) -> None:
+        for one in body.parameters():
+            one.grad = torch.zeros_like(one)
+        for one, terms in ((body.norm.weight, torch.full((16,), 0.5)), (body.second.weight, signs / 144**0.5)):
+            one.data.fill_(1)
+            one.grad = terms.clone()
+        body.norm.weight.grad[DEAD] = 0
+        body.second.weight.grad[:, 9] *= 0.95
+
+    remove_channels(network, Pruning(uniform=True, round_to=1), Yardstick(copy.deepcopy(network), SPEC), 0.9999, fill)
+    assert set(range(16)) - set(body.norm.running_mean.int().tolist()) == {DEAD}
+
+
 def test_what_one_importance_calls_worthless_another_keeps() -> None:
     """The scale of a batch norm says nothing about the distances between filters."""
     network = plain()
@@ -162,17 +235,45 @@ def test_cap_multiples_and_target_hold_for_all_settings(
     else:
         assert left[-1] <= share < min(left[:-1])
     assert left == sorted(left, reverse=True)
-    least = math.ceil(width * (1 - max_ratio))
     for name, found in widths_of(pruned.backbone).items():
-        assert found == width or (found % round_to == 0 and max(1, least - round_to / 2) <= found < width), name
+        assert found == width or (found % round_to == 0 and 0 < width - found <= width * max_ratio + 1e-6), name
     images = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)
     assert pruned(images).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("width", "round_to", "max_ratio", "least"),
+    [
+        *((32, 16, 0.25, 32), (24, 16, 0.25, 24), (24, 8, 0.25, 24), (24, 4, 0.25, 20), (40, 16, 0.25, 32)),
+        *((64, 16, 0.25, 48), (32, 16, 0.49, 32), (32, 16, 0.5, 16), (12, 16, 0.9, 12)),
+        (20, 2, 0.7, 6),  # 20 · (1 − 0.7) is a bit more than 6, and no reason to keep 8
+    ],
+)
+def test_no_layer_loses_more_than_the_cap(width: int, round_to: int, max_ratio: float, least: int) -> None:
+    network = plain(width=width)
+    pruning = Pruning(importance="magnitude", round_to=round_to, max_ratio=max_ratio)
+    complaint = f"at most {max_ratio:.0%} .* and multiples of {round_to} kept, .* raise --max-ratio, lower --round-to"
+    with pytest.raises(ExportError, match=complaint):
+        remove_channels(network, pruning, Yardstick(copy.deepcopy(network), SPEC), 0.001, gradients_of())
+    assert set(widths_of(network.backbone).values()) == {least}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "tf_efficientnet_lite2", "torchvision:resnet18"])
+@pytest.mark.parametrize(("share", "max_ratio"), [(0.7, 0.25), (0.5, 0.55)])
+def test_usual_targets_are_within_the_cap(backbone: str, share: float, max_ratio: float) -> None:
+    """By the defaults, and with the cap that a search gives to half of the operations."""
+    network = Network(build_backbone(backbone, 3), (127.0,) * 3, (60.0,) * 3).eval()
+    before, yardstick = widths_of(network), Yardstick(copy.deepcopy(network), InputSpec(height=64, width=64))
+    pruning = Pruning(importance="magnitude", max_ratio=max_ratio)
+    assert remove_channels(network, pruning, yardstick, share, gradients_of()).macs <= share
+    assert all(width >= before[name] * (1 - max_ratio) - 1e-6 for name, width in widths_of(network).items())
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
 def test_the_step_that_crosses_the_target_is_the_last(importance: str) -> None:
     for target in ({"macs": 0.8}, {"params": 0.8}):
-        pruning = Pruning(importance=importance, round_to=8, **target)
+        pruning = Pruning(importance=importance, round_to=4, **target)
         measure, share = pruning.target()
         _, left = remove(timm_network(), pruning)
         assert left[0] == Shares(1.0, 1.0)
@@ -209,9 +310,9 @@ def test_the_cap_counts_from_the_unpruned_network_however_often_one_prunes() -> 
 
 def test_a_network_that_is_small_enough_stays_as_it_is() -> None:
     network = timm_network()
-    pruned, _ = remove(network, Pruning(importance="magnitude", round_to=8), 0.8)
+    pruned, _ = remove(network, Pruning(importance="magnitude", round_to=4), 0.8)
     again = copy.deepcopy(pruned)
-    left = remove_channels(again, Pruning(round_to=8), Yardstick(network, SPEC), 0.8, gradients_of())
+    left = remove_channels(again, Pruning(round_to=4), Yardstick(network, SPEC), 0.8, gradients_of())
     assert left.macs <= 0.8
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), pruned.parameters(), strict=True))
 

@@ -194,7 +194,7 @@ def test_bad_combinations_end_2_with_one_line(
 )
 def test_the_command_line(options: str, run: Run, student: Path, birds: Path, tmp_path: Path) -> None:
     arguments = [
-        *("prune", student, birds, "--out", tmp_path, "--round-to", 8, "--epochs", 1, "--batch-size", 16),
+        *("prune", student, birds, "--out", tmp_path, "--round-to", 4, "--epochs", 1, "--batch-size", 16),
         *("--workers", 0, "--accelerator", "cpu", *options.split()),
     ]
     status, out, err = run(*arguments)
