@@ -19,7 +19,7 @@ from edgefg.classifier import Classifier
 from edgefg.errors import DataError, ExportError
 from edgefg.export.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
 from edgefg.export.emit import emit
-from edgefg.export.half import SENSITIVE, to_half
+from edgefg.export.half import to_half
 from edgefg.export.keep_float import find_kept
 from edgefg.export.measure import Measured, measure
 from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
@@ -317,8 +317,7 @@ def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array
             return model
         if job.precision == "fp16":
             half = Path(scratch) / "half.onnx"
-            full = SENSITIVE if job.to == "openvino" else ()
-            to_half(source, half, batches(inputs, job.batch or 1), full=full)
+            to_half(source, half, batches(inputs, job.batch or 1))
             source = half
         if job.to == "openvino":
             job.say("converting to OpenVINO")

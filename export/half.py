@@ -1,14 +1,14 @@
 """FP16 for engines that compute in the types that a graph has: TensorRT's strongly typed networks, OpenVINO's GPUs.
 
-Of an FP32 graph everything is cast, for OpenVINO with `SENSITIVE` operators left in FP32; of a QDQ graph what stays
-floating point, scales included. The uint8 input still feeds one Cast, now to FP16, which holds every level exactly; the
-logits leave as FP32.
+Of an FP32 graph everything is cast but what `edgefg.export.sensitive` names; of a QDQ graph what stays floating point,
+scales included, but its steep operators: there a pooling is cast too. The uint8 input still feeds one Cast, now to
+FP16, which holds every level exactly; the logits leave as FP32.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import onnx
 from onnx import numpy_helper, version_converter
 
 from edgefg.errors import ExportError, one_line
-from edgefg.export.graph import Graph
+from edgefg.export.graph import Graph, name_of
 from edgefg.export.quiet import quiet
 from edgefg.export.rules import INPUT
+from edgefg.export.sensitive import apart, sensitive
 from edgefg.preprocess import UInt8Array
 
 _GREATEST = float(np.finfo(np.float16).max)
@@ -35,36 +36,31 @@ _LEAST_PRODUCT = 2.0**-22
 _HEADROOM = 2.0
 
 
-SENSITIVE = (
-    "Div", "Exp", "GlobalAveragePool", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Log",
-    "LogSoftmax", "LpNormalization", "Pow", "Reciprocal", "ReduceL2", "ReduceLogSumExp", "ReduceMean", "ReduceSum",
-    "ReduceSumSquare", "Softmax", "Sqrt",
-)  # fmt: skip
-"""Sums over many values, and what overflows, vanishes or has a steep slope near zero."""
-
-
-def to_half(source: Path, target: Path, data: Sequence[UInt8Array], *, full: Sequence[str] = ()) -> None:
+def to_half(source: Path, target: Path, data: Sequence[UInt8Array]) -> None:
     """Write the FP16 form of an FP32 ONNX file, by ONNX Runtime's converter.
 
     Args:
         source: FP32 ONNX of ``uint8 [batch, height, width, 3]``.
         target: where to write.
         data: batches of images to look for activations beyond FP16's range.
-        full: operators that stay in FP32.
 
     Raises:
         ExportError: a weight or an activation is beyond FP16's range, or the converter failed.
     """
-    half = _cast(onnx.load(source), full)
-    if overflow := activation_overflow(source, data):
+    model = onnx.load(source)
+    graph = Graph(model)
+    kept = sensitive(graph, means=True)
+    half = _cast(model, kept)
+    if overflow := activation_overflow(source, data, beside=apart(graph, kept)):
         raise ExportError(overflow)
     target.write_bytes(half.SerializeToString())
 
 
-def activation_overflow(source: Path, data: Sequence[UInt8Array]) -> str:
+def activation_overflow(source: Path, data: Sequence[UInt8Array], *, beside: Collection[str] = ()) -> str:
     """Say which activation of an FP32 ONNX file comes near the end of FP16's range; empty where none does.
 
-    No CPU engine would show it: ONNX Runtime and OpenVINO compute FP16 graphs in FP32 and drop the casts in between.
+    Those named in ``beside`` may. No CPU engine would show it: ONNX Runtime and OpenVINO compute FP16 graphs in FP32
+    and drop the casts in between.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="edgefg-") as folder, quiet():
@@ -76,6 +72,8 @@ def activation_overflow(source: Path, data: Sequence[UInt8Array]) -> str:
     except Exception as exc:  # ONNX Runtime raises a family of its own and Python's
         raise ExportError(f"the network's activations could not be measured: {one_line(exc)[:300]}") from exc
     for name, found in ranges.items():
+        if name in beside:
+            continue
         largest = max(float(np.abs(limit).max()) for limit in found.range_value)
         if not largest <= _GREATEST / _HEADROOM:
             return f"activations of {name} reach {largest:g}, allowed are {_GREATEST / _HEADROOM:g}; keep FP32"
@@ -110,7 +108,7 @@ def rest_to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     for name, scale in _half_scales(graph).items():
         tensor = graph.constants[name]
         tensor.CopyFrom(numpy_helper.from_array(scale.reshape(tuple(tensor.dims)).astype(np.float32), name))
-    return _cast(model)
+    return _cast(model, sensitive(Graph(model), means=False))
 
 
 def _half_scales(graph: Graph) -> dict[str, npt.NDArray[np.float64]]:
@@ -140,29 +138,56 @@ def _round_up(name: str, scale: npt.NDArray[np.floating]) -> npt.NDArray[np.floa
     return np.where(half < wanted, np.nextafter(half, np.float16(_GREATEST)), half).astype(np.float64)
 
 
-def _cast(model: onnx.ModelProto, full: Sequence[str] = ()) -> onnx.ModelProto:
-    for tensor in model.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT:
+def _cast(model: onnx.ModelProto, kept: set[str]) -> onnx.ModelProto:
+    """Return the graph in FP16, with the nodes whose first outputs are named in ``kept`` in FP32."""
+    graph = Graph(model)
+    for name, tensor in graph.constants.items():
+        if tensor.data_type != onnx.TensorProto.FLOAT or all(node.output[0] in kept for node in graph.readers(name)):
             continue
-        largest = float(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0))
+        largest = float(np.abs(graph.array(name)).max(initial=0.0))
         # The converter would cut it off with no more than a warning.
         if not largest <= _GREATEST:
-            raise ExportError(_beyond(tensor.name, largest))
+            raise ExportError(_beyond(name, largest))
+    blocked = [node for node in graph.nodes if node.output[0] in kept]
+    for node in blocked:
+        node.name = name_of(node)  # the converter looks for names
     # The converter infers types itself; where a constant has one noted, it goes to FP16 and back before an FP32 node.
     del model.graph.value_info[:]
     try:
         with quiet():
             from onnxruntime.quantization.onnx_model import ONNXModel
-            from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+            from onnxruntime.transformers.float16 import convert_float_to_float16
 
-            blocked = [*DEFAULT_OP_BLOCK_LIST, *full]
-            half = ONNXModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked))
+            names = [node.name for node in blocked]
+            half = ONNXModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=names))
+            _drop_detours(half.model, set(names))
             half.topological_sort()  # the converter appends its casts
         onnx.checker.check_model(half.model, full_check=True)
     except Exception as exc:  # the converter and the checker raise what they come upon
         raise ExportError(f"the network could not be cast to FP16: {one_line(exc)[:300]}") from exc
     cast: onnx.ModelProto = half.model
     return cast
+
+
+def _drop_detours(model: onnx.ModelProto, kept: set[str]) -> None:
+    """Let a node in FP32 take what another one wrote as it is: the converter casts it to FP16 and back between them."""
+    graph = Graph(model)
+    origin: dict[str, str] = {}
+    for back in (node for node in graph.nodes if node.op_type == "Cast" and node.output[0] not in graph.outputs):
+        there = graph.writer(back.input[0])
+        writer = graph.writer(there.input[0]) if there is not None and there.op_type == "Cast" else None
+        if writer is not None and there is not None and writer.name in kept:
+            origin[back.output[0]] = there.input[0]
+    for node in graph.nodes:
+        for i, name in enumerate(node.input):
+            node.input[i] = origin.get(name, name)
+    for _ in range(2):  # the way back, then the way there, unless others read what it wrote
+        read = {name for node in model.graph.node for name in node.input} | graph.outputs
+        for node in [node for node in model.graph.node if node.op_type == "Cast" and node.output[0] not in read]:
+            model.graph.node.remove(node)
+    written = {name for node in model.graph.node for name in node.output}
+    for value in [value for value in model.graph.value_info if value.name not in written]:
+        model.graph.value_info.remove(value)
 
 
 def _beyond(name: str, largest: float) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from edgefg.export.graph import Graph, bound_types, name_of
+from edgefg.export.sensitive import sensitive
 
 INPUT = "images"
 """Name of our graphs' uint8 input."""
@@ -73,7 +74,7 @@ RULES = {
     "residual-skip": Rule("a pair on the skip, so that Conv and Add fuse", "quantise the skip", False),
     "residual-branch": Rule("none on the branch that ends in a convolution", "leave that branch's pair out", False),
     "half-precision": Rule(
-        "FP16 with FP16 scales for what stays floating point, or the reason why not in the file",
+        "FP16 with FP16 scales for what stays floating point, steep operators aside, or the reason why not in the file",
         "quantise with edgefg export, which casts it or says why not",
         False,
     ),
@@ -206,10 +207,18 @@ def _half_rule(graph: Graph, *, stated: bool) -> Iterator[Broken]:
         return
     found = [(name_of(node), what) for node in graph.nodes if (what := _few_digits(graph, node))]
     if not stated:
-        found += [(name_of(node), what) for node in graph.nodes if (what := _in_full_precision(graph, node))]
+        kept = sensitive(graph, means=False)
+        others = [node for node in graph.nodes if node.output[0] not in kept and not _feeds_only(graph, node, kept)]
+        found += [(name_of(node), what) for node in others if (what := _in_full_precision(graph, node))]
     if found:
-        others = f", and {len(found) - 1} nodes more in FP32" if len(found) > 1 else ""
-        yield Broken("half-precision", found[0][0], f"{found[0][1]}{others}")
+        more = f", and {len(found) - 1} nodes more in FP32" if len(found) > 1 else ""
+        yield Broken("half-precision", found[0][0], f"{found[0][1]}{more}")
+
+
+def _feeds_only(graph: Graph, node: onnx.NodeProto, kept: Collection[str]) -> bool:
+    """Tell whether a node is a Cast for nodes that stay in FP32."""
+    readers = graph.readers(node.output[0])
+    return node.op_type == "Cast" and bool(readers) and all(reader.output[0] in kept for reader in readers)
 
 
 def _few_digits(graph: Graph, node: onnx.NodeProto) -> str:

@@ -55,6 +55,7 @@ TORCHLESS_EXPORT = (
     "rules",
     "graph",
     "half",
+    "sensitive",
     "check",
 )
 

@@ -69,7 +69,11 @@ def test_fp16_for_tensorrt(lite0: Path, unseen: UInt8Array, tmp_path: Path) -> N
     graph = onnx.load(model)
     kinds = {tensor.data_type for tensor in graph.graph.initializer}
     assert onnx.TensorProto.FLOAT16 in kinds
-    assert onnx.TensorProto.FLOAT not in kinds
+    assert onnx.TensorProto.FLOAT not in kinds, "a layer of a plain network is in FP32"
+    pools = [node for node in graph.graph.node if node.op_type == "ReduceMean"]
+    assert [(Graph(graph).writer_op(node.input[0]), Graph(graph).reader_ops(node)) for node in pools] == [
+        ("Cast", ["Cast"])
+    ]
     assert [node.op_type for node in graph.graph.node if "images" in node.input] == ["Cast"]
     assert graph.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     found = _predict(model, unseen)

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import openvino
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
+from edgefg import __version__
 from edgefg.errors import ExportError
+from edgefg.export import half as half_module
 from edgefg.export import quantize
 from edgefg.export.calibration import Calibration
+from edgefg.export.export import export_checkpoint
 from edgefg.export.graph import Graph
 from edgefg.export.half import _round_up, rest_to_half, to_half
 from edgefg.export.quantize import quantize_tensorrt
 from edgefg.export.rules import broken_rules
-from edgefg.preprocess import UInt8Array
+from edgefg.export.sensitive import sensitive
+from edgefg.export.to_onnx import torch_logits, write_onnx
+from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.runtime import EXACT_SUMS
+from edgefg.split import SplitSpec
+from edgefg.training.checkpoint import SCHEMA, Header, save
+from edgefg.training.methods import build
+from edgefg.training.models.backbone import build_backbone
+from edgefg.training.models.bcnn import BCNN
+from tests.export.conftest import reusing
 
 Level = onnxruntime.GraphOptimizationLevel
 
@@ -199,3 +214,138 @@ def test_a_network_that_does_not_bear_fp16_keeps_fp32(weights: tuple[float, ...]
     assert scales == {np.dtype("float32" if why else "float16")}
     expected, found = _logits(source, inputs), _logits(tmp_path / "b.onnx", inputs)
     assert np.abs(found - expected).mean() <= 0.05 * np.abs(expected).max()
+
+
+BILINEAR = {"projection": 16}
+
+
+def _bilinear(scale: float) -> BCNN:
+    """A B-CNN with maps of a chosen size."""
+    torch.manual_seed(0)
+    network = build("bcnn", build_backbone("test_resnet", 4), (127.0,) * 3, (127.0,) * 3, BILINEAR).eval()
+    assert isinstance(network, BCNN)
+    for module in network.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # timm starts the last one of a branch at 0
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+    projection = network.projections[0]
+    assert isinstance(projection, torch.nn.Conv2d)
+    with torch.no_grad():
+        projection.weight.mul_(scale)
+    return network
+
+
+class Conv(OpRun):
+    """A convolution that sums in FP32 and rounds once, as tensor cores do; ONNX's own takes minutes in FP16."""
+
+    op_domain = ""
+
+    def _run(self, x: np.ndarray, weights: np.ndarray, bias: np.ndarray | None = None, **how: Any) -> tuple[np.ndarray]:
+        top, left, bottom, right = how["pads"]
+        planes, kernels, shifts = (None if a is None else torch.tensor(a).float() for a in (x, weights, bias))
+        planes = torch.nn.functional.pad(planes, (left, right, top, bottom))
+        options = (how["strides"], 0, how["dilations"], how["group"])
+        return (torch.nn.functional.conv2d(planes, kernels, shifts, *options).numpy().astype(x.dtype),)
+
+
+def _simulated(path: Path, inputs: UInt8Array) -> np.ndarray:
+    """The logits in the types that the graph has: ONNX's reference computes FP16 in FP16, unlike any CPU engine."""
+    evaluator = ReferenceEvaluator(onnx.load(path), new_ops=[Conv])
+    with np.errstate(all="ignore"):
+        return np.concatenate([evaluator.run(None, {"images": row[None]})[0] for row in inputs])
+
+
+def _frames() -> UInt8Array:
+    return np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 2e3, 1e4])  # the products vanish beside ε, their sum overflows, and they do
+def test_a_bilinear_network_bears_real_half_precision(
+    scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, inputs = _bilinear(scale), _frames()[:1]
+    header = Header(
+        schema=SCHEMA, kind="teacher", method="bcnn", options=BILINEAR, backbone="test_resnet", labels=tuple("abcd"),
+        input=InputSpec(height=32, width=32), mean=(127.0,) * 3, std=(127.0,) * 3, dataset="d" * 64, split=SplitSpec(),
+        edgefg=__version__,
+    )  # fmt: skip
+    save(tmp_path / "t.safetensors", network, header)
+    write_onnx(network, header.input, tmp_path / "full.onnx")
+    with reusing(tmp_path / "full.onnx"):
+        model = export_checkpoint(tmp_path / "t.safetensors", tmp_path / "a", to="tensorrt-onnx", precision="fp16")
+    assert broken_rules(onnx.load(model)) == []
+    expected = torch_logits(network, inputs)
+    allowed = 0.01 * np.abs(expected).max()
+    assert np.abs(_simulated(model, inputs) - expected).max() <= allowed
+    monkeypatch.setattr(half_module, "sensitive", lambda *_, **__: set())
+    monkeypatch.setattr(half_module, "activation_overflow", lambda *_, **__: "")
+    to_half(tmp_path / "full.onnx", tmp_path / "all.onnx", [])
+    assert not np.abs(_simulated(tmp_path / "all.onnx", inputs) - expected).max() <= 10 * allowed, (
+        "all cast is no worse"
+    )
+
+
+def _in_fp32(model: onnx.ModelProto) -> list[str]:
+    """The operators that compute in FP32, by the inferred types of what they write; casts aside."""
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in [*inferred.value_info, *inferred.output]}
+    nodes = [node for node in model.graph.node if node.op_type != "Cast"]
+    return [node.op_type for node in nodes if kinds[node.output[0]] == TensorProto.FLOAT]
+
+
+def test_int8_of_a_bilinear_network_leaves_what_is_steep_in_fp32(tmp_path: Path) -> None:
+    write_onnx(_bilinear(1.0), InputSpec(height=32, width=32), tmp_path / "full.onnx")
+    assert quantize_tensorrt(tmp_path / "full.onnx", tmp_path / "m.onnx", _frames()) == ""
+    model = onnx.load(tmp_path / "m.onnx")
+    assert broken_rules(model) == []
+    island = {"MatMul", "Reshape", "Relu", "Neg", "Add", "Sqrt", "Sub", "ReduceL2", "Clip", "Div"}
+    assert set(_in_fp32(model)) == island
+    # Of the input, two into the product, one out of the quotient, of the output: none between nodes in FP32.
+    assert [node.op_type for node in model.graph.node].count("Cast") == 5
+    root = next(node for node in model.graph.node if node.op_type == "MaxPool")
+    model.graph.node.append(helper.make_node("Cast", [root.output[0]], ["single"], "single", to=TensorProto.FLOAT))
+    model.graph.node.append(helper.make_node("Relu", ["single"], ["relu of it"], "relu of it"))
+    assert [broken.node for broken in broken_rules(model)] == ["single"], "elsewhere FP32 is no better than before"
+
+
+def test_a_plain_network_computes_its_pooling_alone_in_fp32(
+    lite0_onnx: Path, half: Path, unseen: UInt8Array, tmp_path: Path
+) -> None:
+    to_half(lite0_onnx, tmp_path / "half.onnx", list(unseen[:1, None]))
+    model = onnx.load(tmp_path / "half.onnx")
+    assert _in_fp32(model) == ["ReduceMean"]
+    assert [node.op_type for node in model.graph.node].count("Cast") == 4
+    assert _in_fp32(onnx.load(half)) == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "factor", "kept"),
+    [
+        ([0.5, 1e-9, 0.5, 0.5, 0.5, 0.5], 1.0, set()),  # of a channel that training has switched off
+        ([1e-9] * 6, 1.0, {"planes"}),
+        ([0.5] * 6, 1e-9, {"logits"}),
+        ([1e-9] * 6, 1e-9, {"planes", "logits"}),
+    ],
+)
+def test_constants_that_fp16_cannot_hold_keep_their_readers_in_fp32(
+    weights: list[float], factor: float, kept: set[str], tmp_path: Path
+) -> None:
+    constants = [
+        numpy_helper.from_array(np.array(weights, np.float32).reshape(2, 3, 1, 1), "w"),
+        numpy_helper.from_array(np.full(2, 1e-9, np.float32), "bias"),
+        numpy_helper.from_array(np.array(factor, np.float32), "factor"),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], "", to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["turned"], "", perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["turned", "w", "bias"], ["planes"], ""),
+        helper.make_node("Mul", ["planes", "factor"], ["logits"], ""),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 8, 8, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 2, 8, 8])
+    graph = helper.make_graph(nodes, "g", [images], [logits], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    assert sensitive(Graph(model), means=True) == kept
+    onnx.save(model, tmp_path / "a.onnx")
+    to_half(tmp_path / "a.onnx", tmp_path / "half.onnx", [np.full((1, 8, 8, 3), 200, np.uint8)])
+    singles = {t.name for t in onnx.load(tmp_path / "half.onnx").graph.initializer if t.data_type == TensorProto.FLOAT}
+    assert singles == {name for name, op in (("w", "planes"), ("bias", "planes"), ("factor", "logits")) if op in kept}
