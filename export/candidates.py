@@ -187,7 +187,8 @@ def _why_none(front: Front) -> str:
     if front.keeps_figures(closest):
         return (
             f"{closest.name} ({closest.stage}) keeps budget and tolerated loss, but not the gate:"
-            f" {closest.failures[0]}. Add candidates or --qat-epochs, or allow more (--max-class-drop, --max-flips)"
+            f" {closest.failures[0]}. Add candidates, allow more (--max-class-drop, --max-flips, --min-agreement), or"
+            " train in INT8 (--qat-epochs, with another --out)"
         )
     if closest.drop is None:
         return (
@@ -227,14 +228,15 @@ def best(candidates: Iterable[Candidate]) -> Candidate | None:
 def nearest(front: Front) -> Candidate | None:
     """Return the candidate that misses budget and tolerated loss by least; None where there is none.
 
-    Of trained ones, if there are any: the greater of its two excesses counts, as shares of the budget and of ten
-    points. Of untrained ones the quickest.
+    Of trained ones, if there are any: one that fits; else the greater of its two excesses counts, as shares of the
+    budget and of ten points. Of untrained ones the quickest.
     """
     trained = [candidate for candidate in front.candidates if candidate.drop is not None]
 
-    def excess(candidate: Candidate) -> float:
+    def excess(candidate: Candidate) -> tuple[bool, float]:
         assert candidate.drop is not None
-        return max(candidate.latency_ms / front.budget_ms - 1, (candidate.drop - front.max_drop) / 10)
+        over = max(candidate.latency_ms / front.budget_ms - 1, (candidate.drop - front.max_drop) / 10)
+        return not front.fits(candidate), over
 
     if trained:
         return min(trained, key=excess)

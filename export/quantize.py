@@ -32,6 +32,7 @@ from edgefg.export.nncf_ranges import range_parameters
 from edgefg.export.quiet import quiet
 from edgefg.export.ranges import Calibrator, calibrate
 from edgefg.export.rules import FULL_PRECISION, INPUT, broken_rules, skip_tensors
+from edgefg.export.sensitive import apart, sensitive
 from edgefg.export.session import open_session
 from edgefg.preprocess import UInt8Array
 
@@ -183,9 +184,10 @@ def finish_tensorrt(source: Path, target: Path, inputs: UInt8Array, *, batch: in
 
 def _rest_to_half(source: Path, target: Path, data: Sequence[UInt8Array]) -> str:
     """Cast what stays floating point in ``target`` to FP16; return why not where the FP32 parent's logits are lost."""
+    graph = Graph(onnx.load(source))
     try:
         half = rest_to_half(onnx.load(target)).SerializeToString()
-        if overflow := activation_overflow(source, data):
+        if overflow := activation_overflow(source, data, beside=apart(graph, sensitive(graph, means=False))):
             return overflow
         parent, full, cast = (graph_logits(model, data) for model in (source.read_bytes(), target.read_bytes(), half))
     except ExportError as exc:

@@ -31,12 +31,13 @@ from edgefg.export.candidates import (
     pareto,
     worth_training,
 )
-from edgefg.export.package import folder_beside, remove_stale_below, swap
+from edgefg.export.package import remove_stale_below
 from edgefg.export.quantizer import SEVEN_BITS, needs_seven_bits
 from edgefg.export.site import Site, Training
+from edgefg.export.trial_artifacts import choose_again, copy_artifact
 from edgefg.export.trials import finished, measure_again, measure_untrained, try_out
 from edgefg.export.verify import VerifyReport, verify
-from edgefg.files import sync, write_json
+from edgefg.files import write_json
 from edgefg.manifest import Accuracy, sha256
 from edgefg.quality import Gate
 from edgefg.recipe import Hardware
@@ -47,6 +48,8 @@ from edgefg.training.fit import score
 FRONT = "front.json"
 CHOSEN = "chosen"
 _IDENTITY = "compress.json"
+# Grows where the same settings give other candidates. 1: cross entropy with DIST and DKD, a strict cap, percentiles.
+_VERSION = 1
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +83,8 @@ class _Identity(msgspec.Struct, frozen=True, kw_only=True):
     target: Target
     device: str | None
     training: Training
+    version: int = 0
+    """What the same words mean: `_VERSION`."""
 
 
 def compress(
@@ -116,6 +121,7 @@ def compress(
     data = data_of(data_root, header, skip_corrupt=skip_corrupt)
     if not data.splits["val"]:
         raise DataError(f"{data_root} has no validation images; needed some to choose a student by")
+    _need_nothing_idle(request)
     request = msgspec.structs.replace(request, training=_with_bits(request, out, say))
     identity = _Identity(
         teacher=sha256(teacher),
@@ -123,6 +129,7 @@ def compress(
         target=request.target,
         device=request.device,
         training=request.training,
+        version=_VERSION,
     )
     _claim(identity, out)
     remove_stale_below(out)
@@ -140,6 +147,7 @@ def compress(
         machine=request.machine,
         say=say,
     )
+    choose_again(site)
     measure_again(site, request.measure_again)
     front = _search(site, request)
     chosen = _publish(front, out)
@@ -148,11 +156,30 @@ def compress(
     )
 
 
+def _need_nothing_idle(request: Request) -> None:
+    """Raise where an option makes no sense, before anything is written: a search's folder keeps what it was given."""
+    training = request.training
+    of_int8 = {
+        "--any-cpu": training.any_cpu is not None,
+        "--calibrator": training.calibrator != "minmax",
+        "--bias-correction": training.bias_correction,
+        "--keep-within": training.keep_within is not None,
+        "--qat-epochs": training.qat_epochs > 0,
+    }
+    if "int8" not in request.space.precisions and (given := [name for name, is_given in of_int8.items() if is_given]):
+        raise DataError(f"{given[0]} changes nothing without --precision int8; leave it out")
+    if training.keep_within is None:
+        return
+    if not training.keep_within >= 0:
+        raise DataError(f"--keep-within is {training.keep_within:g} points; needed 0 or more")
+    if training.qat_epochs:
+        # The one is slower for its layers in floating point, the other not: accuracy alone could not choose.
+        raise DataError("--keep-within and --qat-epochs are two ways to the same end; needed one of them")
+
+
 def _with_bits(request: Request, out: Path, say: Callable[[str], None]) -> Training:
     """Settle how many bits weights take: as asked, as the folder's search has it, or as this CPU needs."""
     training, path = request.training, out / _IDENTITY
-    if training.any_cpu is not None and "int8" not in request.space.precisions:
-        raise DataError("--any-cpu changes nothing without --precision int8; leave it out")
     if training.any_cpu is None and path.is_file():
         earlier = _read_identity(path).training.any_cpu
         return msgspec.structs.replace(training, any_cpu=earlier)
@@ -279,11 +306,7 @@ def _publish(front: Front, out: Path) -> Path | None:
     chosen = out / CHOSEN
     taken = [one for one in front.candidates if one.name == front.chosen and one.stage == "full"]
     for candidate in taken:
-        with folder_beside(chosen) as temporary:
-            shutil.copytree((out / candidate.artifact).parent, temporary, dirs_exist_ok=True)
-            for file in temporary.iterdir():
-                sync(file)
-            swap(temporary, chosen)
+        copy_artifact(out / candidate.artifact, chosen)
     write_json(out / FRONT, front)
     if not taken:
         shutil.rmtree(chosen, ignore_errors=True)

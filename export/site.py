@@ -63,12 +63,13 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def in_int8(self, size: int) -> Recipe:
-        """Return the recipe of quantisation-aware training: short, at a small rate, crops without RandAugment."""
+        """Return the recipe of quantisation-aware training: short, at a small rate, on plain crops, no average."""
         recipe = self.of(size, "full")
         epochs = max(1, self.qat_epochs)
         return replace(
-            recipe, epochs=epochs, start_size=0, lr=_QAT_RATE, randaugment=0, val_every=epochs, freeze_epochs=0
-        )
+            recipe, epochs=epochs, start_size=0, lr=_QAT_RATE, randaugment=0, hue=0.0, mix="none", ema=0.0,
+            val_every=epochs, freeze_epochs=0,
+        )  # fmt: skip
 
     def after_pruning(self, size: int, stage: Stage) -> Recipe:
         """Return the recipe of the fine-tuning after pruning, at half the rate."""

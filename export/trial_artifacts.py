@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgefg.errors import EdgefgError, ExportError, TrainingError
@@ -11,9 +11,10 @@ from edgefg.export.candidates import Precision, Shape, Stage
 from edgefg.export.emit import model_name
 from edgefg.export.export import export_checkpoint
 from edgefg.export.gate import judge
-from edgefg.export.package import folder_beside
+from edgefg.export.package import folder_beside, swap
 from edgefg.export.qat import qat
 from edgefg.export.site import Site
+from edgefg.files import sync
 from edgefg.manifest import Accuracy, read_manifest
 
 # Called with what is left out and why.
@@ -56,7 +57,7 @@ def _better_of_both(site: Site, checkpoint: Path, shape: Shape, folder: Path, le
     """Export an INT8 finalist calibrated and trained in INT8; what keeps the gate, then the more accurate, is taken."""
 
     def calibrated(place: Path) -> Path:
-        return _export(site, checkpoint, place, "int8", keep_within=site.training.keep_within)
+        return _export(site, checkpoint, place, "int8")
 
     def trained(place: Path) -> Path:
         return _export(site, _train_in_int8(site, checkpoint, shape), place, "int8", reference=checkpoint)
@@ -69,12 +70,37 @@ def _better_of_both(site: Site, checkpoint: Path, shape: Shape, folder: Path, le
             leave_out(f"{shape.name} int8 (full, {name})", exc)
     if not made:
         raise ExportError("it can neither be calibrated nor trained in INT8")
+    return copy_artifact(_better(site, made), folder)
+
+
+def _better(site: Site, made: Sequence[Path]) -> Path:
+    """Return what keeps the gate, then the more accurate one; of equals the calibrated one, which comes first."""
     better = max(made, key=lambda model: (not failures(site, model), accuracy_of(model).top1))
     site.say(f"taken: {better.parent.relative_to(site.out)}")
+    return better
+
+
+def choose_again(site: Site) -> None:
+    """Take the other one of calibration and training in INT8 where another gate wants it; forget its latency."""
+    for folder in sorted((site.out / "full").glob("*/int8")):
+        model = folder / model_name(site.target)
+        ways = [folder.with_name(f"int8-{way}") / model.name for way in ("calibrated", "trained")]
+        if not (model.is_file() and all(way.is_file() for way in ways)):
+            continue
+        better = _better(site, ways)
+        if read_manifest(better) != read_manifest(model):
+            copy_artifact(better, folder)
+            folder.with_suffix(".json").unlink(missing_ok=True)
+
+
+def copy_artifact(model: Path, folder: Path) -> Path:
+    """Copy the artifact of a model file to a folder, whole or not at all; return the copy's model file."""
     with folder_beside(folder) as temporary:
-        shutil.copytree(better.parent, temporary, dirs_exist_ok=True)
-        temporary.rename(folder)
-    return folder / better.name
+        shutil.copytree(model.parent, temporary, dirs_exist_ok=True)
+        for file in temporary.iterdir():
+            sync(file)
+        swap(temporary, folder)
+    return folder / model.name
 
 
 def _export(

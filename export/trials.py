@@ -159,18 +159,22 @@ def finished(site: Site, keys: Iterable[tuple[Shape, Precision]], stage: Stage) 
 
 
 def measure_again(site: Site, everything: bool) -> None:
-    """Forget the latencies that another machine measured, or all; those of trained candidates are measured anew."""
+    """Forget the latencies that another machine measured, or all; those of trained candidates are measured anew.
+
+    A candidate whose artifact is gone is forgotten too.
+    """
     stages: tuple[Stage, ...] = ("untrained", "short", "full")
     for stage in stages:
         models: dict[tuple[Shape, Precision], Path] = {}
         for path in sorted((site.out / stage).glob("*/*.json")):
             found = msgspec.json.decode(path.read_bytes(), type=Candidate)
-            if found.machine == site.machine and not everything:
+            lost = stage != "untrained" and not (site.out / found.artifact).is_file()
+            if found.machine == site.machine and not everything and not lost:
                 continue
-            if found.artifact and (site.out / found.artifact).is_file():
-                models[found.shape, found.precision] = site.out / found.artifact
-            else:
+            if stage == "untrained" or lost:
                 path.unlink()
+            else:
+                models[found.shape, found.precision] = site.out / found.artifact
         if models:
             site.say(f"measuring {len(models)} trained networks again")
             for key, quartiles in measure_latency(models, site).items():

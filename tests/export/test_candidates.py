@@ -135,6 +135,10 @@ def test_what_keeps_the_budget_and_came_to_nothing_is_not_said_to_be_too_slow() 
     assert "could not be trained or exported: see what was left out" in render(front(candidate(64, 1.0)))
     tried = candidate(64, 1.0, 0.9, stage="short")
     assert "net-64 int8 does after its short distillation: give more --finalists" in render(front(tried))
+    # Not hidden by one that comes as near but for the gate.
+    refused = candidate(96, 0.5, 0.9, failures=("a class loses more",))
+    assert "net-64 int8 does after its short distillation" in render(front(refused, tried))
+    assert "but not the gate: a class loses more." in render(front(refused))
 
 
 def test_what_is_no_front(tmp_path: Path) -> None:

@@ -102,6 +102,32 @@ def test_the_width_of_weights_is_settled_by_the_first_run(
         compress(birds_teacher, two_birds, tmp_path / "new", idle, hardware=HERE)
 
 
+@pytest.mark.parametrize(
+    ("changed", "precision", "complaint"),
+    [
+        ({"calibrator": "mse"}, "fp32", "--calibrator changes nothing without --precision int8"),
+        ({"qat_epochs": 1}, "fp32", "--qat-epochs changes nothing without --precision int8"),
+        ({"keep_within": -1.0}, "int8", "--keep-within is -1 points; needed 0 or more"),
+        ({"keep_within": float("nan")}, "int8", "--keep-within is nan points"),
+        ({"keep_within": 1.0, "qat_epochs": 1}, "int8", "needed one of them"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_written(
+    birds_teacher: Path, two_birds: Path, tmp_path: Path, changed: dict[str, Any], precision: str, complaint: str
+) -> None:
+    space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=[precision])
+    asked = request(space=space, training=replace(request().training, **changed))
+    with pytest.raises(DataError, match=complaint):
+        compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_in_int8_neither_mixes_nor_averages() -> None:
+    recipe = replace(request().training.recipe, mix="snapmix", ema=0.9998, hue=0.1, randaugment=9)
+    asked = replace(request().training, recipe=recipe, qat_epochs=1).in_int8(32)
+    assert (asked.mix, asked.ema, asked.hue, asked.randaugment) == ("none", 0.0, 0.0, 0)
+
+
 def test_weights_that_cannot_be_had_stop_before_anything_is_made(
     birds_teacher: Path, two_birds: Path, tmp_path: Path
 ) -> None:
@@ -222,6 +248,12 @@ def test_what_does_not_belong_together_is_refused_and_nothing_lost(
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="is not empty and holds no search"):
         compress(birds_teacher, two_birds, tmp_path / "full", request(), hardware=HERE)
+    old = msgspec.json.decode((out / "compress.json").read_bytes())
+    assert old.pop("version") > 0  # as those before versions were
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "compress.json").write_bytes(msgspec.json.encode(old))
+    with pytest.raises(DataError, match="holds a search with another version"):
+        compress(birds_teacher, two_birds, tmp_path / "old", request(), hardware=HERE)
 
 
 def test_no_short_distillation_where_it_has_nothing_to_decide(
@@ -294,6 +326,11 @@ def test_an_int8_finalist_may_be_trained_as_such_and_is_compared_with_fp32(
     assert made.parent == sha256(tmp_path / "out" / "full" / "test_resnet-32" / "qat" / "qat.safetensors")
     assert "qat for openvino" in made.recipe
     assert asked_of == [None, tmp_path / "out" / "full" / "test_resnet-32" / "student.safetensors"]
+    # Another gate, which only the other one keeps, takes the other one.
+    monkeypatch.setattr(trial_artifacts, "failures", lambda *found: () if refused(*found) else ("a class loses more",))
+    compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
+    assert "qat" not in read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance.recipe
+    assert len(asked_of) == 2
 
 
 @pytest.mark.parametrize("option", ["--train-share=85", "--train-share=0", "--max-drop=inf", "--max-drop=nan"])

@@ -3,8 +3,15 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from edgefg.preprocess import InputSpec
+from edgefg.recipe import Recipe
+from edgefg.split import Sample
+from edgefg.training import loading
+from edgefg.training.augment import EvaluationImages, TrainingImages
 
 _PROGRAM = """
 import torch
@@ -18,6 +25,16 @@ kept = current_rss()
 assert release_freed_memory()
 print((kept - current_rss()) / 2**20)
 """
+
+
+@pytest.mark.parametrize(("workers", "times"), [(0, 0), (1, 2)])
+def test_both_loaders_do_so_before_they_fork(monkeypatch: pytest.MonkeyPatch, workers: int, times: int) -> None:
+    samples, spec = [Sample(Path("a.jpg"), 0), Sample(Path("b.jpg"), 1)], InputSpec(height=32, width=32)
+    calls: list[None] = []
+    monkeypatch.setattr(loading, "release_freed_memory", lambda: calls.append(None))
+    loading.training_loader(TrainingImages(samples, spec), Recipe(epochs=1, image_size=32), workers=workers, seed=0)
+    loading.evaluation_loader(EvaluationImages(samples, spec), 2, workers=workers)
+    assert len(calls) == times
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
