@@ -129,10 +129,23 @@ def stage(
     """Write an artifact's files, proven and synced, into a folder of their own; return the path of the model file."""
     model = write_model(folder)
     _write_manifest(model, draft, measure)
+    _sync_all(folder)
+    return model
+
+
+def copy_artifact(model: Path, out: Path) -> Path:
+    """Copy the artifact of a model file to a folder, whole or not at all; return the copy's model file."""
+    with folder_beside(out) as temporary:
+        shutil.copytree(model.parent, temporary, dirs_exist_ok=True)
+        _sync_all(temporary)
+        swap(temporary, out)
+    return out / model.name
+
+
+def _sync_all(folder: Path) -> None:
     for file in folder.iterdir():
         sync(file)
     sync(folder)
-    return model
 
 
 def move_in(model: Path, folder: Path) -> Path:

@@ -31,10 +31,10 @@ from edgefg.export.candidates import (
     pareto,
     worth_training,
 )
-from edgefg.export.package import remove_stale_below
+from edgefg.export.package import copy_artifact, remove_stale_below
 from edgefg.export.quantizer import SEVEN_BITS, needs_seven_bits
 from edgefg.export.site import Site, Training
-from edgefg.export.trial_artifacts import choose_again, copy_artifact
+from edgefg.export.trial_artifacts import choose_again
 from edgefg.export.trials import finished, measure_again, measure_untrained, try_out
 from edgefg.export.verify import VerifyReport, verify
 from edgefg.files import write_json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from edgefg.export.candidates import Precision, Shape, Stage
 from edgefg.export.emit import model_name
 from edgefg.export.export import export_checkpoint
 from edgefg.export.gate import judge
-from edgefg.export.package import folder_beside, swap
+from edgefg.export.package import copy_artifact
 from edgefg.export.qat import qat
 from edgefg.export.site import Site
-from edgefg.files import sync
 from edgefg.manifest import Accuracy, read_manifest
 
 # Called with what is left out and why.
@@ -70,14 +68,17 @@ def _better_of_both(site: Site, checkpoint: Path, shape: Shape, folder: Path, le
             leave_out(f"{shape.name} int8 (full, {name})", exc)
     if not made:
         raise ExportError("it can neither be calibrated nor trained in INT8")
-    return copy_artifact(_better(site, made), folder)
+    return _take(site, _better(site, made), folder)
 
 
 def _better(site: Site, made: Sequence[Path]) -> Path:
     """Return what keeps the gate, then the more accurate one; of equals the calibrated one, which comes first."""
-    better = max(made, key=lambda model: (not failures(site, model), accuracy_of(model).top1))
-    site.say(f"taken: {better.parent.relative_to(site.out)}")
-    return better
+    return max(made, key=lambda model: (not failures(site, model), accuracy_of(model).top1))
+
+
+def _take(site: Site, model: Path, folder: Path) -> Path:
+    site.say(f"taken: {model.parent.relative_to(site.out)}")
+    return copy_artifact(model, folder)
 
 
 def choose_again(site: Site) -> None:
@@ -89,18 +90,8 @@ def choose_again(site: Site) -> None:
             continue
         better = _better(site, ways)
         if read_manifest(better) != read_manifest(model):
-            copy_artifact(better, folder)
+            _take(site, better, folder)
             folder.with_suffix(".json").unlink(missing_ok=True)
-
-
-def copy_artifact(model: Path, folder: Path) -> Path:
-    """Copy the artifact of a model file to a folder, whole or not at all; return the copy's model file."""
-    with folder_beside(folder) as temporary:
-        shutil.copytree(model.parent, temporary, dirs_exist_ok=True)
-        for file in temporary.iterdir():
-            sync(file)
-        swap(temporary, folder)
-    return folder / model.name
 
 
 def _export(

@@ -236,10 +236,8 @@ def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path], l
         source = Path(scratch) / "model.onnx"
         try:
             if shape.macs < 1:
-                yardstick, pruning = (
-                    Yardstick(copy.deepcopy(network), spec),
-                    replace(_pruning(site, shape), importance="magnitude"),
-                )
+                yardstick = Yardstick(copy.deepcopy(network), spec)
+                pruning = replace(_pruning(site, shape), importance="magnitude")
                 remove_channels(network, pruning, yardstick, shape.macs, lambda _: None, lambda _: None)
             write_onnx(network.eval(), spec, source)
         except ExportError as exc:
