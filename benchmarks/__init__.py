@@ -1,1 +1,1 @@
-"""What an artifact costs and what it is worth: latency, throughput, memory, cold start, accuracy; reports."""
+"""Measuring artifacts: latency, throughput, memory, cold start. No torch."""

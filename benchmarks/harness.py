@@ -13,18 +13,18 @@ from pathlib import Path
 
 import msgspec
 
-from edgefg.benchmarks.accuracy import Evaluation, evaluate
+from edgefg.artifact.manifest import Manifest, read_manifest
 from edgefg.benchmarks.device import describe, load_average
 from edgefg.benchmarks.measurement import BenchReport, ColdStart, Frame, Measurement
 from edgefg.benchmarks.process import MeasuringProcess
 from edgefg.benchmarks.stats import percentile, summarize
 from edgefg.benchmarks.worker import Job, Round, RoundResult
 from edgefg.classifier import Classifier
-from edgefg.decide import Timings
+from edgefg.data.folders import read_split
+from edgefg.decision import Timings
 from edgefg.errors import DataError
-from edgefg.folders import read_split
-from edgefg.manifest import Manifest, read_manifest
-from edgefg.sources import read_image
+from edgefg.evaluation.predictions import Evaluation, evaluate
+from edgefg.image_io import read_image
 
 Progress = Callable[[str], None]
 _PHOTOGRAPHS = 8
@@ -52,7 +52,7 @@ def bench(
         paths: model files; each one's manifest lies beside it.
         data: labelled images. They add accuracy, and the latency is measured on a few of them instead of on a generated
             frame.
-        split: which of their splits; see `edgefg.benchmarks.accuracy.evaluate`.
+        split: which of their splits; see `edgefg.evaluation.predictions.evaluate`.
         iterations: timed predictions of each artifact, dealt out over the rounds.
         warmup: predictions before the timed ones of each round.
         rounds: turns of each artifact; at most ``iterations``.

@@ -6,10 +6,10 @@ from typing import Literal
 
 import msgspec
 
-from edgefg.benchmarks.accuracy import Evaluation
 from edgefg.benchmarks.device import Device
 from edgefg.benchmarks.stats import Latency
-from edgefg.decide import Timings
+from edgefg.decision import Timings
+from edgefg.evaluation.predictions import Evaluation
 
 Frame = Literal["network", "camera"]
 

@@ -21,10 +21,10 @@ import numpy as np
 
 from edgefg.benchmarks.device import peak_rss
 from edgefg.classifier import Classifier
-from edgefg.decide import Prediction
+from edgefg.decision import Prediction
 from edgefg.errors import EdgefgError
+from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array, crop, resize
-from edgefg.sources import read_image
 
 CAMERA = (720, 1280)
 # The interpreter has imported nothing of edgefg when the clock starts; `python -m` would have.

@@ -9,7 +9,7 @@ Importing this package loads NumPy and msgspec, and no torch, no OpenCV and no i
 """
 
 from edgefg.classifier import Classifier
-from edgefg.decide import Prediction
+from edgefg.decision import Prediction
 from edgefg.errors import (
     DeviceMismatchError,
     EdgefgError,

@@ -11,13 +11,13 @@ from types import TracebackType
 
 import numpy as np
 
-from edgefg import golden
-from edgefg.decide import Prediction, decide
+from edgefg.artifact import golden
+from edgefg.artifact.manifest import Manifest, bare_manifest, check_files, read_manifest
+from edgefg.artifact.signature import verify_signature
+from edgefg.decision import Prediction, decide
 from edgefg.errors import DeviceMismatchError, InferenceError, IntegrityError, ManifestError, one_line
-from edgefg.manifest import Manifest, bare_manifest, check_files, read_manifest
 from edgefg.preprocess import Color, InputSpec, UInt8Array, check_frame, prepare
 from edgefg.runtime import load, runtime_for
-from edgefg.signature import verify_signature
 
 # How many frames go at once through an engine that takes any batch.
 _CHUNK = 16
@@ -85,7 +85,7 @@ class Classifier:
             if not rebuild or not _names_its_source(self.path):
                 raise
             # By name, since building belongs to another room, which needs TensorRT.
-            importlib.import_module("edgefg.export.to_tensorrt").rebuild(self.path, device=device)
+            importlib.import_module("edgefg.export.tensorrt.build").rebuild(self.path, device=device)
             self.manifest = _manifest_of(self.path, None, None)
             self._runtime = load(self.path, threads=threads, device=device)
         try:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgefg.decide import softmax
+from edgefg.decision import softmax
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -104,7 +104,7 @@ def score(logits: npt.NDArray[np.float32], labels: IntArray, classes: int, tempe
 
 
 def top_k_accuracy(scores: _Logits, labels: _Indices, k: int = 1) -> float:
-    """Share of images whose label is among the ``k`` best; ties go to the lower index, as in `edgefg.decide`.
+    """Share of images whose label is among the ``k`` best; ties go to the lower index, as in `edgefg.decision`.
 
     Args:
         scores: logits or probabilities, ``[N, classes]``.

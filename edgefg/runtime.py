@@ -16,8 +16,8 @@ from typing import NamedTuple, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from edgefg.artifact.plan import Device
 from edgefg.errors import RuntimeUnavailableError
-from edgefg.plan import Device
 
 EXACT_SUMS = ("session.x64quantprecision", "1")
 """ONNX Runtime's session option that sums 8-bit products exactly on x86 CPUs without VNNI too.
@@ -26,11 +26,11 @@ With 8-bit weights such a CPU then takes FP32's time; with 7-bit ones, depthwise
 """
 # file suffix → "module:Class"
 RUNTIMES = {
-    ".engine": "edgefg.runtimes.trt:TensorRTRuntime",
+    ".engine": "edgefg.runtimes.tensorrt:TensorRTRuntime",
     ".null": "edgefg.runtimes.null:NullRuntime",
-    ".onnx": "edgefg.runtimes.ort:OnnxRuntime",
-    ".plan": "edgefg.runtimes.trt:TensorRTRuntime",
-    ".xml": "edgefg.runtimes.ov:OpenVINORuntime",
+    ".onnx": "edgefg.runtimes.onnxruntime:OnnxRuntime",
+    ".plan": "edgefg.runtimes.tensorrt:TensorRTRuntime",
+    ".xml": "edgefg.runtimes.openvino:OpenVINORuntime",
 }
 
 

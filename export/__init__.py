@@ -1,1 +1,1 @@
-"""From checkpoint to artifact: distil, prune, quantise, emit, package, verify; one stage a file."""
+"""From checkpoint to artifact: distil, prune, quantise, emit, verify. Each folder states whether it needs torch."""

@@ -15,26 +15,26 @@ import numpy as np
 from torch import nn
 
 from edgefg import __version__
+from edgefg.artifact.golden import FloatArray
+from edgefg.artifact.manifest import Provenance, sha256
+from edgefg.artifact.quality import Gate
 from edgefg.classifier import Classifier
+from edgefg.data.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
+from edgefg.data.load import FolderData, data_of
 from edgefg.errors import DataError, ExportError
-from edgefg.export.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
-from edgefg.export.emit import emit
-from edgefg.export.half import to_half
-from edgefg.export.keep_float import find_kept
-from edgefg.export.measure import Measured, measure
-from edgefg.export.package import Draft, check_target, golden_frames, write_artifact
-from edgefg.export.quantized_graph import write_quantized
-from edgefg.export.quantized_network import QuantizedNetwork, open_quantized
-from edgefg.export.quantizer import SEVEN_BITS, Quantizer, needs_seven_bits, saturates
-from edgefg.export.ranges import CALIBRATORS, Calibrator
-from edgefg.export.to_onnx import check_parity, need_one_graph, torch_logits, write_onnx
-from edgefg.golden import FloatArray
-from edgefg.manifest import Provenance, sha256
+from edgefg.evaluation.measure import Measured, measure
+from edgefg.evaluation.package import Draft, check_target, golden_frames, write_artifact
+from edgefg.export.onnx.fp16 import to_half
+from edgefg.export.qat.quantized_graph import write_quantized
+from edgefg.export.qat.quantized_network import QuantizedNetwork, open_quantized
+from edgefg.export.quantize.calibrators import CALIBRATORS, Calibrator
+from edgefg.export.quantize.mixed_precision import find_kept
+from edgefg.export.quantize.quantizer import SEVEN_BITS, Quantizer, needs_seven_bits, saturates
+from edgefg.export.targets.emit import emit
+from edgefg.export.tracing.onnx_exporter import check_parity, need_one_graph, torch_logits, write_onnx
+from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
-from edgefg.quality import Gate
-from edgefg.sources import read_image
 from edgefg.training.checkpoint import Header, Target, load, read_header
-from edgefg.training.data import FolderData, data_of
 from edgefg.training.models.network import Network
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -105,13 +105,14 @@ def export_checkpoint(
             frames, and INT8 is refused, but for a quantised network.
         images: how many images calibrate, balanced by class.
         batch: fixed batch size of the network; 0 leaves it free.
-        calibrator: how activation ranges are found, see `edgefg.export.ranges`.
+        calibrator: how activation ranges are found, see `edgefg.export.quantize.calibrators`.
         any_cpu: INT8 with 7-bit weights, exact also on x86 CPUs without VNNI; less exact than 8 bits on all others.
-            Where left out they are taken if this CPU is such a one, see `edgefg.export.quantizer.needs_seven_bits`.
-        bias_correction: correct the biases of an INT8 network, see `edgefg.export.bias`; for OpenVINO, whose biases are
-            always corrected, by NNCF's slower and more exact way.
+            Where left out they are taken if this CPU is such a one, see
+            `edgefg.export.quantize.quantizer.needs_seven_bits`.
+        bias_correction: correct the biases of an INT8 network, see `edgefg.export.quantize.bias_correction`; for
+            OpenVINO, whose biases are always corrected, by NNCF's slower and more exact way.
         keep_within: how many points of top-1 INT8 may lose against FP32 on the validation split. What hurts most stays
-            in floating point until it loses no more, see `edgefg.export.keep_float`; None keeps nothing.
+            in floating point until it loses no more, see `edgefg.export.quantize.mixed_precision`; None keeps nothing.
         seed: chooses the images.
         skip_corrupt: leave unreadable images out instead of raising.
         gate: how much worse than the checkpoint's own network the artifact may be on validation data; None compares
@@ -121,7 +122,7 @@ def export_checkpoint(
         generated_golden: make the golden set of generated frames, so that no photograph goes with the artifact, rather
             than of training images.
         fit_temperature: fit `OutputSpec.temperature` to the artifact's logits on validation data
-            (`edgefg.export.temperature`); without, it stays 1.
+            (`edgefg.evaluation.temperature`); without, it stays 1.
         progress: called with one line before each step.
 
     Raises:

@@ -12,21 +12,21 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from edgefg.cub import is_cub
+from edgefg.artifact.manifest import check_files, read_manifest, sha256
+from edgefg.artifact.quality import Gate
+from edgefg.data.cub import is_cub
+from edgefg.data.folders import public_root
+from edgefg.data.index import write_csv
+from edgefg.data.load import FolderData, load_data
+from edgefg.data.split import SPLITS, SplitSpec
 from edgefg.errors import DataError, EdgefgError
-from edgefg.export.distill import distill
-from edgefg.export.emit import model_name
+from edgefg.evaluation.verify import VerifyReport, verify
+from edgefg.export.distill.distill import distill
 from edgefg.export.export import export_checkpoint
-from edgefg.export.prune import ROUNDS, prune
-from edgefg.export.verify import VerifyReport, verify
+from edgefg.export.prune.prune import ROUNDS, prune
+from edgefg.export.targets.emit import model_name
 from edgefg.files import write_json
-from edgefg.folders import public_root
-from edgefg.listing import write_csv
-from edgefg.manifest import check_files, read_manifest, sha256
-from edgefg.quality import Gate
-from edgefg.recipe import Hardware, Pruning, Recipe
-from edgefg.split import SPLITS, SplitSpec
-from edgefg.training.data import FolderData, load_data
+from edgefg.settings.training import Hardware, Pruning, Recipe
 from edgefg.training.teacher import train_teacher
 
 _KINDS = ("teacher", "student", "pruned")

@@ -1,1 +1,1 @@
-"""One small file per inference engine; each imports its vendor's package inside its constructor."""
+"""One file per inference engine; each imports its vendor's package inside its constructor. No torch."""

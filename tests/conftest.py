@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from edgefg import cli
-from edgefg.manifest import Manifest, decode_manifest, encode_manifest, file_info, manifest_path
+from edgefg.artifact.manifest import Manifest, decode_manifest, encode_manifest, file_info, manifest_path
 from edgefg.preprocess import UInt8Array
 from tests.synthetic import MARKS, draw
 
 ROOT = Path(__file__).resolve().parent.parent
+# An editable install may point to another clone; child processes, too, have to import this one.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 TINY = Path(__file__).resolve().parent / "assets" / "tiny"
 MODELS = {
     "null": "null/model.null",

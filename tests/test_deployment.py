@@ -21,10 +21,10 @@ import pytest
 from typer.testing import CliRunner
 
 from edgefg import Classifier, errors
+from edgefg.artifact.signature import new_key, sign
 from edgefg.cli import app
 from edgefg.cli.doctor import _JETPACKS, _LOWEST_TENSORRT, _is_supported
 from edgefg.preprocess import UInt8Array
-from edgefg.signature import new_key, sign
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "runtimes" / "DEPLOYMENT.md").read_text(encoding="utf-8")

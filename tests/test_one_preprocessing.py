@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from edgefg import Classifier, golden
-from edgefg.export.calibration import read_calibration
+from edgefg import Classifier
+from edgefg.artifact import golden
+from edgefg.data.calibration import read_calibration
+from edgefg.data.split import Sample
+from edgefg.image_io import read_image
 from edgefg.preprocess import prepare
-from edgefg.sources import read_image
-from edgefg.split import Sample
-from edgefg.training.augment import EvaluationImages
+from edgefg.training.data.augment import EvaluationImages
 
 
 @pytest.mark.parametrize("size", [(720, 1280), (348, 348), (64, 64), (37, 91)])

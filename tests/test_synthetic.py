@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgefg.sources import image_files, read_image
+from edgefg.image_io import image_files, read_image
 from tests.synthetic import MARKS, PARTS, TELLING_PART, draw, write_dataset
 
 

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from edgefg.classifier import Classifier
-from edgefg.export.emit import emit
-from edgefg.export.timing import alternate, in_turn
-from edgefg.export.to_onnx import write_onnx
+from edgefg.evaluation.timing import alternate, in_turn
+from edgefg.export.targets.emit import emit
+from edgefg.export.tracing.onnx_exporter import write_onnx
+from edgefg.image_io import image_files, read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
-from edgefg.sources import image_files, read_image
 from edgefg.training.checkpoint import load
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network

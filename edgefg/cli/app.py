@@ -17,7 +17,7 @@ from typer.models import OptionInfo
 
 from edgefg import __version__
 from edgefg.errors import DataError
-from edgefg.recipe import choices_of
+from edgefg.settings.training import choices_of
 
 app = typer.Typer(
     name="edgefg",

@@ -43,8 +43,8 @@ def build(
         trusted_key: PEM file of the public key that must have signed the ONNX artifacts (`edgefg sign`).
         json: print the report as one JSON object.
     """
-    from edgefg.export.builder import settings_of
-    from edgefg.export.to_tensorrt import PRECISIONS, build_engine
+    from edgefg.export.tensorrt.build import PRECISIONS, build_engine
+    from edgefg.export.tensorrt.builder import settings_of
 
     if to != "tensorrt":
         raise DataError(f"cannot build for {to!r}; needed tensorrt (`edgefg export` makes OpenVINO and ONNX artifacts)")

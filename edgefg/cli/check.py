@@ -23,7 +23,7 @@ def check(model: Path, target: Annotated[str, typer.Option("--for")] = "tensorrt
     if target != "tensorrt":
         raise DataError(f"--for {target!r}: no such choice; needed tensorrt")
     try:
-        from edgefg.export.check import check as run
+        from edgefg.export.onnx.check import check as run
     except ImportError as exc:
         raise needs("export", exc) from exc
     report = run(model)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgefg.artifact.quality import Gate
 from edgefg.cli.app import Count, Only, command, needs, print_json, say
 from edgefg.cli.export import Calibrator
 from edgefg.cli.workstation import Out
 from edgefg.errors import DataError
-from edgefg.quality import Gate
-from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
+from edgefg.settings.training import Hardware, Pruning, Recipe, Transfer
 
 if TYPE_CHECKING:
-    from edgefg.export.candidates import Front, Student
+    from edgefg.export.search.candidates import Front, Student
 
 # Long and mild, as a student that has a teacher to follow bears it (Beyer et al. 2022).
 _DEFAULTS = Recipe(epochs=30, image_size=224, min_area=0.2, randaugment=9, color=0.0)
@@ -134,8 +134,8 @@ def compress(
         json: print the front as JSON.
     """
     try:
-        from edgefg.export import candidates, search
-        from edgefg.export.site import Training
+        from edgefg.export.search import candidates, search
+        from edgefg.export.search.context import Training
         from edgefg.training.checkpoint import read_header
     except ImportError as exc:
         raise needs("export", exc) from exc
@@ -184,7 +184,7 @@ def compress(
 
 
 def _student(text: str) -> Student:
-    from edgefg.export.candidates import Student
+    from edgefg.export.search.candidates import Student
 
     name, _, weights = text.partition("=")
     if not name:
@@ -212,7 +212,7 @@ def _draw(front: Front, out: Path) -> None:
     except ImportError:
         say("matplotlib is not installed, so there is no plot: pip install 'edgefg[report]'")
         return
-    from edgefg.benchmarks.front_plot import Point, draw_front
+    from edgefg.evaluation.pareto_plot import Point, draw_front
 
     points = [
         Point(

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from edgefg.cli.app import command, needs, print_json
-from edgefg.split import SplitSpec
+from edgefg.data.split import SplitSpec
 
 
 @command
@@ -31,8 +31,8 @@ def data(
         json: print one JSON object.
     """
     try:
-        from edgefg.training.data import load_data, write_lists
-        from edgefg.training.describe import describe, render
+        from edgefg.data.describe import describe, render
+        from edgefg.data.load import load_data, write_lists
     except ImportError as exc:
         raise needs("train", exc) from exc
     loaded = load_data(data, SplitSpec(seed=split_seed, group=group), skip_corrupt=True)

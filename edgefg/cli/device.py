@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import typer
 
+from edgefg.artifact.quality import Comparison, Gate, TemperatureScaling
 from edgefg.classifier import Classifier
 from edgefg.cli.app import Count, MaybeCount, command, needs, print_json, say
 from edgefg.errors import DataError
-from edgefg.quality import Comparison, Gate, TemperatureScaling
-from edgefg.sources import image_files, read_image
+from edgefg.image_io import image_files, read_image
 
 _GATE = Gate()
 
@@ -100,8 +100,8 @@ def verify(
         device: the engine's device, for instance GPU with OpenVINO.
         json: print the report as one JSON object, also where the gate does not hold.
     """
-    from edgefg.export.measure import require
-    from edgefg.export.verify import examine
+    from edgefg.evaluation.measure import require
+    from edgefg.evaluation.verify import examine
 
     report = examine(artifact, parent=parent, data=data, split=split, gate=gate, device=device)
     if json:
@@ -181,7 +181,7 @@ def inspect(path: Path, json: bool = False) -> None:
         path: a model file or a .safetensors checkpoint.
         json: print it as one JSON object.
     """
-    from edgefg.manifest import check_files, read_manifest
+    from edgefg.artifact.manifest import check_files, read_manifest
 
     described: msgspec.Struct
     if path.suffix == ".safetensors":

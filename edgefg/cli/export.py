@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from edgefg.artifact.quality import Gate
 from edgefg.cli.app import Count, command, needs, print_json, say
 from edgefg.cli.workstation import Out
-from edgefg.quality import Gate
 
 _GATE = Gate()
 
@@ -144,7 +144,7 @@ def sensitivity(
         json: print one JSON object instead of a table, the layers worst first.
     """
     try:
-        from edgefg.export.sensitivity import sensitivity as run
+        from edgefg.export.quantize.layer_sensitivity import sensitivity as run
     except ImportError as exc:
         raise needs("export", exc) from exc
     found = run(

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from edgefg.cli.app import Count, command, needs
-from edgefg.split import SplitSpec
-from edgefg.split import folds as deal
+from edgefg.data.split import SplitSpec
+from edgefg.data.split import folds as deal
 
 
 @command
@@ -42,8 +42,8 @@ def folds(
         skip_corrupt: leave unreadable images out instead of stopping.
     """
     try:
-        from edgefg.training.appearance import appearance_groups
-        from edgefg.training.data import load_data, write_lists
+        from edgefg.data.load import load_data, write_lists
+        from edgefg.training.data.appearance import appearance_groups
     except ImportError as exc:
         raise needs("train", exc) from exc
     spec = SplitSpec(seed=seed, group=group)

@@ -15,13 +15,13 @@ import typer
 from edgefg.classifier import Classifier
 from edgefg.cli.app import Count, MaybeCount, command, needs, print_json
 from edgefg.cli.device import cpus
+from edgefg.data.folders import corrupt_message, read_split
+from edgefg.data.split import Sample
 from edgefg.errors import DataError
-from edgefg.folders import corrupt_message, read_split
-from edgefg.sources import decode_image, image_files
-from edgefg.split import Sample
+from edgefg.image_io import decode_image, image_files
 
 if TYPE_CHECKING:
-    from edgefg.benchmarks.accuracy import Predictions
+    from edgefg.evaluation.predictions import Predictions
 
 Out = Annotated[Path, typer.Option()]
 Names = Annotated[list[str], typer.Option("--positive")]
@@ -77,8 +77,8 @@ def evaluate(
         skip_corrupt: leave unreadable images out instead of stopping.
         json: print everything as one JSON object.
     """
-    from edgefg.benchmarks.evaluation import assess
-    from edgefg.benchmarks.evaluation_text import render
+    from edgefg.evaluation.assessment import assess
+    from edgefg.evaluation.text import render
 
     if report is not None:
         _need_plots()
@@ -97,7 +97,7 @@ def evaluate(
     for skipped in predictions.skipped:
         print(f"left out: {skipped}", file=sys.stderr)
     if report is not None:
-        from edgefg.benchmarks.evaluation_page import write_page
+        from edgefg.evaluation.page import write_page
 
         write_page(report, assessment, predictions, other)
     if json:
@@ -155,7 +155,7 @@ def _predictions(model: Path, request: _Request, unknown: Path | None) -> _Found
     files = [] if unknown is None else image_files(unknown)
     if model.suffix == _CHECKPOINT:
         return _by_checkpoint(model, request, files)
-    from edgefg.benchmarks.accuracy import classify_files, predict_split
+    from edgefg.evaluation.predictions import classify_files, predict_split
 
     data, split, threads, device, skip_corrupt = request
     with Classifier(model, threads=threads, device=device) as classifier:
@@ -176,12 +176,12 @@ def _predictions(model: Path, request: _Request, unknown: Path | None) -> _Found
 
 def _by_checkpoint(model: Path, request: _Request, unknown: Sequence[Path]) -> _Found:
     try:
+        from edgefg.data.load import data_of
         from edgefg.training.checkpoint import load
-        from edgefg.training.data import data_of
-        from edgefg.training.fit import predict
+        from edgefg.training.loop.fit import predict
     except ImportError as exc:
         raise needs("train", exc) from exc
-    from edgefg.benchmarks.accuracy import Predictions
+    from edgefg.evaluation.predictions import Predictions
 
     network, header = load(model)
     loaded = data_of(request.data, header, skip_corrupt=request.skip_corrupt)

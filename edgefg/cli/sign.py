@@ -20,8 +20,8 @@ def sign(artifact: Path, key: Path | None = None, new_key: Path | None = None) -
         key: the private key, a PEM file.
         new_key: make a pair of keys first, the private one in this file and public.pem beside it, and sign with it.
     """
-    from edgefg.signature import new_key as make
-    from edgefg.signature import sign as run
+    from edgefg.artifact.signature import new_key as make
+    from edgefg.artifact.signature import sign as run
 
     if key is not None and new_key is not None:
         raise DataError("--key and --new-key were both given; needed the one that signs")

@@ -10,7 +10,7 @@ import typer
 from edgefg.cli.app import Count, Only, checked, command, needs, say
 from edgefg.cli.export import Calibrator, Target
 from edgefg.cli.workstation import PRUNE_DEFAULTS, Out
-from edgefg.recipe import Hardware, Pruning, Recipe, Transfer
+from edgefg.settings.training import Hardware, Pruning, Recipe, Transfer
 
 _DEFAULTS = Recipe(epochs=10, image_size=224)
 _TRANSFER = Transfer()
@@ -82,7 +82,7 @@ def distill(
         restart: begin anew where an unfinished run lies in OUT.
     """
     try:
-        from edgefg.export.distill import distill as run
+        from edgefg.export.distill.distill import distill as run
         from edgefg.training.checkpoint import read_header
     except ImportError as exc:
         raise needs("export", exc) from exc
@@ -132,7 +132,7 @@ def prune(
         restart: begin anew where an unfinished run lies in OUT.
     """
     try:
-        from edgefg.export.prune import prune as run
+        from edgefg.export.prune.prune import prune as run
     except ImportError as exc:
         raise needs("export", exc) from exc
     path = run(
@@ -186,7 +186,7 @@ def qat(
         restart: begin anew where an unfinished run lies in OUT.
     """
     try:
-        from edgefg.export.qat import qat as run
+        from edgefg.export.qat.qat import qat as run
     except ImportError as exc:
         raise needs("export", exc) from exc
     path = run(

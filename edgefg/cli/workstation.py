@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgefg.artifact.quality import Gate
 from edgefg.cli.app import Count, Only, checked, command, needs, print_json, say
+from edgefg.data.split import SplitSpec
 from edgefg.errors import DataError
-from edgefg.quality import Gate
-from edgefg.recipe import Hardware, Recipe
-from edgefg.split import SplitSpec
+from edgefg.settings.training import Hardware, Recipe
 
 if TYPE_CHECKING:
     from edgefg.export.pipeline import PipelineResult
@@ -124,7 +124,7 @@ def ensemble(checkpoints: list[Path], out: Out, average: Average = Average.predi
             weights, for networks of one make that began alike.
     """
     try:
-        from edgefg.training.combine import combine
+        from edgefg.training.ensemble import combine
     except ImportError as exc:
         raise needs("train", exc) from exc
     print(combine(checkpoints, out, average.value))

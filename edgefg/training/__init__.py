@@ -1,1 +1,1 @@
-"""Training: data, networks, the loop, checkpoints. Needs the extra ``edgefg[train]``."""
+"""Training of teachers and students. Needs torch and timm: the extra ``edgefg[train]``."""

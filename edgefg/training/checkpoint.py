@@ -15,11 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from edgefg.artifact.manifest import Accuracy, TaxonomyLevel
+from edgefg.data.split import SplitSpec
 from edgefg.errors import CheckpointError
 from edgefg.files import atomic_file
-from edgefg.manifest import Accuracy, TaxonomyLevel
 from edgefg.preprocess import InputSpec
-from edgefg.split import SplitSpec
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.ensemble import Ensemble, Member
@@ -76,7 +76,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     parent: str | None = None
     """SHA-256 of the checkpoint that this one was pruned or quantised from."""
     quantized: Quantized | None = None
-    """Of kind ``qat`` alone; `edgefg.export.quantized_network` reads its tensors."""
+    """Of kind ``qat`` alone; `edgefg.export.qat.quantized_network` reads its tensors."""
     recipe: str = ""
     """The stage's settings as JSON."""
     validation: Accuracy | None = None

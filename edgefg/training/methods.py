@@ -10,7 +10,7 @@ import msgspec
 from torch import nn
 
 from edgefg.errors import DataError
-from edgefg.recipe import choices_of
+from edgefg.settings.training import choices_of
 from edgefg.training.models.attention import CBAMNet, SENet
 from edgefg.training.models.backbone import Triple
 from edgefg.training.models.bcnn import BCNN

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from edgefg.errors import TrainingError
-from edgefg.recipe import Recipe
+from edgefg.settings.training import Recipe
+from edgefg.training.data.mix import evaluating, mixer_of
 from edgefg.training.losses import CenterLoss, TripletLoss, cross_entropy
-from edgefg.training.mix import evaluating, mixer_of
 from edgefg.training.models.network import Batch, Network, Step
 
 # (network, batch) → (loss, logits). Where it is an nn.Module, its parameters learn along; they and its buffers are part

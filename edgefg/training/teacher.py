@@ -13,14 +13,14 @@ import msgspec
 import torch
 
 from edgefg import __version__
+from edgefg.data.load import load_data
+from edgefg.data.split import SplitSpec
 from edgefg.preprocess import InputSpec
-from edgefg.recipe import Hardware, Recipe
-from edgefg.split import SplitSpec
+from edgefg.settings.training import Hardware, Recipe
 from edgefg.training.checkpoint import SCHEMA, Header
-from edgefg.training.data import load_data
+from edgefg.training.loop.stage import train_and_save
 from edgefg.training.methods import METHODS, build, options_of
 from edgefg.training.objective import TeacherObjective
-from edgefg.training.stage import train_and_save
 from edgefg.training.weights import continue_whole, load_backbone, named
 
 
@@ -41,7 +41,7 @@ def train_teacher(
     """Train a teacher and return the path of ``out/teacher.safetensors``.
 
     Args:
-        data_root: see `edgefg.training.data.load_data`.
+        data_root: see `edgefg.data.load.load_data`.
         out: folder for the checkpoint, ``teacher.csv`` and TensorBoard's files.
         recipe: the settings.
         backbone: a timm or torchvision name.

@@ -21,8 +21,9 @@ import openvino
 import torch
 from torch import nn
 
-from edgefg import Classifier, __version__, golden
-from edgefg.manifest import (
+from edgefg import Classifier, __version__
+from edgefg.artifact import golden
+from edgefg.artifact.manifest import (
     SCHEMA,
     Accuracy,
     GoldenInfo,
@@ -34,9 +35,9 @@ from edgefg.manifest import (
     file_info,
     sha256,
 )
+from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.runtime import load
-from edgefg.sources import read_image
 from tests.assets import make_tiny_tensorrt
 from tests.synthetic import write_dataset
 

@@ -14,15 +14,16 @@ from typing import Literal
 
 import numpy as np
 
-from edgefg import Classifier, __version__, golden
-from edgefg.export.half import to_half
-from edgefg.export.measure import Measured, measure
-from edgefg.export.package import Draft, write_artifact
-from edgefg.export.quantize import quantize_tensorrt
-from edgefg.manifest import Provenance, read_manifest, sha256
+from edgefg import Classifier, __version__
+from edgefg.artifact import golden
+from edgefg.artifact.manifest import Provenance, read_manifest, sha256
+from edgefg.data.split import Sample
+from edgefg.evaluation.measure import Measured, measure
+from edgefg.evaluation.package import Draft, write_artifact
+from edgefg.export.onnx.fp16 import to_half
+from edgefg.export.quantize.qdq import quantize_tensorrt
+from edgefg.image_io import read_image
 from edgefg.preprocess import UInt8Array, prepare
-from edgefg.sources import read_image
-from edgefg.split import Sample
 from tests.synthetic import write_dataset
 
 TINY = Path(__file__).parent / "tiny"

@@ -10,9 +10,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgefg.manifest import Manifest, OutputSpec, Provenance, RuntimeInfo, encode_manifest, file_info, manifest_path
+from edgefg.artifact.manifest import (
+    Manifest,
+    OutputSpec,
+    Provenance,
+    RuntimeInfo,
+    encode_manifest,
+    file_info,
+    manifest_path,
+)
+from edgefg.data.split import SplitSpec
 from edgefg.preprocess import InputSpec
-from edgefg.split import SplitSpec
 
 MakeArtifact = Callable[..., Path]
 

@@ -7,13 +7,13 @@ import msgspec
 import pytest
 
 from edgefg import Classifier, IntegrityError, RuntimeUnavailableError
+from edgefg.artifact.manifest import GoldenInfo, file_info, read_manifest
 from edgefg.benchmarks import harness, process
 from edgefg.benchmarks.measurement import BenchReport
 from edgefg.benchmarks.process import MeasuringProcess
 from edgefg.benchmarks.report import json_line, render
 from edgefg.benchmarks.worker import BOOTSTRAP, Job, Ready, Round, RoundResult, measure
 from edgefg.errors import DataError
-from edgefg.manifest import GoldenInfo, file_info, read_manifest
 from edgefg.preprocess import UInt8Array
 from tests.benchmarks.conftest import MakeArtifact
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgefg import Classifier, golden
-from edgefg.export.calibration import synthetic_frames
-from edgefg.manifest import Manifest, read_manifest
+from edgefg import Classifier
+from edgefg.artifact import golden
+from edgefg.artifact.manifest import Manifest, read_manifest
+from edgefg.data.calibration import synthetic_frames
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "models" / "grocery-int8"
 MODEL = FOLDER / "model.xml"

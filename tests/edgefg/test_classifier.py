@@ -22,8 +22,8 @@ from edgefg import (
     Prediction,
     RuntimeUnavailableError,
 )
+from edgefg.artifact.manifest import Manifest
 from edgefg.errors import InferenceError
-from edgefg.manifest import Manifest
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from tests.conftest import MODELS, TINY
 from tests.threads import run_together

@@ -14,20 +14,20 @@ import torch
 from torch import nn
 
 from edgefg import __version__
-from edgefg.export.calibration import Calibration, choose_balanced, read_calibration
+from edgefg.data.calibration import Calibration, choose_balanced, read_calibration
+from edgefg.data.load import FolderData, load_data
+from edgefg.data.split import Sample, SplitSpec
 from edgefg.export.export import export_checkpoint
-from edgefg.export.quantize import quantize_tensorrt
-from edgefg.export.to_onnx import write_onnx
+from edgefg.export.quantize.qdq import quantize_tensorrt
+from edgefg.export.tracing.onnx_exporter import write_onnx
+from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, prepare
-from edgefg.sources import read_image
-from edgefg.split import Sample, SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
-from edgefg.training.data import FolderData, load_data
 from edgefg.training.models.backbone import build_backbone, head_of
 from edgefg.training.models.network import Network
 from edgefg.training.teacher import train_teacher
 from edgefg.training.weights import load_backbone
-from tests.export.searching import HERE, RECIPE
+from tests.export.search.searching import HERE, RECIPE
 from tests.simulated.plans import cache as cache
 from tests.simulated.plans import device as device
 from tests.simulated.plans import qdq as qdq

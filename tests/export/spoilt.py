@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgefg.export.graph import Graph
+from edgefg.export.onnx.graph import Graph
 
 Edit = Callable[[onnx.ModelProto], None]
 _INTEGER = ("DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QLinearAdd")

@@ -14,21 +14,22 @@ import onnx
 import openvino
 import pytest
 
-from edgefg import Classifier, __version__, golden
+from edgefg import Classifier, __version__
+from edgefg.artifact import golden
+from edgefg.artifact.manifest import read_manifest, sha256
+from edgefg.data.calibration import synthetic_frames
+from edgefg.data.load import FolderData
+from edgefg.data.split import Sample
 from edgefg.errors import CheckpointError, DataError, ExportError
-from edgefg.export.calibration import synthetic_frames
 from edgefg.export.export import Target, export_checkpoint
-from edgefg.export.graph import Graph
-from edgefg.export.quantize import quantize_openvino
-from edgefg.export.quantizer import Quantizer, saturates
-from edgefg.export.to_onnx import torch_logits
-from edgefg.export.to_openvino import convert, write_ir
-from edgefg.manifest import read_manifest, sha256
+from edgefg.export.onnx.graph import Graph
+from edgefg.export.quantize.qdq import quantize_openvino
+from edgefg.export.quantize.quantizer import Quantizer, saturates
+from edgefg.export.targets.openvino import convert, write_ir
+from edgefg.export.tracing.onnx_exporter import torch_logits
+from edgefg.image_io import image_files, read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
-from edgefg.sources import image_files, read_image
-from edgefg.split import Sample
 from edgefg.training.checkpoint import load
-from edgefg.training.data import FolderData
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
 from edgefg.training.weights import package_state
@@ -201,9 +202,9 @@ def test_where_nothing_is_enough_there_is_no_artifact(
     lite0: Path, lite0_onnx: Path, data: FolderData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = iter([0.9, 0.5, 0.5])
-    monkeypatch.setattr("edgefg.export.keep_float._top1", lambda *_: next(shares))
-    monkeypatch.setattr("edgefg.export.keep_float.Quantizer.layers", ("node_linear",))
-    monkeypatch.setattr("edgefg.export.keep_float._SCANNED", 2)
+    monkeypatch.setattr("edgefg.export.quantize.mixed_precision._top1", lambda *_: next(shares))
+    monkeypatch.setattr("edgefg.export.quantize.mixed_precision.Quantizer.layers", ("node_linear",))
+    monkeypatch.setattr("edgefg.export.quantize.mixed_precision._SCANNED", 2)
     lines: list[str] = []
     with reusing(lite0_onnx), pytest.raises(ExportError, match=r"loses 40\.00 points .* allowed are 1; allow more"):
         export_checkpoint(

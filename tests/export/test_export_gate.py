@@ -14,18 +14,18 @@ import pytest
 from onnx import numpy_helper
 
 from edgefg import Classifier
-from edgefg.decide import softmax
+from edgefg.artifact.manifest import read_manifest
+from edgefg.artifact.quality import Gate
+from edgefg.data.load import FolderData
+from edgefg.decision import softmax
 from edgefg.errors import GateError
 from edgefg.export.export import export_checkpoint
-from edgefg.export.to_onnx import torch_logits
-from edgefg.export.to_tensorrt import build_engine
-from edgefg.manifest import read_manifest
+from edgefg.export.tensorrt.build import build_engine
+from edgefg.export.tracing.onnx_exporter import torch_logits
+from edgefg.image_io import read_image
 from edgefg.metrics import expected_calibration_error, negative_log_likelihood
 from edgefg.preprocess import prepare
-from edgefg.quality import Gate
-from edgefg.sources import read_image
 from edgefg.training.checkpoint import load
-from edgefg.training.data import FolderData
 from tests.export.conftest import reusing
 from tests.simulated.books import Books
 
@@ -48,7 +48,7 @@ def change_head(graph: Path, target: Path, scale: float, shift: tuple[float, ...
 def quantize_as(monkeypatch: pytest.MonkeyPatch, scale: float, shift: tuple[float, ...]) -> None:
     """Let quantisation for ONNX Runtime do this to the head, and nothing else."""
     monkeypatch.setattr(
-        "edgefg.export.quantizer.quantize_onnxruntime",
+        "edgefg.export.quantize.quantizer.quantize_onnxruntime",
         lambda source, target, *_, **__: change_head(source, target, scale, shift),
     )
 

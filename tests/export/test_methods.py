@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from edgefg import Classifier, __version__
+from edgefg.data.load import FolderData
+from edgefg.data.split import SplitSpec
 from edgefg.export.export import export_checkpoint
-from edgefg.export.to_onnx import PARITY, check_parity, torch_logits, write_onnx
-from edgefg.export.to_openvino import convert
+from edgefg.export.targets.openvino import convert
+from edgefg.export.tracing.onnx_exporter import PARITY, check_parity, torch_logits, write_onnx
+from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array
-from edgefg.sources import read_image
-from edgefg.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, save
-from edgefg.training.data import FolderData
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network

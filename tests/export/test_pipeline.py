@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from edgefg import cli
+from edgefg.data.load import load_data
 from edgefg.errors import DataError
 from edgefg.export import pipeline
 from edgefg.export.pipeline import ARTIFACTS, Plan
-from edgefg.recipe import Recipe
-from edgefg.training.data import load_data
+from edgefg.settings.training import Recipe
 from tests.cub import write_cub
 from tests.synthetic import write_dataset
 

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 import edgefg
+from edgefg.artifact.manifest import encode_manifest, file_info, manifest_path, read_manifest
 from edgefg.errors import RuntimeUnavailableError
-from edgefg.export.build_plan import Here, Settings
-from edgefg.export.builder import describe
-from edgefg.export.to_tensorrt import BuildReport, build_engine
-from edgefg.manifest import encode_manifest, file_info, manifest_path, read_manifest
+from edgefg.export.tensorrt.build import BuildReport, build_engine
+from edgefg.export.tensorrt.builder import describe
+from edgefg.export.tensorrt.worker import Here, Settings
 from edgefg.preprocess import UInt8Array
 from tests.conftest import TINY
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from edgefg import Classifier, IntegrityError
+from edgefg.artifact.manifest import read_manifest
 from edgefg.errors import DeviceMismatchError
-from edgefg.export.to_tensorrt import BuildReport, build_engine
-from edgefg.manifest import read_manifest
+from edgefg.export.tensorrt.build import BuildReport, build_engine
 from edgefg.preprocess import UInt8Array
 from edgefg.runtimes.cuda import CudaPython
 from tests.gpu.conftest import FREE_BATCH, Model

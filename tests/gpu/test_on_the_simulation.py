@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgefg import Classifier
-from edgefg.export.check import check
+from edgefg.export.onnx.check import check
 from tests.conftest import TINY
 from tests.gpu.trend import leaks
 from tests.simulated.books import VARIABLE, describe_config

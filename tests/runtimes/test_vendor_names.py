@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 from tests.runtimes.vendor_names import RETURNS, Found, read_names
 
 ROOMS = ("edgefg", "export", "runtimes", "benchmarks")
-MUST_USE = {"runtimes/trt.py", "runtimes/cuda.py", "export/build_plan.py"}
+MUST_USE = {"runtimes/tensorrt.py", "runtimes/cuda.py", "export/tensorrt/worker.py"}
 # The folders that `make .venv/.bindings` fills: the lowest and the last of each major version.
 BINDINGS = {
     **{"trt10-lowest": ("tensorrt", "10.3."), "trt10": ("tensorrt", "10.16."), "trt11": ("tensorrt", "11.")},

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgefg.export.quantize import quantize_tensorrt
-from edgefg.export.to_tensorrt import build_engine
-from edgefg.manifest import encode_manifest, file_info, manifest_path, read_manifest
+from edgefg.artifact.manifest import encode_manifest, file_info, manifest_path, read_manifest
+from edgefg.export.quantize.qdq import quantize_tensorrt
+from edgefg.export.tensorrt.build import build_engine
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from tests.conftest import TINY
 from tests.simulated.books import Books

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgefg.export.session import open_session
+from edgefg.export.onnx.session import open_session
 from tests.conftest import TINY
 from tests.simulated.books import Books
 from tests.simulated.plan_format import VERSIONS, Plan, write_plan

@@ -1,1 +1,1 @@
-"""Networks: one file a method."""
+"""Networks: one file per method. Needs torch and timm."""

@@ -36,7 +36,7 @@ class Ensemble(Network):
     Images of the largest member's size are what it expects; of others, each member sees the size that stands to its own
     as theirs stands to that: crops for a student, say, at four fifths of everything.
 
-    It is made of trained networks (`edgefg.training.combine`) and learns nothing itself: distil it into a student.
+    It is made of trained networks (`edgefg.training.ensemble`) and learns nothing itself: distil it into a student.
 
     Args:
         members: at least two, of the same classes in the same order.

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from torch import nn
 from torch.nn import functional as F
 
-from edgefg.training.data import FolderData
+from edgefg.data.load import FolderData
 from edgefg.training.models import backbone as parts
 from edgefg.training.models.backbone import Triple
 
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     images: torch.Tensor
     """``uint8 [N, H, W, 3]`` RGB; after mixing, float levels of 0 to 255."""
     labels: torch.Tensor
-    """``int64 [N]``; `edgefg.split.UNLABELLED` where there is none."""
+    """``int64 [N]``; `edgefg.data.split.UNLABELLED` where there is none."""
     targets: torch.Tensor | None = None
     """``float32 [N, classes]``, weights of the classes, where images were mixed; rows sum to 1, but for SnapMix's."""
     boxes: torch.Tensor | None = None

@@ -19,11 +19,11 @@ from msgspec.structs import replace
 from torch import nn
 from torchvision.ops import roi_align
 
+from edgefg.data.boxes import OBJECT, choose_parts
+from edgefg.data.index import BOXES_FILE
+from edgefg.data.load import FolderData
+from edgefg.data.split import name_of
 from edgefg.errors import DataError
-from edgefg.listing import BOXES_FILE
-from edgefg.split import name_of
-from edgefg.training.boxes import OBJECT, choose_parts
-from edgefg.training.data import FolderData
 from edgefg.training.models import backbone as layers
 from edgefg.training.models.backbone import Triple
 from edgefg.training.models.detector import PartDetector, find_levels

@@ -1,0 +1,1 @@
+"""Experiments that chose this project's defaults. Not part of the wheel."""

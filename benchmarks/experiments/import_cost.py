@@ -1,0 +1,95 @@
+"""What `import edgefg` costs on top of `import numpy`: time and resident memory.
+
+    python -m edgefg.benchmarks.experiments.import_cost [--runs 15]
+
+Each run is a pair of fresh processes, one that imports NumPy alone and one that imports NumPy and then edgefg. The time
+is taken inside the second, around edgefg alone, so that NumPy's own wavering does not enter; the memory is the
+difference between the two. Prints a table of medians, then one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+import msgspec
+
+from edgefg.benchmarks.device import load_average
+from edgefg.benchmarks.report import json_line, table
+from edgefg.benchmarks.stats import percentile
+
+_SCRIPT = """
+import sys, time
+import numpy
+start = time.perf_counter()
+if sys.argv[1] == "edgefg":
+    import edgefg
+seconds = time.perf_counter() - start
+with open("/proc/self/statm") as file:
+    pages = int(file.read().split()[1])
+import os
+print(seconds * 1e3, pages * os.sysconf("SC_PAGE_SIZE"), len(sys.modules))
+"""
+
+
+class ImportCost(msgspec.Struct, frozen=True, kw_only=True):
+    """Medians over the runs."""
+
+    runs: int
+    edgefg_ms: float
+    """``import edgefg`` in a process that has NumPy already."""
+    edgefg_ms_p90: float
+    edgefg_bytes: int
+    """Resident memory with both, less that with NumPy alone."""
+    numpy_bytes: int
+    """Resident memory of an interpreter with NumPy."""
+    modules: int
+    """Modules that ``import edgefg`` adds."""
+    load_before: float | None
+
+
+def measure(runs: int = 15) -> ImportCost:
+    """Start ``runs`` pairs of processes, in turns, after one pair that fills the disk cache and writes bytecode.
+
+    Linux only: memory is read from ``/proc``.
+    """
+    load_before = load_average()
+    pairs = [(_start("numpy"), _start("edgefg")) for _ in range(runs + 1)][1:]
+    milliseconds = [both[0] for _, both in pairs]
+    return ImportCost(
+        runs=runs,
+        edgefg_ms=percentile(milliseconds, 50),
+        edgefg_ms_p90=percentile(milliseconds, 90),
+        edgefg_bytes=int(percentile([both[1] - alone[1] for alone, both in pairs], 50)),
+        numpy_bytes=int(percentile([alone[1] for alone, _ in pairs], 50)),
+        modules=int(pairs[0][1][2] - pairs[0][0][2]),
+        load_before=load_before,
+    )
+
+
+def _start(what: str) -> tuple[float, float, float]:
+    command = [sys.executable, "-c", _SCRIPT, what]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    milliseconds, memory, modules = map(float, output.split())
+    return milliseconds, memory, modules
+
+
+def main() -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m edgefg.benchmarks.experiments.import_cost")
+    parser.add_argument("--runs", type=int, default=15)
+    cost = measure(parser.parse_args().runs)
+    row = {
+        "import edgefg": "on top of import numpy",
+        "p50 ms": f"{cost.edgefg_ms:.1f}",
+        "p90 ms": f"{cost.edgefg_ms_p90:.1f}",
+        "memory MB": f"{cost.edgefg_bytes / 1e6:.1f}",
+        "modules": str(cost.modules),
+    }
+    print(table([row]))
+    print(json_line(cost))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The artifact contract: manifest, golden set, signature and TensorRT plan information. No torch."""

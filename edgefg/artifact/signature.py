@@ -1,0 +1,157 @@
+"""Ed25519 signatures: who made an artifact, proven before the engine sees a byte of it.
+
+The signature lies beside the manifest, as ``<manifest>.sig``: 64 bytes over the manifest's own, which hold the SHA-256
+of every other file, so that it covers them all. It needs the package `cryptography`, the extra ``sign``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgefg.artifact.manifest import check_files, decode_manifest, manifest_path
+from edgefg.errors import DataError, IntegrityError, RuntimeUnavailableError, one_line
+from edgefg.files import atomic_file
+
+PUBLIC = "public.pem"
+"""What `new_key` names the public key, beside the private one."""
+_BYTES = 64
+
+
+def signature_path(model: Path) -> Path:
+    """Return where the signature of a model file's manifest lies."""
+    manifest = manifest_path(model)
+    return manifest.with_name(f"{manifest.name}.sig")
+
+
+def new_key(private: Path) -> Path:
+    """Make a pair of keys as PEM files: ``private``, mode 0600, and ``public.pem`` beside it, whose path is returned.
+
+    Raises:
+        DataError: one of the files is there already, or cannot be written; then neither is made.
+    """
+    crypto = _cryptography()
+    public = private.with_name(PUBLIC)
+    if public == private:
+        raise DataError(f"{private} is to be the public key's name; name the private key otherwise")
+    key = crypto.ed25519.Ed25519PrivateKey.generate()
+    serial = crypto.serialization
+    secret: bytes = key.private_bytes(serial.Encoding.PEM, serial.PrivateFormat.PKCS8, serial.NoEncryption())
+    shown: bytes = key.public_key().public_bytes(serial.Encoding.PEM, serial.PublicFormat.SubjectPublicKeyInfo)
+    made: list[Path] = []
+    try:
+        for path, content, mode in ((private, secret, 0o600), (public, shown, 0o644)):
+            # Exclusively, and with its mode from the first moment on.
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            made.append(path)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+    except OSError as exc:
+        for path in made:
+            path.unlink()
+        if isinstance(exc, FileExistsError):
+            raise DataError(f"{exc.filename} is there already; a key is never overwritten: name another file") from exc
+        raise DataError(f"cannot write the keys: {exc}; choose a folder that can be written") from exc
+    return public
+
+
+def sign(model: Path, private: Path) -> Path:
+    """Sign an artifact, after checking its files, and return the path of the signature.
+
+    Args:
+        model: the model file, or its manifest.
+        private: PEM file of an Ed25519 private key without password.
+
+    Raises:
+        DataError: the key cannot be used, or the signature not be written.
+        ManifestError: the manifest is no whole one.
+        IntegrityError: there is no manifest, or a file differs from it.
+    """
+    crypto = _cryptography()
+    try:
+        key = crypto.serialization.load_pem_private_key(private.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, crypto.unsupported) as exc:
+        raise DataError(f"cannot use the private key {private}: {_reason(exc)}; needed {_WANTED}") from exc
+    if not isinstance(key, crypto.ed25519.Ed25519PrivateKey):
+        raise DataError(f"{private} is a key of another kind, {type(key).__name__}; needed {_WANTED}")
+    manifest = manifest_path(model)
+    try:
+        data = manifest.read_bytes()
+    except OSError as exc:
+        raise IntegrityError(f"cannot read {manifest}: {exc.strerror}; needed an artifact's manifest to sign") from exc
+    check_files(decode_manifest(data, manifest), manifest.parent)  # who signs vouches for all of it
+    signature = signature_path(model)
+    try:
+        with atomic_file(signature) as temporary:
+            temporary.write_bytes(key.sign(data))
+    except OSError as exc:
+        raise DataError(f"cannot write {signature}: {exc.strerror}") from exc
+    return signature
+
+
+def verify_signature(model: Path, public: Path) -> None:
+    """Prove that the owner of a key signed the manifest of a model file; the files are `check_files`' to compare.
+
+    Args:
+        model: the model file, or its manifest.
+        public: PEM file of an Ed25519 public key.
+
+    Raises:
+        IntegrityError: there is no signature, it does not hold, or the key cannot be used.
+    """
+    crypto = _cryptography()
+    try:
+        key = crypto.serialization.load_pem_public_key(public.read_bytes())
+    except (OSError, ValueError, crypto.unsupported) as exc:
+        raise IntegrityError(
+            f"cannot use the public key {public}: {_reason(exc)}; needed the {PUBLIC} of `edgefg sign --new-key`"
+        ) from exc
+    if not isinstance(key, crypto.ed25519.Ed25519PublicKey):
+        raise IntegrityError(f"{public} is a key of another kind, {type(key).__name__}; needed an Ed25519 public key")
+    path = signature_path(model)
+    try:
+        signature, manifest = path.read_bytes(), manifest_path(model).read_bytes()
+    except OSError as exc:
+        raise IntegrityError(
+            f"cannot read {exc.filename}: {exc.strerror}; needed an artifact that `edgefg sign` signed"
+        ) from exc
+    if len(signature) != _BYTES:
+        raise IntegrityError(
+            f"{path} has {len(signature)} bytes, a signature has {_BYTES}; copy the artifact again, or sign it again"
+        )
+    try:
+        key.verify(signature, manifest)
+    except crypto.invalid as exc:
+        raise IntegrityError(
+            f"{path} is not {public.name}'s signature of {manifest_path(model).name}: manifest, signature or key is"
+            " another one; do not use the artifact, get it again from who signs for you"
+        ) from exc
+
+
+_WANTED = "an Ed25519 key in a PEM file without password, as `edgefg sign --new-key` makes it"
+
+
+class _Cryptography(NamedTuple):
+    """The parts of the package `cryptography` that are used."""
+
+    ed25519: Any
+    serialization: Any
+    invalid: type[Exception]
+    unsupported: type[Exception]
+
+
+def _cryptography() -> _Cryptography:
+    try:
+        from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as exc:
+        raise RuntimeUnavailableError(
+            "signatures need the package cryptography, which is not installed: pip install 'edgefg[sign]'"
+        ) from exc
+    return _Cryptography(ed25519, serialization, InvalidSignature, UnsupportedAlgorithm)
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or one_line(error).split(". ")[0].rstrip(".")

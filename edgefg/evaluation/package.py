@@ -1,0 +1,305 @@
+"""Write a complete artifact, model file, manifest and golden set, as one folder: whole or not at all.
+
+Everything is written to a hidden folder beside the final one, loaded and checked there through `Classifier`, synced and
+renamed. Runs on devices: no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from edgefg.artifact import golden
+from edgefg.artifact.golden import FloatArray, GoldenSet
+from edgefg.artifact.manifest import (
+    SCHEMA,
+    GoldenInfo,
+    Manifest,
+    OutputSpec,
+    PlanInfo,
+    Provenance,
+    RuntimeInfo,
+    TaxonomyLevel,
+    encode_manifest,
+    file_info,
+    manifest_path,
+)
+from edgefg.artifact.signature import signature_path
+from edgefg.classifier import Classifier
+from edgefg.errors import EdgefgError, ExportError, GateError, one_line
+from edgefg.evaluation.measure import Measured
+from edgefg.files import sync
+from edgefg.preprocess import InputSpec, UInt8Array, prepare, resize
+
+STEM = "model"
+"""Every exported artifact's files are called ``model.…``."""
+PLAN = "engine.plan"
+"""What a device builds of one lies beside it, as ``engine.…``."""
+_GOLDEN = ".golden.npz"
+_FILES = frozenset(
+    {f"{stem}{suffix}" for stem in (STEM, "engine") for suffix in (".json", ".json.sig", _GOLDEN)}
+    | {f"{STEM}.onnx", f"{STEM}.xml", f"{STEM}.bin", PLAN}
+)
+_MOST_FRAMES = 16
+# Shares of the greatest logit. Engines of one kind sum in another order on another processor …
+_FP32_GATE = 1e-4
+_FP32_TOLERANCE = 2e-4
+# … and where sums are rounded to 8 bits again and again, some values land one step away.
+_INT8_TOLERANCE = 0.02
+# FP16 keeps 11 bits; a network that strays further than this overflows or cancels somewhere.
+_FP16_GATE = 0.05
+_INT8_PARENT_MARGIN = 1.5
+
+
+class Draft(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """What the manifest and the golden set need beside the model file itself."""
+
+    labels: tuple[str, ...]
+    input: InputSpec
+    precision: Literal["fp32", "fp16", "int8", "unknown"]
+    provenance: Provenance
+    frames: tuple[UInt8Array, ...]
+    """Golden frames, see `golden_frames`."""
+    parent_logits: FloatArray
+    """``float32 [K, classes]`` of the FP32 parent for the frames, prepared."""
+    taxonomy: tuple[TaxonomyLevel, ...] = ()
+    output: OutputSpec = OutputSpec()
+    plan: PlanInfo | None = None
+    """Of a TensorRT plan."""
+
+
+def golden_frames(frames: Sequence[UInt8Array], spec: InputSpec, classes: int) -> tuple[UInt8Array, ...]:
+    """Choose golden frames, in order, at most 16 and 2 MB; photographs are reduced first.
+
+    Reduced to a long side of one and a half times the network's, a frame still proves crop and resize.
+    """
+    longest = max(spec.height, spec.width) * 3 // 2
+    reduced = []
+    for frame in frames[:_MOST_FRAMES]:
+        scale = longest / max(frame.shape[:2])
+        if scale < 1:
+            frame = resize(frame, max(1, round(frame.shape[0] * scale)), max(1, round(frame.shape[1] * scale)))
+        reduced.append(frame)
+    chosen = golden.choose_frames(reduced, spec, classes)
+    if not chosen:
+        raise ExportError(f"no frame fits a golden set of 2 MB at {spec.height}×{spec.width}; export a smaller input")
+    return chosen
+
+
+def write_artifact(
+    out: Path,
+    draft: Draft,
+    write_model: Callable[[Path], Path],
+    measure: Callable[[Classifier], Measured] | None = None,
+) -> Path:
+    """Write an artifact folder and return the path of its model file.
+
+    Args:
+        out: the folder. An earlier artifact there is replaced; anything else is left alone.
+        draft: what to say about the model.
+        write_model: writes the model file, called ``model.…``, into the folder that it is given, and returns its path.
+        measure: measures what goes into the manifest: accuracy, temperature, comparison with the parent. Where it
+            raises `GateError`, so does this, and ``out`` is as it was before.
+
+    Raises:
+        GateError: see ``measure``.
+        ExportError: ``out`` holds something else, the disk is full, or the written model does not load or does not
+            reproduce its parent; ``out`` is as it was before.
+    """
+    check_target(out)
+    with folder_beside(out) as temporary, _told(out):
+        model = stage(temporary, draft, write_model, measure)
+        swap(temporary, out)
+    return out / model.name
+
+
+def stage(
+    folder: Path,
+    draft: Draft,
+    write_model: Callable[[Path], Path],
+    measure: Callable[[Classifier], Measured] | None = None,
+) -> Path:
+    """Write an artifact's files, proven and synced, into a folder of their own; return the path of the model file."""
+    model = write_model(folder)
+    _write_manifest(model, draft, measure)
+    _sync_all(folder)
+    return model
+
+
+def copy_artifact(model: Path, out: Path) -> Path:
+    """Copy the artifact of a model file to a folder, whole or not at all; return the copy's model file."""
+    with folder_beside(out) as temporary:
+        shutil.copytree(model.parent, temporary, dirs_exist_ok=True)
+        _sync_all(temporary)
+        swap(temporary, out)
+    return out / model.name
+
+
+def _sync_all(folder: Path) -> None:
+    for file in folder.iterdir():
+        sync(file)
+    sync(folder)
+
+
+def move_in(model: Path, folder: Path) -> Path:
+    """Move a staged artifact into a folder beside other files, its manifest last; return where its model file is now.
+
+    Cut off between two files, the old manifest no longer fits them: the artifact is refused, not misread.
+
+    Raises:
+        ExportError: the disk is full or read-only.
+    """
+    manifest = manifest_path(model)
+    with _told(folder, f"{model.name} there may be of two builds, and is refused then: build again"):
+        # A signature belongs to the manifest that it was made of.
+        signature_path(folder / model.name).unlink(missing_ok=True)
+        for file in sorted(model.parent.iterdir(), key=lambda file: file == manifest):
+            file.replace(folder / file.name)
+        sync(folder)
+    return folder / model.name
+
+
+@contextlib.contextmanager
+def _told(out: Path, after: str = "nothing was changed there") -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise ExportError(f"cannot write {out}: {exc.strerror or exc}; {after}") from exc
+    except (ExportError, GateError):  # a gate that fails is no failure of the export
+        raise
+    except EdgefgError as exc:
+        raise ExportError(f"the written artifact does not hold: {one_line(exc)}; nothing was changed in {out}") from exc
+
+
+def check_target(out: Path) -> None:
+    """Raise `ExportError` unless ``out`` is absent, empty, or an earlier artifact that may be replaced."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise ExportError(f"{out} is a file or a link; needed the name of a folder for the artifact")
+    try:
+        names = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    except OSError as exc:
+        raise ExportError(f"cannot look into {out}: {exc.strerror}") from exc
+    if names and not (f"{STEM}.json" in names and names <= _FILES):
+        stranger = min(names - _FILES, default=min(names))
+        raise ExportError(
+            f"{out} is not empty and no artifact alone (it holds {stranger}); name a new folder, or empty it"
+        )
+
+
+@contextlib.contextmanager
+def folder_beside(out: Path) -> Iterator[Path]:
+    """Yield a new hidden folder on the same disk as ``out``; remove what is left of it afterwards."""
+    out = out.absolute()
+    temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}"
+    try:
+        # A plain mkdir: mkdtemp's 0700 would keep a service from reading its own model.
+        temporary.mkdir(parents=True)
+    except OSError as exc:
+        raise ExportError(f"cannot create a folder in {out.parent}: {exc.strerror}") from exc
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_stale(out: Path) -> None:
+    """Remove what `folder_beside` left where its process was killed. The caller knows that no other one is at work."""
+    for left in out.parent.glob(f".{out.name}.????????"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_stale_below(folder: Path) -> None:
+    """Remove what `folder_beside` and `swap` left anywhere below a folder; see `remove_stale`."""
+    for pattern in (".*.????????", ".*.????????.old"):
+        for left in list(folder.rglob(pattern)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def swap(temporary: Path, out: Path) -> None:
+    """Rename the finished folder to its final name; an earlier artifact goes only after that."""
+    old = temporary.with_name(f"{temporary.name}.old")
+    replaced = out.exists()
+    if replaced:
+        out.rename(old)
+    try:
+        temporary.rename(out)
+    except BaseException:  # Ctrl-C between the two renames included
+        if replaced and not out.exists():
+            old.rename(out)
+        raise
+    sync(out.absolute().parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], Measured] | None) -> None:
+    """Write the manifest and, through a `Classifier` on the same files, the golden set; prove that it holds."""
+    manifest = Manifest(
+        schema=SCHEMA,
+        model=model.name,
+        labels=draft.labels,
+        input=draft.input,
+        precision=draft.precision,
+        runtime=RuntimeInfo(name="unknown", version="unknown"),
+        files=tuple(file_info(path) for path in sorted(model.parent.iterdir())),
+        provenance=draft.provenance,
+        taxonomy=draft.taxonomy,
+        output=draft.output,
+        plan=draft.plan,
+    )
+    manifest_path(model).write_bytes(encode_manifest(manifest))
+    inputs = np.stack([prepare(frame, draft.input) for frame in draft.frames])
+    with Classifier(model) as classifier:
+        logits = np.stack([p.logits for p in classifier.predict_batch(list(inputs), color="rgb")])
+        name, _, version = classifier.runtime_version.partition(" ")
+        measured = measure(classifier) if measure is not None else None
+    path = model.with_name(model.stem + _GOLDEN)
+    golden.write(GoldenSet(draft.frames, inputs, draft.parent_logits, logits), path)
+    manifest = msgspec.structs.replace(
+        manifest,
+        runtime=RuntimeInfo(name=name, version=version),
+        files=(*manifest.files, file_info(path)),
+        golden=_tolerances(draft, logits, path.name),
+    )
+    if measured is not None:
+        manifest = msgspec.structs.replace(
+            manifest,
+            output=msgspec.structs.replace(draft.output, temperature=measured.temperature),
+            accuracy=measured.accuracy,
+            temperature_scaling=measured.scaling,
+            comparison=measured.comparison,
+        )
+    manifest_path(model).write_bytes(encode_manifest(manifest))
+    with Classifier(model) as classifier:
+        golden.check(classifier)
+
+
+def _tolerances(draft: Draft, logits: FloatArray, file: str) -> GoldenInfo:
+    """Set how far a device may deviate. Raises `ExportError` where the artifact itself already deviates too far."""
+    if logits.shape != draft.parent_logits.shape or not np.isfinite(logits).all():
+        raise ExportError("the exported network gives logits that are not finite; train or calibrate it again")
+    largest = max(float(np.abs(draft.parent_logits).max()), 1e-6)
+    deviation = float(np.abs(logits - draft.parent_logits).max())
+    if draft.precision == "fp32":
+        if deviation > _FP32_GATE * largest:
+            raise ExportError(
+                f"the FP32 artifact deviates from its parent by {deviation:.3g}, allowed are"
+                f" {_FP32_GATE * largest:.3g}; the conversion changed the arithmetic, or the disk is full"
+            )
+        own = parent = _FP32_TOLERANCE * largest
+    else:
+        if draft.precision == "fp16" and deviation > _FP16_GATE * largest:
+            raise ExportError(
+                f"the FP16 artifact deviates from its parent by {deviation:.3g}, allowed are"
+                f" {_FP16_GATE * largest:.3g}; this network does not bear FP16: keep fp32"
+            )
+        own = _INT8_TOLERANCE * largest
+        parent = own + _INT8_PARENT_MARGIN * deviation
+    return GoldenInfo(file=file, frames=len(draft.frames), logits=own, parent_logits=parent)

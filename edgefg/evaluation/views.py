@@ -1,0 +1,216 @@
+"""Views of the same predictions: by class, by taxonomy level, against another classifier, and as applications ask.
+
+Inspection and pathology see two kinds, positive and not, and one score; ecology asks what becomes of images of no known
+class. Like `edgefg.metrics`, NumPy arrays in, figures out; labels and predictions are class indices. Every function
+raises ValueError where there is nothing to measure or where lengths differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgefg.metrics import BoolArray, FloatArray, IntArray, confusion_matrix, mcnemar_p
+
+_Values = npt.NDArray[np.floating[Any]]
+_Indices = npt.NDArray[np.integer[Any]]
+
+
+class ClassTable(NamedTuple):
+    """What becomes of each class; every array is ``[classes]``, shares NaN where they are undefined."""
+
+    images: IntArray
+    """How many images have it as label."""
+    recall: FloatArray
+    """Share of them that is found."""
+    precision: FloatArray
+    """Share of what is called so that is right."""
+    f1: FloatArray
+    """Harmonic mean of the two, 2·TP / (2·TP + FP + FN)."""
+
+
+class Confusion(NamedTuple):
+    """One class taken for another."""
+
+    label: int
+    predicted: int
+    images: int
+
+
+class Flips(NamedTuple):
+    """Where two classifiers part on the same images."""
+
+    gained: int
+    """Images that only the first has right."""
+    lost: int
+    """Images that only the second has right."""
+    changed: int
+    """Images that they name differently, right or wrong."""
+    p: float
+    """McNemar's exact test: probability of so lopsided a difference if both were equally good."""
+
+
+class Operating(NamedTuple):
+    """A threshold and what it does: an image is called positive where its score reaches it."""
+
+    threshold: float
+    """Infinite where no finite threshold keeps the limit."""
+    found: int
+    """Positive images that reach it."""
+    positives: int
+    """Positive images in all."""
+
+    @property
+    def recall(self) -> float:
+        """Share of the positive images that is found (sensitivity)."""
+        return self.found / self.positives
+
+
+class Rejection(NamedTuple):
+    """Known images kept and unknown ones rejected by a threshold on confidence; what lies below it is rejected."""
+
+    threshold: float
+    kept: float
+    """Share of the known images that reaches it."""
+    rejected: int
+    """Unknown images below it."""
+    unknown: int
+    """Unknown images in all."""
+
+
+def class_table(predicted: _Indices, labels: _Indices, classes: int) -> ClassTable:
+    """Count images, recall, precision and F1 of each class; see `edgefg.metrics.confusion_matrix` for the arguments."""
+    counts = confusion_matrix(predicted, labels, classes)
+    right, of_label, of_answer = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    return ClassTable(
+        of_label,
+        _share(right, of_label),
+        _share(right, of_answer),
+        _share(2 * right, of_label + of_answer),
+    )
+
+
+def confusions(predicted: _Indices, labels: _Indices, classes: int) -> tuple[Confusion, ...]:
+    """List which class was taken for which other and how often, the most frequent first; ties by class index."""
+    counts = confusion_matrix(predicted, labels, classes)
+    np.fill_diagonal(counts, 0)
+    rows, columns = np.nonzero(counts)
+    found = [Confusion(int(a), int(b), int(counts[a, b])) for a, b in zip(rows, columns, strict=True)]
+    return tuple(sorted(found, key=lambda entry: -entry.images))
+
+
+def group_predictions(probabilities: _Values, groups: Sequence[str]) -> tuple[IntArray, IntArray]:
+    """Name the coarser group of each image: the one whose classes have the greatest summed probability.
+
+    That is how `edgefg.decision` rolls a rejected prediction up.
+
+    Args:
+        probabilities: ``[N, classes]``, rows that sum to 1.
+        groups: for every class the name of its group.
+
+    Returns:
+        The predicted group of each image, ``int64 [N]``, and the group of each class, ``int64 [classes]``, as indices
+        into the sorted distinct names.
+    """
+    if probabilities.ndim != 2 or probabilities.shape[1] != len(groups):
+        raise ValueError(f"probabilities have shape {list(probabilities.shape)}; needed [N, {len(groups)}]")
+    names, of_class = np.unique(np.asarray(groups), return_inverse=True)
+    member = (of_class[:, np.newaxis] == np.arange(len(names))).astype(np.float64)
+    return (probabilities.astype(np.float64) @ member).argmax(axis=1), of_class.astype(np.int64)
+
+
+def flips(predicted: _Indices, other: _Indices, labels: _Indices) -> Flips:
+    """Compare two classifiers' predictions of the same images, all ``[N]``."""
+    _check_lengths(predicted, other)
+    _check_lengths(predicted, labels)
+    right, other_right = predicted == labels, other == labels
+    return Flips(
+        gained=int((right & ~other_right).sum()),
+        lost=int((~right & other_right).sum()),
+        changed=int((predicted != other).sum()),
+        p=mcnemar_p(right, other_right),
+    )
+
+
+def roc_auc(scores: _Values, positive: BoolArray) -> float:
+    """Area under the ROC curve: how often a positive image scores higher than a negative one, ties counting half.
+
+    Args:
+        scores: ``[N]``, higher is more positive.
+        positive: ``bool [N]``, of both kinds.
+    """
+    positives, negatives = _both_kinds(scores, positive)
+    _, index = np.unique(scores, return_inverse=True)
+    ups, downs = (np.bincount(index, weights=kind, minlength=index.max() + 1) for kind in (positive, ~positive))
+    below = np.cumsum(downs) - downs
+    return float((ups * (below + downs / 2)).sum() / (positives * negatives))
+
+
+def recall_at_false_positives(scores: _Values, positive: BoolArray, rate: float) -> Operating:
+    """Choose the threshold that finds most positive images while at most a share of the negative ones reaches it.
+
+    ``rate`` is 1 - specificity, or the share of good pieces that an inspection may reject. The threshold is chosen on
+    the very images that are counted.
+
+    Args:
+        scores: ``[N]``, higher is more positive.
+        positive: ``bool [N]``, of both kinds.
+        rate: greatest share of negative images called positive, in [0, 1].
+    """
+    positives, negatives = _both_kinds(scores, positive)
+    if not 0 <= rate <= 1:
+        raise ValueError(f"the rate is {rate}; needed a share in [0, 1]")
+    # In whole images, 1 - 0.95 being a little more than 0.05.
+    allowed = math.floor(rate * negatives + 1e-9)
+    thresholds, index = np.unique(scores, return_inverse=True)
+    reached = [
+        np.cumsum(np.bincount(index, weights=kind, minlength=len(thresholds))[::-1])[::-1]
+        for kind in (positive, ~positive)
+    ]
+    fits = np.flatnonzero(reached[1] <= allowed)
+    if not len(fits):
+        return Operating(math.inf, 0, positives)
+    return Operating(float(thresholds[fits[0]]), int(reached[0][fits[0]]), positives)
+
+
+def reject_unknown(known: _Values, unknown: _Values, keep: float = 0.95) -> Rejection:
+    """Reject by the greatest threshold that keeps a share of the known images.
+
+    Args:
+        known: confidences of images of known classes, ``[N]``.
+        unknown: confidences of images of no known class, ``[M]``.
+        keep: share of the known images to keep, in (0, 1].
+    """
+    if not len(known) or not len(unknown):
+        raise ValueError(f"{len(known)} known and {len(unknown)} unknown images were given; needed at least one each")
+    if not 0 < keep <= 1:
+        raise ValueError(f"the share to keep is {keep}; needed one in (0, 1]")
+    threshold = np.sort(known)[::-1][math.ceil(keep * len(known) - 1e-9) - 1]
+    return Rejection(
+        float(threshold), float((known >= threshold).mean()), int((unknown < threshold).sum()), len(unknown)
+    )
+
+
+def _share(part: IntArray, whole: IntArray) -> FloatArray:
+    shares = np.full(len(whole), np.nan)
+    np.divide(part, whole, out=shares, where=whole > 0)
+    return shares
+
+
+def _both_kinds(scores: _Values, positive: BoolArray) -> tuple[int, int]:
+    _check_lengths(scores, positive)
+    if np.isnan(scores).any():
+        raise ValueError("a score is NaN; needed numbers that can be sorted")
+    positives = int(positive.sum())
+    if not 0 < positives < len(positive):
+        raise ValueError(f"{positives} of {len(positive)} images are positive; needed images of both kinds")
+    return positives, len(positive) - positives
+
+
+def _check_lengths(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> None:
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} images were given; needed one entry an image in both")

@@ -1,0 +1,1 @@
+"""Training data: augmentation, mixing, sampling and loading of batches. Needs torch."""

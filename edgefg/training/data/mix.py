@@ -1,0 +1,185 @@
+"""Mixing pairs of images: MixUp, CutMix and SnapMix. Shares of the classes are mixed, never their numbers.
+
+Each image is mixed with the one before it in the batch, which the sampler has shuffled. Draws come from torch's global
+generator, which the training loop seeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from edgefg.errors import TrainingError, WeightsError
+from edgefg.settings.training import Recipe
+from edgefg.training.models import backbone as parts
+from edgefg.training.models.network import Batch, Network
+
+# (network, batch) → batch with targets and without boxes, or the batch itself where it is not mixed.
+Mixer = Callable[[nn.Module, Batch], Batch]
+# x0, y0, x1, y1 in pixels.
+Box = tuple[int, int, int, int]
+
+
+def mixer_of(recipe: Recipe, network: nn.Module, classes: int) -> Mixer | None:
+    """Build the recipe's mixer; None where it mixes nothing.
+
+    Args:
+        recipe: its ``mix``, ``mix_alpha`` and ``mix_share`` are used.
+        network: the network that will be trained; SnapMix looks at its class activation.
+        classes: number of classes.
+
+    Raises:
+        TrainingError: SnapMix, and the network's backbone is not a whole convolutional classifier.
+    """
+    mix: Mixer
+    if recipe.mix == "none":
+        return None
+    if recipe.mix == "snapmix":
+        _check_activation(network, classes)
+        mix = SnapMix(recipe.mix_alpha, classes)
+    else:
+        kind = v2.MixUp if recipe.mix == "mixup" else v2.CutMix
+        mix = _mixer_by(kind(alpha=recipe.mix_alpha, num_classes=classes))
+
+    def sometimes(network: nn.Module, batch: Batch) -> Batch:
+        return mix(network, batch) if torch.rand(()).item() < recipe.mix_share else batch
+
+    return sometimes
+
+
+def _mixer_by(transform: v2.Transform) -> Mixer:
+    """Mix by torchvision's MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019), whose targets are areas as pasted."""
+
+    def mix(_: nn.Module, batch: Batch) -> Batch:
+        planes, targets = transform(batch.images.permute(0, 3, 1, 2).float(), batch.labels)
+        return batch._replace(images=planes.permute(0, 2, 3, 1), targets=targets, boxes=None)
+
+    return mix
+
+
+class SnapMix:
+    """Semantically proportional mixing (Huang et al. 2021): a box of one image goes, resized, into a box of another.
+
+    Both boxes are drawn on their own, and the targets follow from what the network sees in them.
+
+    Args:
+        alpha: of the Beta(α, α) that draws each box's area; the paper's is 5.
+        classes: number of classes.
+    """
+
+    def __init__(self, alpha: float, classes: int) -> None:
+        self._classes = classes
+        self._draw = v2.CutMix(alpha=alpha, num_classes=classes)
+
+    def __call__(self, network: nn.Module, batch: Batch) -> Batch:
+        """Mix a batch; it stays as it is where one of the boxes is empty."""
+        planes = batch.images.permute(0, 3, 1, 2).float()
+        into, source = (cast(Box, self._draw.make_params([planes])["box"]) for _ in range(2))
+        if not _area(into) or not _area(source):
+            return batch
+        shares = semantic_shares(network, batch.images, batch.labels)
+        return batch._replace(
+            images=paste(planes, into, source).permute(0, 2, 3, 1),
+            targets=semantic_targets(shares, batch.labels, self._classes, into, source),
+            boxes=None,
+        )
+
+
+def paste(planes: torch.Tensor, into: Box, source: Box) -> torch.Tensor:
+    """Put ``source`` of the image before, resized, into ``into`` of each image of ``float [N, C, H, W]``."""
+    x0, y0, x1, y1 = source
+    part = planes.roll(1, 0)[..., y0:y1, x0:x1]
+    x0, y0, x1, y1 = into
+    mixed = planes.clone()
+    mixed[..., y0:y1, x0:x1] = F.interpolate(part, (y1 - y0, x1 - x0), mode="bilinear", antialias=True)
+    return mixed
+
+
+def semantic_targets(shares: torch.Tensor, labels: torch.Tensor, classes: int, into: Box, source: Box) -> torch.Tensor:
+    """Return SnapMix's weights of the classes, ``float32 [N, classes]``; a row need not sum to 1.
+
+    ρ_a = 1 − Σ_into S(a) and ρ_b = Σ_source S(b) (equations 3 and 4): a background pasted over a bird leaves little of
+    either. Two images of one class weigh ρ_a + ρ_b (the authors' code has twice that, against the paper).
+
+    Args:
+        shares: S, as `semantic_shares` gives them.
+        labels: ``int64 [N]``.
+        classes: number of classes.
+        into: the box that is pasted over.
+        source: the box of the image before that is pasted.
+    """
+    own = F.one_hot(labels, classes).float()
+    left, added = 1 - _inside(shares, into), _inside(shares, source)
+    return left[:, None] * own + (added[:, None] * own).roll(1, 0)
+
+
+def semantic_shares(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the semantic percentage maps, ``float32 [N, H, W]``: class activation from 0 up, summing to 1 (eq. 1, 2).
+
+    The activation of the image's own class, its channels weighed by the slope of the logit (Selvaraju et al. 2017),
+    which for a head on pooled maps is the paper's CAM. It is that of the network in evaluation, whose modes and norms
+    are left as they were; a constant one counts every pixel alike.
+
+    Args:
+        network: see `Network`; its backbone is a whole convolutional classifier.
+        images: ``[N, H, W, 3]``, levels.
+        labels: ``int64 [N]``.
+    """
+    model = cast(Any, network)  # under Fabric the network is wrapped
+    backbone: nn.Module = model.backbone
+    with evaluating(backbone):
+        with torch.no_grad():
+            found = parts.maps(backbone, model.normalised(images))
+        found = found.detach().requires_grad_()
+        logits = parts.classify(backbone, parts.embedding(backbone, found))
+        (slope,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), found)
+    activation = (slope.mean(dim=(2, 3), keepdim=True) * found.detach()).sum(dim=1, keepdim=True).float()
+    full = F.interpolate(activation, images.shape[1:3], mode="bilinear")[:, 0]
+    full = full - full.amin(dim=(1, 2), keepdim=True)
+    total = full.sum(dim=(1, 2), keepdim=True)
+    return torch.where(total > 0, full / total, 1 / full[0].numel())
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Set a module to evaluation for a while; each part gets its own mode back, frozen norms included."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _check_activation(network: nn.Module, classes: int) -> None:
+    """Raise `TrainingError` unless the backbone's own maps lead to the logits."""
+    backbone: nn.Module = cast(Network, network).backbone
+    try:
+        with evaluating(backbone), torch.no_grad():
+            found = parts.maps(backbone, parts.example_planes(backbone))
+            outputs = parts.classify(backbone, parts.embedding(backbone, found)).shape[1]
+        wrong = f"it gives {outputs} values for {classes} classes" if outputs != classes else ""
+    except (WeightsError, RuntimeError) as exc:
+        wrong = str(exc).splitlines()[0]
+    if wrong:
+        raise TrainingError(
+            f"snapmix needs a backbone that is a whole convolutional classifier, which that of {type(network).__name__}"
+            f" is not ({wrong}); take --mix cutmix, or --method plain with a convolutional backbone"
+        )
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _inside(shares: torch.Tensor, box: Box) -> torch.Tensor:
+    """Return what part of each map, ``float [N]``, lies in a box."""
+    x0, y0, x1, y1 = box
+    return shares[:, y0:y1, x0:x1].sum(dim=(1, 2))

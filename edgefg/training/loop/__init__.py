@@ -1,0 +1,1 @@
+"""The training loop: optimiser, schedule, history, resume. Needs torch."""

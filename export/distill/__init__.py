@@ -1,0 +1,1 @@
+"""Knowledge distillation from teachers to a student. Needs torch."""

@@ -1,0 +1,194 @@
+"""FP16 for engines that compute in the types that a graph has: TensorRT's strongly typed networks, OpenVINO's GPUs.
+
+Of an FP32 graph everything is cast but what `edgefg.export.onnx.fp16_blocklist` names; of a QDQ graph what stays
+floating point, scales included, but its steep operators: there a pooling is cast too. The uint8 input still feeds one
+Cast, now to FP16, which holds every level exactly; the logits leave as FP32.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper, version_converter
+
+from edgefg.errors import ExportError, one_line
+from edgefg.export.onnx.fp16_blocklist import apart, sensitive
+from edgefg.export.onnx.graph import Graph, name_of
+from edgefg.export.onnx.rules import INPUT
+from edgefg.preprocess import UInt8Array
+from edgefg.quiet import quiet
+
+_GREATEST = float(np.finfo(np.float16).max)
+_LEAST_NORMAL = float(np.finfo(np.float16).smallest_normal)
+# The first whose QuantizeLinear takes FP16 scales.
+_OPSET = 19
+# ONNX Runtime turns a bias into integers, `bias / (input scale · weight scale)`, in the graph's own type: in FP16 that
+# overflows beyond 65504, and the logits are garbage (WeightBiasQuantization, 1.32). Both numbers keep clear of it.
+_MOST_BIAS_STEPS = 60_000
+_LEAST_PRODUCT = 2.0**-22
+# Other images reach further than those that were looked at.
+_HEADROOM = 2.0
+
+
+def to_half(source: Path, target: Path, data: Sequence[UInt8Array]) -> None:
+    """Write the FP16 form of an FP32 ONNX file, by ONNX Runtime's converter.
+
+    Args:
+        source: FP32 ONNX of ``uint8 [batch, height, width, 3]``.
+        target: where to write.
+        data: batches of images to look for activations beyond FP16's range.
+
+    Raises:
+        ExportError: a weight or an activation is beyond FP16's range, or the converter failed.
+    """
+    model = onnx.load(source)
+    graph = Graph(model)
+    kept = sensitive(graph, means=True)
+    half = _cast(model, kept)
+    if overflow := activation_overflow(source, data, beside=apart(graph, kept)):
+        raise ExportError(overflow)
+    target.write_bytes(half.SerializeToString())
+
+
+def activation_overflow(source: Path, data: Sequence[UInt8Array], *, beside: Collection[str] = ()) -> str:
+    """Say which activation of an FP32 ONNX file comes near the end of FP16's range; empty where none does.
+
+    Those named in ``beside`` may. No CPU engine would show it: ONNX Runtime and OpenVINO compute FP16 graphs in FP32
+    and drop the casts in between.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgefg-") as folder, quiet():
+            from onnxruntime.quantization import create_calibrator
+
+            tool = create_calibrator(source, None, str(Path(folder) / "augmented.onnx"))
+            tool.collect_data(Batches(data))
+            ranges: dict[str, Any] = dict(tool.compute_data().items())
+    except Exception as exc:  # ONNX Runtime raises a family of its own and Python's
+        raise ExportError(f"the network's activations could not be measured: {one_line(exc)[:300]}") from exc
+    for name, found in ranges.items():
+        if name in beside:
+            continue
+        largest = max(float(np.abs(limit).max()) for limit in found.range_value)
+        if not largest <= _GREATEST / _HEADROOM:
+            return f"activations of {name} reach {largest:g}, allowed are {_GREATEST / _HEADROOM:g}; keep FP32"
+    return ""
+
+
+class Batches:
+    """Hands batches to ONNX Runtime's calibrators by their protocol."""
+
+    def __init__(self, data: Iterable[UInt8Array]) -> None:
+        self._data = iter(data)
+
+    def get_next(self) -> dict[str, UInt8Array] | None:
+        """Return the next batch, or None after the last one."""
+        batch = next(self._data, None)
+        return None if batch is None else {INPUT: batch}
+
+
+def rest_to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a QDQ graph with what stays floating point, and every scale, in FP16.
+
+    Scales are rounded up, since a smaller one would cut off the extremes, and to at least 2⁻¹⁴, below which FP16 loses
+    digits. Weights are stored before their QuantizeLinear, so a larger scale quantises them anew. Where a channel's
+    bias counts more than `_MOST_BIAS_STEPS` of its steps, its weights get coarser ones: next to such a bias the finer
+    ones made no difference (134 of EfficientNet-Lite0's 22,008 channels).
+
+    Raises:
+        ExportError: a weight or scale is beyond FP16's range, or the converter failed.
+    """
+    model = version_converter.convert_version(model, max(_OPSET, Graph(model).opset))
+    graph = Graph(model)
+    for name, scale in _half_scales(graph).items():
+        tensor = graph.constants[name]
+        tensor.CopyFrom(numpy_helper.from_array(scale.reshape(tuple(tensor.dims)).astype(np.float32), name))
+    return _cast(model, sensitive(Graph(model), means=False))
+
+
+def _half_scales(graph: Graph) -> dict[str, npt.NDArray[np.float64]]:
+    """Return what each scale of a graph becomes, by name."""
+    pairs = [node for node in graph.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    scales = {node.input[1]: _round_up(node.input[1], graph.array(node.input[1])) for node in pairs}
+    for node in graph.nodes:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or not set(node.input[2:]) & set(graph.constants):
+            continue  # without a bias
+        data, weights = (graph.writer(name) for name in node.input[:2])
+        if data is None or weights is None or {data.op_type, weights.op_type} != {"DequantizeLinear"}:
+            continue  # in floating point altogether
+        name, bias = weights.input[1], np.abs(graph.array(node.input[2]).astype(np.float64)).ravel()
+        least = np.maximum(bias / _MOST_BIAS_STEPS, _LEAST_PRODUCT) / scales[data.input[1]]
+        if least.size != scales[name].size:  # one scale for all channels
+            least = least.max()
+        scales[name] = _round_up(name, np.maximum(scales[name], least))
+    return scales
+
+
+def _round_up(name: str, scale: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return the least normal FP16 numbers that are not below a scale."""
+    wanted = np.maximum(scale.astype(np.float64), _LEAST_NORMAL)
+    if not (wanted <= _GREATEST).all():
+        raise ExportError(_beyond(name, float(wanted.max())))
+    half = wanted.astype(np.float16)
+    return np.where(half < wanted, np.nextafter(half, np.float16(_GREATEST)), half).astype(np.float64)
+
+
+def _cast(model: onnx.ModelProto, kept: set[str]) -> onnx.ModelProto:
+    """Return the graph in FP16, with the nodes whose first outputs are named in ``kept`` in FP32."""
+    graph = Graph(model)
+    for name, tensor in graph.constants.items():
+        if tensor.data_type != onnx.TensorProto.FLOAT or all(node.output[0] in kept for node in graph.readers(name)):
+            continue
+        largest = float(np.abs(graph.array(name)).max(initial=0.0))
+        # The converter would cut it off with no more than a warning.
+        if not largest <= _GREATEST:
+            raise ExportError(_beyond(name, largest))
+    blocked = [node for node in graph.nodes if node.output[0] in kept]
+    for node in blocked:
+        node.name = name_of(node)  # the converter looks for names
+    # The converter infers types itself; where a constant has one noted, it goes to FP16 and back before an FP32 node.
+    del model.graph.value_info[:]
+    try:
+        with quiet():
+            from onnxruntime.quantization.onnx_model import ONNXModel
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            names = [node.name for node in blocked]
+            half = ONNXModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=names))
+            _drop_detours(half.model, set(names))
+            half.topological_sort()  # the converter appends its casts
+        onnx.checker.check_model(half.model, full_check=True)
+    except Exception as exc:  # the converter and the checker raise what they come upon
+        raise ExportError(f"the network could not be cast to FP16: {one_line(exc)[:300]}") from exc
+    cast: onnx.ModelProto = half.model
+    return cast
+
+
+def _drop_detours(model: onnx.ModelProto, kept: set[str]) -> None:
+    """Let a node in FP32 take what another one wrote as it is: the converter casts it to FP16 and back between them."""
+    graph = Graph(model)
+    origin: dict[str, str] = {}
+    for back in (node for node in graph.nodes if node.op_type == "Cast" and node.output[0] not in graph.outputs):
+        there = graph.writer(back.input[0])
+        writer = graph.writer(there.input[0]) if there is not None and there.op_type == "Cast" else None
+        if writer is not None and there is not None and writer.name in kept:
+            origin[back.output[0]] = there.input[0]
+    for node in graph.nodes:
+        for i, name in enumerate(node.input):
+            node.input[i] = origin.get(name, name)
+    for _ in range(2):  # the way back, then the way there, unless others read what it wrote
+        read = {name for node in model.graph.node for name in node.input} | graph.outputs
+        for node in [node for node in model.graph.node if node.op_type == "Cast" and node.output[0] not in read]:
+            model.graph.node.remove(node)
+    written = {name for node in model.graph.node for name in node.output}
+    for value in [value for value in model.graph.value_info if value.name not in written]:
+        model.graph.value_info.remove(value)
+
+
+def _beyond(name: str, largest: float) -> str:
+    return f"{name} holds {largest:g}, FP16 reaches {_GREATEST:g}; keep FP32"

@@ -1,0 +1,1 @@
+"""Structured pruning of channels. Needs torch and torch-pruning."""

@@ -1,0 +1,1 @@
+"""Post-training quantisation to INT8: calibrators, QDQ graphs, bias correction, mixed precision."""

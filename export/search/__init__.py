@@ -1,0 +1,1 @@
+"""The search for the best student within a latency budget. Needs torch."""

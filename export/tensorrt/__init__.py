@@ -1,0 +1,1 @@
+"""Building TensorRT plans on the device. Needs tensorrt and CUDA bindings at run time; no torch."""

@@ -1,0 +1,394 @@
+"""ONNX artifact → TensorRT plan, on the device that will run it: built, measured, verified.
+
+    edgefg build runs/x/tensorrt-int8/model.onnx --to tensorrt
+
+Writes ``engine.plan``, ``engine.json`` and ``engine.golden.npz`` beside the ONNX file, which stays: a later driver or
+JetPack needs a new plan. Runs on devices: no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from edgefg.artifact import golden
+from edgefg.artifact.manifest import (
+    FileInfo,
+    Manifest,
+    PlanInfo,
+    check_files,
+    encode_manifest,
+    file_info,
+    manifest_path,
+    read_manifest,
+)
+from edgefg.artifact.plan import Device, gpu_number, mismatch
+from edgefg.artifact.signature import signature_path, verify_signature
+from edgefg.errors import BuildError, DataError, EdgefgError, ManifestError, one_line
+from edgefg.evaluation.package import PLAN, Draft, folder_beside, move_in, remove_stale, stage
+from edgefg.evaluation.verify import VerifyReport, verify
+from edgefg.export.tensorrt.builder import build_plan, cached_plan, describe, keep_plan
+from edgefg.export.tensorrt.fastest import Candidate, measure
+from edgefg.export.tensorrt.worker import Here, Settings
+from edgefg.files import locked, sync
+
+Precision = Literal["auto", "int8", "fp16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "int8", "fp16", "fp32")
+_TEGRA = Path("/etc/nv_tegra_release")
+"""Only a Jetson has it."""
+_Say = Callable[[str], None]
+
+
+class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `build_engine` did."""
+
+    plan: str
+    kept: bool
+    """Whether the plan that was there already fits this device and was left alone."""
+    precision: str
+    gpu: str
+    tensorrt: str
+    candidates: tuple[Candidate, ...]
+    verified: VerifyReport
+
+    def render(self) -> str:
+        """Return the report as text for people."""
+        lines = [f"{self.plan}: {self.precision}, for {self.gpu} and TensorRT {self.tensorrt}"]
+        if self.kept:
+            lines[0] += "; it was there already and fits this device (--rebuild builds it anew)"
+        for candidate in self.candidates:
+            speed = "" if candidate.p50_ms is None else f", p50 {candidate.p50_ms:.3f} ms"
+            problem = f": not taken, {candidate.problem}" if candidate.problem else ""
+            lines.append(f"  {candidate.precision} of {candidate.model}{speed}{problem}")
+        return "\n".join([*lines, self.verified.render()])
+
+
+class _Source(NamedTuple):
+    """An ONNX artifact to build from."""
+
+    model: Path
+    manifest: Manifest
+
+    @property
+    def file(self) -> FileInfo:
+        """The ONNX file as its manifest has it, which was compared with it when it was read."""
+        return next(file for file in self.manifest.files if file.name == self.manifest.model)
+
+
+class _Site(NamedTuple):
+    """Where and how the plans are built."""
+
+    here: Here
+    settings: Settings
+    among: tuple[str, ...]
+    """SHA-256 of the models, where the fastest of several is looked for."""
+    trusted_key: Path | None
+    use_cache: bool
+    say: _Say
+
+
+def build_engine(
+    models: Sequence[Path],
+    *,
+    out: Path | None = None,
+    precision: Precision = "auto",
+    settings: Settings | None = None,
+    rebuild: bool = False,
+    trusted_key: Path | None = None,
+    progress: _Say | None = None,
+) -> BuildReport:
+    """Build the plan of an ONNX artifact for this device and verify it.
+
+    The GPU is the first one that CUDA_VISIBLE_DEVICES shows.
+
+    Args:
+        models: the ONNX files of one or more artifacts of the same network, for instance INT8 and FP16.
+        out: folder for the plan; None is the first model's. The ONNX artifact that was taken is copied along.
+        precision: which of the models to build; ``auto`` builds all of them and keeps the one that runs fastest here.
+        settings: see `Settings`.
+        rebuild: build even where a plan is there that fits this device, and take none from the cache.
+        trusted_key: PEM file of an Ed25519 public key, by which the ONNX artifacts must be signed (`edgefg sign`).
+        progress: called with one line before each step.
+
+    Raises:
+        DataError: no model of that precision, models of different networks, or settings that this device lacks.
+        ManifestError, IntegrityError: an ONNX artifact cannot be trusted.
+        RuntimeUnavailableError: TensorRT, CUDA's bindings or a GPU are missing.
+        BuildError: TensorRT could not build any of them; what was there before stays.
+    """
+    settings, progress = settings or Settings(), progress or (lambda _: None)
+    if settings.hardware_compatible != "none" and _TEGRA.exists():
+        raise DataError(
+            f"--hardware-compatible {settings.hardware_compatible}: TensorRT has no such plans on a Jetson; build one"
+            " for each type"
+        )
+    sources = _read_sources(models, precision, trusted_key)
+    folder = _folder_for(sources, out)
+    among = tuple(sorted(source.file.sha256 for source in sources)) if len(sources) > 1 else ()
+    site = _Site(describe(), settings, among, trusted_key, not rebuild, progress)
+    with _alone_in(folder, site.say):
+        _keep_strangers(sources, folder)
+        if not rebuild:
+            kept = _still_good(folder / PLAN, sources, site)
+            if kept is not None:
+                return kept
+        with folder_beside(folder / PLAN) as staging:
+            staged, candidates = _build_all(sources, staging, site)
+            winner, measured = _fastest(staged, candidates, site.say)
+            if among and (len(staged) == 1 or measured[winner].p50_ms is not None):
+                _record_rivals(staged[winner], among)
+            _copy_source(sources[winner], folder, staging / "source")
+            plan = move_in(staged[winner], folder)
+        site.say("verifying")
+        return _report(plan, False, measured, site)
+
+
+def rebuild(plan: Path, *, device: str | None = None) -> None:
+    """Build a plan anew for this device from the ONNX file beside it, with the settings that its manifest has.
+
+    `edgefg.Classifier` calls this by name where it was opened with ``rebuild=True``.
+
+    Raises:
+        BuildError: the ONNX file is not there or is another one, or TensorRT failed.
+    """
+    info = read_manifest(plan).plan
+    if info is None or info.source is None or plan.name != PLAN:
+        raise BuildError(f"{plan} does not say what it was built from; build it with `edgefg build MODEL.onnx`")
+    source = plan.with_name(info.source.name)
+    if not source.exists() or file_info(source) != info.source:
+        raise BuildError(f"{source} is not the file that {plan.name} was built from; copy the artifact again")
+    if gpu_number(device, plan):
+        raise BuildError(f"a plan is built on the first GPU, not on {device}; choose it by CUDA_VISIBLE_DEVICES")
+    compatible = "none" if _TEGRA.exists() else info.hardware_compatible
+    settings = Settings(
+        batches=info.batches,
+        hardware_compatible=compatible,
+        optimization_level=info.optimization_level,
+        workspace=info.workspace,
+    )
+    build_engine([source], settings=settings)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path, say: _Say) -> Iterator[None]:
+    """Make the folder and be the only build in it: a service and a person may well start one at the same time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BuildError(f"cannot make the folder {folder}: {exc.strerror}") from exc
+    with locked(folder, lambda: say(f"waiting for another build in {folder}")):
+        remove_stale(folder / PLAN)
+        yield
+
+
+def _read_sources(models: Sequence[Path], precision: Precision, trusted_key: Path | None) -> list[_Source]:
+    sources = []
+    for model in models:
+        if model.suffix.lower() != ".onnx":
+            raise DataError(f"{model} is no ONNX file; needed the model.onnx of `edgefg export --to tensorrt-onnx`")
+        if trusted_key is not None:
+            verify_signature(model, trusted_key)
+        manifest = read_manifest(model)
+        check_files(manifest, model.parent)
+        if manifest.golden is None:
+            raise ManifestError(f"{model} has no golden set to prove a plan with; export it again")
+        sources.append(_Source(model, manifest))
+    first = sources[0]
+    for model, manifest in sources[1:]:
+        if (manifest.labels, manifest.input) != (first.manifest.labels, first.manifest.input):
+            raise DataError(f"{model} has other labels or another input than {first.model}; needed the same network")
+    chosen = [source for source in sources if precision in ("auto", source.manifest.precision)]
+    if not chosen:
+        found = ", ".join(sorted({source.manifest.precision for source in sources}))
+        raise DataError(
+            f"precision {precision} was asked for, but given are models in {found}; export one in {precision}"
+        )
+    return chosen
+
+
+def _still_good(plan: Path, sources: list[_Source], site: _Site) -> BuildReport | None:
+    """Return the report of a plan that is there, fits this device and verifies; None where one is to be built."""
+    if not plan.exists():
+        return None
+    try:
+        if site.trusted_key is not None:
+            # Only the ONNX file was proven so far. One that this device built carries no signature: it is taken from
+            # the cache again.
+            verify_signature(plan, site.trusted_key)
+        info = read_manifest(plan).plan
+        if info is None or info.source not in [source.file for source in sources]:
+            site.say(f"{plan} was built from another file")
+        elif not _same_build(info, site):
+            site.say(f"{plan} was built for another device, by another TensorRT or with other settings")
+        elif site.among and info.among != site.among:
+            site.say(f"{plan} was not compared with all of these models")
+        else:
+            return _report(plan, True, (), site)
+    except EdgefgError as exc:
+        site.say(f"{plan} does not hold: {one_line(exc)}")
+    return None
+
+
+def _same_build(info: PlanInfo, site: _Site) -> bool:
+    here, settings = site.here, site.settings
+    device = Device(here.gpu, here.compute_capability, here.memory)
+    asked = info.batches, info.hardware_compatible, info.optimization_level, info.workspace
+    return mismatch(info, None, device, here.tensorrt) is None and asked == (
+        *(settings.batches, settings.hardware_compatible, settings.optimization_level, settings.workspace),
+    )
+
+
+def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict[int, Path], list[Candidate]]:
+    """Build and prove the plan of every source in a folder of its own; one that fails leaves room for the others."""
+    staged: dict[int, Path] = {}
+    candidates = []
+    failure: EdgefgError | None = None
+    for number, source in enumerate(sources):
+        folder = staging / str(number)
+        folder.mkdir()
+        problem = ""
+        try:
+            if number:  # proving the one before took memory
+                site = site._replace(here=describe())
+            staged[number] = _build_one(source, folder, site)
+        except EdgefgError as exc:
+            failure, problem = exc, one_line(exc)
+            site.say(f"{source.model} gives no plan: {problem}")
+        candidates.append(Candidate(str(source.model), source.manifest.precision, problem=problem))
+    if not staged:
+        assert failure is not None
+        raise failure if isinstance(failure, BuildError) else BuildError(one_line(failure)) from failure
+    return staged, candidates
+
+
+def _build_one(source: _Source, folder: Path, site: _Site) -> Path:
+    model, manifest = source
+    assert manifest.golden is not None
+    proof = golden.read(model.with_name(manifest.golden.file))
+    here, stages = site.here, [manifest.provenance.recipe, f"tensorrt {site.here.tensorrt} on {site.here.gpu}"]
+    draft = Draft(
+        labels=manifest.labels,
+        taxonomy=manifest.taxonomy,
+        input=manifest.input,
+        output=manifest.output,
+        precision=manifest.precision,
+        provenance=msgspec.structs.replace(manifest.provenance, recipe="; ".join(stages)),
+        frames=proof.frames,
+        parent_logits=proof.parent_logits,
+        plan=_info(source.file, site),
+    )
+    kept = cached_plan(source.file, manifest.precision, site.settings, here)
+    if site.use_cache and kept is not None and kept.exists():
+        try:
+            site.say(f"taking the plan of an earlier build from {kept.parent}")
+            return stage(folder, draft, lambda target: Path(shutil.copyfile(kept, target / PLAN)))
+        except (EdgefgError, OSError) as exc:
+            site.say(f"it does not hold: {one_line(exc)}")
+            for left in folder.iterdir():
+                left.unlink()
+
+    def write(target: Path) -> Path:
+        build_plan(model, target / PLAN, manifest.precision, site.settings, here, say=site.say)
+        return target / PLAN
+
+    plan = stage(folder, draft, write)
+    keep_plan(plan, kept)
+    return plan
+
+
+def _info(source: FileInfo, site: _Site) -> PlanInfo:
+    here, settings = site.here, site.settings
+    return PlanInfo(
+        gpu=here.gpu,
+        compute_capability=here.compute_capability,
+        tensorrt=here.tensorrt,
+        hardware_compatible=settings.hardware_compatible,
+        batches=settings.batches,
+        optimization_level=settings.optimization_level,
+        workspace=settings.workspace,
+        source=source,
+    )
+
+
+def _fastest(staged: dict[int, Path], candidates: list[Candidate], say: _Say) -> tuple[int, tuple[Candidate, ...]]:
+    """Measure the plans, where there are several, and return the number of the one to take."""
+    first = next(iter(staged))
+    if len(staged) == 1:
+        return first, tuple(candidates)
+    say("measuring")
+    try:
+        times = measure(staged)
+    except EdgefgError as exc:  # all are proven: one without figures is better than none
+        say(f"they cannot be measured, the first one is taken: {one_line(exc)}")
+        return first, tuple(candidates)
+    for number, p50 in times.items():
+        candidates[number] = msgspec.structs.replace(candidates[number], p50_ms=p50)
+    return min(times, key=lambda number: times[number]), tuple(candidates)
+
+
+def _record_rivals(plan: Path, among: tuple[str, ...]) -> None:
+    """Note in a staged plan's manifest what it was compared with: the next call with the same models keeps it."""
+    manifest = read_manifest(plan)
+    assert manifest.plan is not None
+    info = msgspec.structs.replace(manifest.plan, among=among)
+    manifest_path(plan).write_bytes(encode_manifest(msgspec.structs.replace(manifest, plan=info)))
+    sync(manifest_path(plan))
+
+
+def _folder_for(sources: list[_Source], out: Path | None) -> Path:
+    """Return where the plan goes."""
+    if out is None and len({source.model.parent.resolve() for source in sources}) > 1:
+        raise DataError("models of several folders were given; name the folder for the one that is taken by --out")
+    return out or sources[0].model.parent
+
+
+def _keep_strangers(sources: list[_Source], folder: Path) -> None:
+    """Raise `DataError` where an ONNX artifact of the user's would be replaced by another one."""
+    outside = [source.model for source in sources if source.model.parent.resolve() != folder.resolve()]
+    for path in sorted({folder / name for source in sources for name in _names_of(source)}):
+        if not path.exists():
+            continue
+        others = [model.with_name(path.name).read_bytes() for model in outside if model.with_name(path.name).exists()]
+        same = others.count(path.read_bytes())
+        # Where no model lies in the folder, what an earlier call took of these very models may go.
+        if same < len(others) if len(outside) < len(sources) else not same:
+            raise DataError(f"{path} is another artifact's, which would be replaced; name a new folder by --out")
+
+
+def _names_of(source: _Source) -> list[str]:
+    """List an artifact's files, its manifest last."""
+    signature = signature_path(source.model)
+    files = [file.name for file in source.manifest.files]
+    return [*files, *([signature.name] if signature.exists() else []), manifest_path(source.model).name]
+
+
+def _copy_source(source: _Source, folder: Path, staging: Path) -> None:
+    """Put the ONNX artifact beside the plan, where it is not yet: rebuilding needs it."""
+    if source.model.parent.resolve() == folder.resolve():
+        return
+    try:
+        staging.mkdir()
+        for name in _names_of(source):
+            shutil.copyfile(source.model.parent / name, staging / name)
+            sync(staging / name)
+        for name in _names_of(source):
+            (staging / name).replace(folder / name)
+    except OSError as exc:
+        raise BuildError(f"cannot write {folder}: {exc.strerror}") from exc
+
+
+def _report(plan: Path, kept: bool, candidates: tuple[Candidate, ...], site: _Site) -> BuildReport:
+    return BuildReport(
+        plan=str(plan),
+        kept=kept,
+        precision=read_manifest(plan).precision,
+        gpu=site.here.gpu,
+        tensorrt=site.here.tensorrt,
+        candidates=candidates,
+        verified=verify(plan),
+    )

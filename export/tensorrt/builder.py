@@ -1,0 +1,174 @@
+"""Runs `edgefg.export.tensorrt.worker` as a child: less memory where it ran out of memory, and nothing built twice."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import sys
+import tempfile
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from edgefg.artifact.manifest import FileInfo, HardwareCompatible
+from edgefg.cache import cache_directory
+from edgefg.errors import BuildError, DataError, RuntimeUnavailableError
+from edgefg.export.tensorrt.worker import Here, Job, Message, Outcome, Settings, Step
+from edgefg.files import atomic_file
+
+_MIB = 1 << 20
+_LEAST_WORKSPACE = 32
+_MOST_CACHED = 8
+
+
+def settings_of(
+    batch: int, max_batch: int | None, hardware_compatible: str, workspace: int | None, optimization_level: int
+) -> Settings:
+    """Check what a person asked for. Raises `DataError` where it does not go together."""
+    most = max_batch or batch
+    levels = typing.get_args(HardwareCompatible)
+    if most < batch:
+        raise DataError(f"--max-batch {most} is less than --batch {batch}; needed at least as much")
+    if hardware_compatible not in levels:
+        raise DataError(f"--hardware-compatible {hardware_compatible!r}: needed one of {', '.join(levels)}")
+    if not 0 <= optimization_level <= 5:
+        raise DataError(f"--optimization-level {optimization_level}: needed 0 to 5")
+    return Settings(
+        batches=None if most == 1 else (1, batch, most),
+        hardware_compatible=typing.cast(HardwareCompatible, hardware_compatible),
+        optimization_level=optimization_level,
+        workspace=workspace,
+    )
+
+
+def describe() -> Here:
+    """Describe this machine, by a child process, so that this one keeps no memory of the GPU's.
+
+    Raises:
+        RuntimeUnavailableError: TensorRT, CUDA's bindings or a GPU are missing.
+    """
+    messages: list[Message] = []
+    _run(["describe"], messages.append)
+    for message in messages:
+        if isinstance(message, Here):
+            return message
+    reasons = [message.error for message in messages if isinstance(message, Outcome)]
+    raise RuntimeUnavailableError(
+        f"cannot build here: {reasons[0] if reasons else 'TensorRT took the process down'}; `edgefg doctor` says more"
+    )
+
+
+def cached_plan(onnx: FileInfo, precision: str, settings: Settings, here: Here) -> Path | None:
+    """Return where the plan of this very build is kept, whether it is there or not; None without a cache."""
+    cache = cache_directory()
+    return cache / "plans" / f"{_key(onnx, precision, settings, here)}.plan" if cache else None
+
+
+def keep_plan(plan: Path, kept: Path | None) -> None:
+    """Put a proven plan into the cache, from which the oldest go; a full disk costs only the next build's time."""
+    if kept is None:
+        return
+    try:
+        with atomic_file(kept) as temporary:
+            temporary.write_bytes(plan.read_bytes())
+        older = sorted(kept.parent.glob("*.plan"), key=lambda path: path.stat().st_mtime)
+        for path in older[:-_MOST_CACHED]:
+            path.unlink()
+    except OSError:
+        return
+
+
+def build_plan(
+    onnx: Path, target: Path, precision: str, settings: Settings, here: Here, *, say: Callable[[str], None]
+) -> None:
+    """Write the plan of an ONNX file to ``target``.
+
+    A build that runs out of memory is tried again with half the workspace, down to 32 MiB.
+
+    Raises:
+        BuildError: TensorRT failed, whatever the workspace; the message has its reason.
+    """
+    cache = cache_directory()
+    timings = cache / "plans" / f"{_digest(here.gpu, here.compute_capability, here.tensorrt)}.timing" if cache else None
+    job = Job(
+        onnx=str(onnx),
+        target=str(target),
+        precision=precision,
+        settings=settings,
+        workspace=settings.workspace or max(_LEAST_WORKSPACE, here.free * 3 // 4 // _MIB),
+        timing_cache=str(timings) if timings else None,
+    )
+    _ladder(job, say)
+
+
+def _ladder(job: Job, say: Callable[[str], None]) -> None:
+    """Build with less and less workspace until it fits."""
+    while True:
+        say(f"building {job.precision} with {job.workspace} MiB of workspace; this takes minutes")
+        outcome = _build(job, say)
+        if outcome.built:
+            return
+        if not outcome.out_of_memory:
+            raise BuildError(f"TensorRT could not build {job.onnx}: {outcome.error[:500]}")
+        if job.workspace <= _LEAST_WORKSPACE:
+            raise BuildError(
+                f"there is too little memory to build {job.onnx}, even with {job.workspace} MiB of workspace"
+                f" ({outcome.error[:300]}); stop what else uses the GPU, or add swap"
+            )
+        say(f"out of memory: {outcome.error[:200]}")
+        job = msgspec.structs.replace(job, workspace=max(_LEAST_WORKSPACE, job.workspace // 2))
+
+
+def _build(job: Job, say: Callable[[str], None]) -> Outcome:
+    outcomes: list[Outcome] = []
+    shown: dict[str, int] = {}
+
+    def hear(message: Message) -> None:
+        if isinstance(message, Outcome):
+            outcomes.append(message)
+        elif isinstance(message, Step):
+            tenth = 10 * message.done // max(message.steps, 1)
+            if shown.get(message.phase, 0) < tenth:
+                shown[message.phase] = tenth
+                say(f"  {message.phase}: {10 * tenth} %")
+
+    with tempfile.TemporaryDirectory(prefix="edgefg-") as folder:
+        path = Path(folder) / "job.json"
+        path.write_bytes(msgspec.json.encode(job))
+        code = _run(["build", str(path)], hear)
+    if outcomes:
+        return outcomes[-1]
+    # Where memory runs out altogether, Linux kills the process.
+    name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+    return Outcome(False, f"the build process ended with {name}", out_of_memory=code == -signal.SIGKILL)
+
+
+def _run(arguments: list[str], hear: Callable[[Message], None]) -> int:
+    """Run the child to its end, or end it; hand over each of its messages; return its exit status."""
+    decoder = msgspec.json.Decoder(Message)
+    command = [sys.executable, "-m", "edgefg.export.tensorrt.worker", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as child:
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                try:
+                    message = decoder.decode(line)
+                except msgspec.DecodeError:  # a library that prints
+                    continue
+                hear(message)
+            return child.wait()
+        except BaseException:  # Ctrl-C included
+            child.kill()
+            raise
+
+
+def _key(onnx: FileInfo, precision: str, settings: Settings, here: Here) -> str:
+    flags = msgspec.json.encode(settings).decode()
+    return _digest(onnx.sha256, precision, flags, here.tensorrt, here.gpu, here.compute_capability)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

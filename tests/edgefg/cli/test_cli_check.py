@@ -1,0 +1,108 @@
+"""`edgefg check`: exit status, lines and JSON, on graphs that keep TensorRT's rules and graphs that do not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnxruntime.quantization import quantize_dynamic
+
+from edgefg.export.onnx.rules import FULL_PRECISION, RULES
+from edgefg.export.quantize.qdq import quantize_tensorrt
+from edgefg.quiet import quiet
+from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("check") / "model.onnx"
+    inputs = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    quantize_tensorrt(TINY / "onnx" / "model.onnx", path, inputs)
+    return path
+
+
+@pytest.fixture
+def spoilt(quantized: Path, tmp_path: Path) -> Path:
+    """Two activations with three scales each: Q and DQ of each break the rule."""
+    model = onnx.load(quantized)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    pairs = [n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in constants]
+    for node in pairs[:2]:
+        scales = np.full(3, 0.1, np.float16)
+        constants[node.input[1]].CopyFrom(numpy_helper.from_array(scales, node.input[1]))
+    onnx.save(model, tmp_path / "spoilt.onnx")
+    return tmp_path / "spoilt.onnx"
+
+
+def test_all_rules_hold(run, quantized: Path) -> None:
+    nodes = len(onnx.load(quantized).graph.node)
+    status, out, err = run("check", quantized, "--for", "tensorrt")
+    assert (status, err, out.count("\n")) == (0, "", 1)
+    assert f"{nodes} nodes" in out
+    assert out.endswith(f"{len(RULES)} rules: all hold\n")
+
+
+def test_one_line_a_violation(run, spoilt: Path) -> None:
+    status, out, err = run("check", spoilt, "--for", "tensorrt")
+    head, *lines = out.splitlines()
+    assert (status, err, len(lines)) == (1, "", 4)
+    assert head.endswith("broken in 4 places, for 4 of which TensorRT refuses the graph")
+    said = "per-tensor: 3 scales on an activation; needed one scale for an activation: quantise constants alone"
+    assert all(said in line for line in lines)
+
+
+def test_json(run, quantized: Path, spoilt: Path) -> None:
+    status, out, _ = run("check", quantized, "--json")
+    assert (status, json.loads(out)["broken"]) == (0, [])
+    status, out, _ = run("check", spoilt, "--json")
+    answer = json.loads(out)
+    assert (status, answer["rules"]) == (1, len(RULES))
+    assert {violation["rule"] for violation in answer["broken"]} == {"per-tensor"}
+    assert all(violation["refused"] and violation["node"] for violation in answer["broken"])
+
+
+def test_a_reason_for_fp32_is_told(run, quantized: Path, tmp_path: Path) -> None:
+    model = onnx.load(quantized)
+    model.metadata_props.add(key=FULL_PRECISION, value="activations reach 70000")
+    onnx.save(model, tmp_path / "m.onnx")
+    status, out, _ = run("check", tmp_path / "m.onnx")
+    assert (status, out.count("\n")) == (0, 1)
+    assert out.endswith("rules: all hold; FP32 where it is not int8: activations reach 70000\n")
+    status, out, _ = run("check", tmp_path / "m.onnx", "--json")
+    assert (status, json.loads(out)["float32"]) == (0, "activations reach 70000")
+
+
+def test_a_dynamically_quantised_graph_is_refused(run, tmp_path: Path) -> None:
+    with quiet():
+        quantize_dynamic(TINY / "onnx" / "model.onnx", tmp_path / "m.onnx")
+    status, out, _ = run("check", tmp_path / "m.onnx")
+    assert (status, out.count("\n")) == (1, 2)
+    assert "for 1 of which TensorRT refuses the graph" in out
+    assert "explicit-qdq: 10 nodes that compute in integers: ConvInteger, DynamicQuantizeLinear, MatMulInteger" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["missing.onnx"], "missing.onnx is no ONNX file that can be read"),
+        ([TINY / "onnx" / "model.json"], "is no ONNX file that can be read"),
+        ([TINY / "onnx" / "model.onnx", "--for", "coreml"], "--for 'coreml': no such choice; needed tensorrt"),
+    ],
+)
+def test_bad_usage(run, words: list[object], said: str) -> None:
+    status, _, err = run("check", *words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert said in err
+
+
+def test_onnx_is_not_installed(run, quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "edgefg.export.onnx.check")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    status, _, err = run("check", quantized)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "pip install" in err

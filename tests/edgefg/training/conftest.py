@@ -1,0 +1,28 @@
+"""Small real data and a small real network for the training tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgefg.settings.training import Hardware, Recipe
+from tests.synthetic import write_dataset
+
+
+@pytest.fixture(scope="session")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three look-alike classes with split folders."""
+    return write_dataset(tmp_path_factory.mktemp("birds"), classes=3, per_class=30, size=64, seed=1)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    """Two quick epochs at 32 px."""
+    return Recipe(epochs=2, image_size=32, batch_size=16, seed=3)
+
+
+@pytest.fixture
+def hardware() -> Hardware:
+    """This process, no workers."""
+    return Hardware(accelerator="cpu", workers=0)

@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace
+
+from edgefg import __version__
+from edgefg.data.boxes import choose_parts
+from edgefg.data.load import load_data
+from edgefg.data.split import SplitSpec
+from edgefg.errors import DataError, TrainingError
+from edgefg.preprocess import InputSpec
+from edgefg.settings.training import Recipe
+from edgefg.training.checkpoint import SCHEMA, Header, load, save
+from edgefg.training.data.augment import TrainingImages
+from edgefg.training.data.loader import collate
+from edgefg.training.losses import cross_entropy
+from edgefg.training.methods import build, options_of
+from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone, maps
+from edgefg.training.models.geometry import Constraint, PositionPrior, best_configuration, relative
+from edgefg.training.models.network import Batch, Network
+from edgefg.training.models.partrcnn import PartRCNN, PartRCNNOptions
+from edgefg.training.objective import TeacherObjective
+from tests.edgefg.training.synthetic_parts import experiment, localised
+from tests.synthetic import write_dataset
+
+_SIDE = 64
+_PARTS = "object,head,mark"
+_NAN = float("nan")
+
+
+def _network(backbone: str = "resnet10t", **options: object) -> PartRCNN:
+    torch.manual_seed(0)
+    values = {"parts": _PARTS, "region_size": 0.5, "width": 16, "proposals": 20} | options
+    network = build("partrcnn", build_backbone(backbone, 3), IMAGENET_MEAN, IMAGENET_STD, values)
+    assert isinstance(network, PartRCNN)
+    return network
+
+
+@pytest.fixture(scope="module")
+def batch(birds: Path) -> Batch:
+    data = load_data(birds)
+    assert data.boxes is not None
+    boxes = choose_parts(data.parts, data.boxes, tuple(_PARTS.split(",")))
+    samples = data.splits["train"][::7]
+    images = TrainingImages(samples, InputSpec(height=_SIDE, width=_SIDE), boxes=boxes)
+    torch.manual_seed(0)
+    return collate([images[i] for i in range(len(images))])
+
+
+def test_relative_by_hand() -> None:
+    place = relative(torch.tensor([20.0, 10, 30, 20]), torch.tensor([0.0, 0, 40, 20]))
+    assert place.tolist() == pytest.approx([5 / 40, 5 / 20, math.log(10 / 40), math.log(10 / 20)])
+
+
+def test_prior_is_numpys_mean_and_covariance_over_several_batches() -> None:
+    rng = np.random.default_rng(0)
+    corner, side = rng.uniform(0, 50, (60, 3, 2)), rng.uniform(5, 40, (60, 3, 2))
+    boxes = torch.tensor(np.concatenate([corner, corner + side], axis=2), dtype=torch.float32)
+    boxes[::3, 2] = _NAN
+    boxes[5, 0] = _NAN
+    prior = PositionPrior(2)
+    for start in (0, 7, 30):
+        prior.update(boxes[start : {0: 7, 7: 30, 30: 60}[start]])
+    places = relative(boxes[:, 1:], boxes[:, :1]).numpy().astype(float)
+    objects, found = torch.tensor([[0.0, 0, 50, 50]]), torch.tensor([[[10.0, 10, 30, 30], [5, 5, 9, 9]]])
+    log_prior = prior(found, objects)
+    for part in range(2):
+        own = places[:, part][~np.isnan(places[:, part]).any(axis=1)]
+        assert int(prior.count[part]) == len(own)
+        np.testing.assert_allclose(prior.mean[part].numpy(), own.mean(axis=0), atol=1e-5)
+        covariance = np.cov(own.T, bias=True)
+        away = relative(found[0, part], objects[0]).numpy() - own.mean(axis=0)
+        wanted = -0.5 * away @ np.linalg.inv(covariance + 1e-3 * np.eye(4)) @ away
+        assert float(log_prior[0, 0, part]) == pytest.approx(wanted, rel=1e-3)
+
+
+def _candidates(*rows: tuple[list[float], float, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes and (object, part) scores; each candidate has the same box as either."""
+    boxes = torch.tensor([[box, box] for box, _, _ in rows], dtype=torch.float32)
+    return boxes, torch.tensor([[first, second] for _, first, second in rows])
+
+
+_BOX_ONLY = Constraint(epsilon=2.0, alpha=0.0, threshold=0.05, objects=10)
+
+
+def test_a_better_part_outside_the_object_is_not_chosen() -> None:
+    boxes, scores = _candidates(
+        ([0, 0, 50, 50], 0.9, 0.01), ([10, 10, 20, 20], 0.01, 0.6), ([45, 45, 60, 60], 0.01, 0.95)
+    )
+    chosen = best_configuration(boxes, scores, PositionPrior(1), _BOX_ONLY)
+    assert chosen.tolist() == [[0, 0, 50, 50], [10, 10, 20, 20]]
+    lenient = best_configuration(boxes, scores, PositionPrior(1), _BOX_ONLY._replace(epsilon=10.0))
+    assert lenient.tolist() == [[0, 0, 50, 50], [45, 45, 60, 60]]
+
+
+def test_object_and_part_are_chosen_together() -> None:
+    # The second best object holds the part: 0.6 · 0.9 > 0.7 · 0.05 (absent counts as the threshold).
+    boxes, scores = _candidates(
+        ([0, 0, 20, 20], 0.7, 0.01), ([40, 40, 90, 90], 0.6, 0.01), ([50, 50, 60, 60], 0.01, 0.9)
+    )
+    chosen = best_configuration(boxes, scores, PositionPrior(1), _BOX_ONLY)
+    assert chosen.tolist() == [[40, 40, 90, 90], [50, 50, 60, 60]]
+
+
+def test_the_prior_of_position_decides_between_like_scores() -> None:
+    objects = torch.tensor([[0.0, 0, 50, 50]]).expand(20, 4)
+    jitter = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)).repeat(1, 2)
+    prior = PositionPrior(1)
+    prior.update(torch.stack([objects, torch.tensor([5.0, 5, 15, 15]) + jitter], dim=1))
+    boxes, scores = _candidates(([0, 0, 50, 50], 0.9, 0.01), ([5, 5, 15, 15], 0.01, 0.6), ([35, 35, 45, 45], 0.01, 0.7))
+    assert best_configuration(boxes, scores, prior, _BOX_ONLY)[1].tolist() == [35, 35, 45, 45]
+    chosen = best_configuration(boxes, scores, prior, _BOX_ONLY._replace(alpha=0.1))
+    assert chosen[1].tolist() == [5, 5, 15, 15]
+
+
+def test_nothing_is_found_below_the_threshold() -> None:
+    boxes, scores = _candidates(([0, 0, 50, 50], 0.9, 0.01), ([5, 5, 15, 15], 0.02, 0.04))
+    chosen = best_configuration(boxes, scores, PositionPrior(1), _BOX_ONLY)
+    assert chosen.isnan().all(dim=1).tolist() == [False, True]
+    assert best_configuration(boxes[:0], scores[:0], PositionPrior(1), _BOX_ONLY).isnan().all()
+
+
+def test_nothing_is_found_where_a_whole_batch_has_no_candidate(batch: Batch) -> None:
+    network = _network().eval()
+    planes = network.normalised(batch.images)
+    with network.detector.listen(network.backbone) as heard:
+        maps(network.backbone, planes)
+    found, proposals, _ = network.detector.propose(heard, planes, None)
+    none = [own[:0] for own in proposals]
+    for boxes, scores in network.detector.candidates(found, none, (_SIDE, _SIDE)):
+        best = best_configuration(boxes, scores, PositionPrior(2), Constraint(10.0, 0.1, 0.1, 5))
+        assert best.shape == (3, 4)
+        assert best.isnan().all()
+
+
+def test_localised_by_hand() -> None:
+    true = np.array([[0, 0, 0.4, 0.4], [0, 0, 0.4, 0.4], [0, 0, 0.4, 0.4], [_NAN] * 4])
+    found = np.array([[0, 0, 0.4, 0.2], [0, 0, 0.4, 0.19], [_NAN] * 4, [0, 0, 1, 1]])
+    assert localised(found, true) == pytest.approx(1 / 3)  # IoU ½ counts; an invisible part is not asked for
+
+
+@pytest.mark.parametrize("regions", ["image", "maps"])
+@pytest.mark.parametrize("backbone", ["resnet10t", "tf_efficientnet_lite0", "torchvision:resnet18"])
+def test_every_parameter_learns_and_outputs_have_their_shapes(batch: Batch, backbone: str, regions: str) -> None:
+    network = _network(backbone, regions=regions).train()
+    step = network.loss(batch, cross_entropy(0.1))
+    step.loss.backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+    assert step.logits.shape == (len(batch.images), 3)
+    network.eval()
+    with torch.no_grad():
+        logits, vectors = network(batch.images), network.features(batch.images)
+        seen = network.attention(batch.images)
+    assert logits.shape == step.logits.shape
+    assert vectors.shape == step.embedding.shape
+    assert seen.names == ("object", "head", "mark")
+    assert seen.boxes is not None
+    assert seen.boxes.shape == (len(batch.images), 3, 4)
+    known = seen.boxes[~seen.boxes.isnan()]
+    assert ((known >= 0) & (known <= 1)).all()
+
+
+def test_absent_parts_add_zeros_and_an_absent_object_is_the_whole_image(batch: Batch) -> None:
+    network = _network(context=0.0).eval()
+    images = network.normalised(batch.images[:2])
+    boxes = torch.tensor([[[0.0, 0, _SIDE, _SIDE], [_NAN] * 4, [8, 8, 24, 24]], [[_NAN] * 4] * 3])
+    with torch.no_grad():
+        object_, head, mark = network._describe(images, images, boxes).chunk(3, dim=1)
+        whole = torch.tensor([[[0.0, 0, _SIDE, _SIDE]] * 3] * 2)
+        torch.testing.assert_close(object_, network._describe(images, images, whole).chunk(3, dim=1)[0])
+    assert not head.any()
+    assert mark[0].any()
+    assert not mark[1].any()
+
+
+def test_a_batch_in_which_no_part_is_visible_trains(batch: Batch) -> None:
+    network = _network().train()
+    assert batch.boxes is not None
+    step = network.loss(batch._replace(boxes=torch.full_like(batch.boxes, _NAN)), cross_entropy(0.0))
+    assert math.isfinite(step.loss.item())
+    assert not network.prior.count.any()
+
+
+def test_images_without_boxes_teach_the_detector_nothing(batch: Batch) -> None:
+    """Nobody marked what is in them: their anchors are not background."""
+    network = _network().eval()  # the norms' statistics of a batch would tie its images together
+    network.detector.proposer.train()
+    network.detector.heads.train()
+    assert batch.boxes is not None
+    planes = network.normalised(batch.images)
+
+    def loss_of(boxes: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)  # torchvision samples the anchors
+        return network._detect(planes, boxes)[2]
+
+    assert loss_of(torch.full_like(batch.boxes, _NAN)).item() == 0
+    one = torch.full_like(batch.boxes, _NAN)
+    one[0] = batch.boxes[0]
+    found = loss_of(one)
+    assert found.item() > 0
+    planes[1:] = 0
+    assert loss_of(one).item() == pytest.approx(found.item(), rel=1e-4)
+    assert loss_of(batch.boxes).item() != pytest.approx(found.item(), rel=1e-2)
+
+
+def test_prepare_says_how_many_images_have_no_object(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = load_data(birds)
+    assert data.boxes is not None
+    capsys.readouterr()
+    PartRCNN.prepare(options_of("partrcnn", {}), data)
+    assert capsys.readouterr().err == ""
+    training = [sample.path for sample in data.splits["train"]]
+    boxes = {path: found.copy() for path, found in data.boxes.items() if path not in training[:3]}
+    boxes[training[3]][data.parts.index("object")] = _NAN
+    _, used = PartRCNN.prepare(options_of("partrcnn", {}), replace(data, boxes=boxes))
+    assert used.boxes is not None
+    assert not set(training[:4]) & set(used.boxes)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"warning: 4 of {len(training)} training images have no box of 'object' (first: train/" in line
+    boxes = {path: found for path, found in boxes.items() if path not in training}
+    with pytest.raises(DataError, match=r"none of the \d+ training images of .* has a box of 'object'; add some"):
+        PartRCNN.prepare(options_of("partrcnn", {}), replace(data, boxes=boxes))
+
+
+def test_the_loss_falls(batch: Batch) -> None:
+    network = _network(detected=0.0).train()
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(10):
+        step = network.loss(batch, cross_entropy(0.0))
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        losses.append(step.loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_mixed_precision_leaves_the_boxes_as_sharp_as_they_are(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = _network().train()
+    kinds: list[torch.dtype] = []
+    candidates = network.detector.candidates
+
+    def spied(*args: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        found = candidates(*args)
+        kinds.extend(tensor.dtype for tensor in (*args[1], *(tensor for own in found for tensor in own)))
+        return found
+
+    monkeypatch.setattr(network.detector, "candidates", spied)
+    with torch.autocast("cpu", torch.bfloat16):
+        step = network.loss(batch, cross_entropy(0.0))
+    assert set(kinds) == {torch.float32}
+    assert step.logits.dtype == torch.bfloat16, "nothing was mixed"
+    step.loss.backward()
+
+
+def test_checkpoint_round_trip(batch: Batch, tmp_path: Path) -> None:
+    network = _network()
+    network.prior.update(batch.boxes)  # type: ignore[arg-type]
+    header = Header(
+        schema=SCHEMA,
+        kind="teacher",
+        method="partrcnn",
+        options={name: getattr(network.options, name) for name in network.options.__struct_fields__},
+        backbone="resnet10t",
+        labels=("a", "b", "c"),
+        input=InputSpec(height=_SIDE, width=_SIDE),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        dataset="",
+        split=SplitSpec(),
+        edgefg=__version__,
+    )
+    save(tmp_path / "t.safetensors", network, header)
+    again, _ = load(tmp_path / "t.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(again(batch.images), network.eval()(batch.images))
+
+
+def test_prepare_takes_parts_and_boxes_from_the_data(birds: Path) -> None:
+    data = load_data(birds)
+    options, used = PartRCNN.prepare(options_of("partrcnn", {}), data)
+    assert isinstance(options, PartRCNNOptions)
+    assert options.parts == ",".join(data.parts)
+    options, used = PartRCNN.prepare(options_of("partrcnn", {"parts": "mark, object"}), data)
+    assert used.parts == ("object", "mark")
+    assert used.boxes is not None
+    assert next(iter(used.boxes.values())).shape == (2, 4)
+    options, used = Network.prepare(options_of("plain", {}), data)
+    assert (used.parts, used.boxes) == ((), None)
+
+
+def test_what_is_missing_is_said(birds: Path, batch: Batch, tmp_path: Path) -> None:
+    data = load_data(birds)
+    with pytest.raises(DataError, match="no part 'beek' has boxes"):
+        PartRCNN.prepare(options_of("partrcnn", {"parts": "object,beek"}), data)
+    bare = write_dataset(tmp_path / "bare", classes=2, per_class=3, size=32)
+    (bare / "boxes.csv").unlink()
+    with pytest.raises(DataError, match=r"has no boxes\.csv; partrcnn needs boxes"):
+        PartRCNN.prepare(options_of("partrcnn", {}), load_data(bare))
+    for parts in ("", "head,mark"):
+        with pytest.raises(DataError, match="needed 'object'"):
+            _network(parts=parts)
+    with pytest.raises(DataError, match="a part twice"):
+        _network(parts="object,head,head")
+    with pytest.raises(DataError, match="the batch has no boxes"):
+        _network().loss(batch._replace(boxes=None), cross_entropy(0.0))
+    with pytest.raises(TrainingError, match="cutmix was asked for, but PartRCNN learns from boxes of parts"):
+        TeacherObjective(Recipe(epochs=1, image_size=_SIDE, mix="cutmix"), _network(), 3)
+
+
+@pytest.mark.slow
+def test_finds_the_parts_of_birds_and_beats_plain(tmp_path: Path) -> None:
+    recipe = Recipe(epochs=10, image_size=96, batch_size=16, val_every=10)
+    options = {"parts": "object,head,wing,mark", "region_size": 0.67}
+    found = experiment(tmp_path, recipe, method="partrcnn", options=options, per_class=40, size=96, far=False)
+    plain = experiment(tmp_path, recipe, method="plain", per_class=40, size=96, far=False)
+    assert found.test > plain.test
+    assert found.pcp["object"] > 0.8
+    assert min(found.pcp.values()) > 0.5

@@ -1,0 +1,210 @@
+"""Pruning as a stage: rounds, resumption, the command line. What is removed is tested in test_channels.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgefg.artifact.manifest import sha256
+from edgefg.data.load import load_data
+from edgefg.data.split import SplitSpec
+from edgefg.errors import DataError, TrainingError
+from edgefg.export.prune import prune as stage
+from edgefg.export.prune.cost import Stopwatch
+from edgefg.export.prune.prune import ROUNDS, prune
+from edgefg.preprocess import InputSpec
+from edgefg.settings.training import Hardware, Pruning, Recipe
+from edgefg.training.checkpoint import SCHEMA, Header, load, read_header, save
+from edgefg.training.models.backbone import build_backbone
+from edgefg.training.models.network import Network
+from tests.synthetic import write_dataset
+
+HERE = Hardware(accelerator="cpu", workers=0)
+RECIPE = Recipe(epochs=1, image_size=32, batch_size=16)
+IN_ROUNDS = Pruning(macs=0.8, round_to=4, rounds=2)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("birds"), classes=2, per_class=20, size=40, seed=2)
+
+
+@pytest.fixture(scope="module")
+def student(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    data = load_data(birds)
+    network = Network(build_backbone("test_efficientnet", 2), (127.0,) * 3, (60.0,) * 3).eval()
+    header = Header(
+        schema=SCHEMA, kind="student", method="plain", backbone="test_efficientnet", labels=data.labels,
+        input=InputSpec(height=32, width=32), mean=(127.0,) * 3, std=(60.0,) * 3, dataset=data.fingerprint,
+        split=SplitSpec(), teacher="e" * 64, recipe="by hand", edgefg="0",
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    save(path, network, header)
+    return path
+
+
+@pytest.fixture(scope="module")
+def in_rounds(student: Path, birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed; not to be spoilt."""
+    out = tmp_path_factory.mktemp("whole")
+    prune(student, birds, out, RECIPE, IN_ROUNDS, teacher_path=student, hardware=HERE)
+    return out
+
+
+def equal(path: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same network and header."""
+    (a, header), (b, other_header) = load(path), load(other)
+    return header == other_header and all(
+        torch.equal(tensor, b.state_dict()[name]) for name, tensor in a.state_dict().items()
+    )
+
+
+def share_of(line: str) -> float:
+    return float(line.partition("left: ")[2].split()[0])
+
+
+def test_rounds_go_equal_ways_and_leave_one_checkpoint(in_rounds: Path, student: Path, birds: Path) -> None:
+    lines: list[str] = []
+    out = in_rounds.with_name("again")
+    prune(student, birds, out, RECIPE, IN_ROUNDS, teacher_path=student, hardware=HERE, progress=lines.append)
+    assert equal(out / "pruned.safetensors", in_rounds / "pruned.safetensors")
+    rounds = [line for line in lines if line.startswith("round ")]
+    assert [line.partition(",")[0] for line in rounds] == ["round 1 of 2", "round 2 of 2"]
+    assert share_of(rounds[1]) <= 0.8 < share_of(rounds[0]) <= 0.9
+    header = read_header(out / "pruned.safetensors")
+    assert header.parent == sha256(student)
+    assert "; prune to 0.8 of macs by taylor, global, at most 0.25 of a layer, channels ×4, 2 rounds" in header.recipe
+    assert f"; left: {rounds[1].partition('left: ')[2]} {{" in header.recipe
+    assert not (out / ROUNDS).exists()
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3, 4])
+def test_a_killed_run_goes_on_where_it_was(
+    killed_at: int, in_rounds: Path, student: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before its first, second, third or fourth piece of work: removal, training, removal, training."""
+    done: list[str] = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **others: Any) -> Any:
+            if len(done) == killed_at - 1 and "resumed" not in done:
+                raise Killed
+            done.append(name)
+            return function(*args, **others)
+
+        return call
+
+    for name in ("remove_channels", "train_and_save"):
+        monkeypatch.setattr(stage, name, counted(name, getattr(stage, name)))
+    options: dict[str, Any] = {"teacher_path": student, "hardware": HERE}
+    with pytest.raises(Killed):
+        prune(student, birds, tmp_path, RECIPE, IN_ROUNDS, **options)
+    before = list(done)
+    done.append("resumed")
+    path = prune(student, birds, tmp_path, RECIPE, IN_ROUNDS, **options)
+    assert done[len(before) + 1 :].count("remove_channels") == 2 - before.count("remove_channels")
+    assert equal(path, in_rounds / "pruned.safetensors")
+    assert not (tmp_path / ROUNDS).exists()
+
+
+def test_another_runs_rounds_are_not_taken_over(
+    student: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "train_and_save", lambda *args, **others: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            prune(student, birds, tmp_path, RECIPE, Pruning(macs=0.95, round_to=8), hardware=HERE)
+    other = Pruning(macs=0.9, round_to=8)
+    with pytest.raises(TrainingError, match="of an unfinished run with other data or settings"):
+        prune(student, birds, tmp_path, RECIPE, other, hardware=HERE)
+    path = prune(student, birds, tmp_path, RECIPE, other, hardware=HERE, restart=True)
+    assert "prune to 0.9 of macs" in read_header(path).recipe
+
+
+def test_a_measured_share_is_not_measured_again(
+    student: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Times are never the same twice: a finished or killed run keeps the widths that it chose."""
+    found = iter([1.0, 0.97, 0.93, 0.88])
+    monkeypatch.setattr(Stopwatch, "__init__", lambda self, *args: None)
+    monkeypatch.setattr(Stopwatch, "share", lambda self, network: next(found))
+    pruning = Pruning(latency=0.9, round_to=4, importance="magnitude", latency_precision="int8")
+    path = prune(student, birds, tmp_path, RECIPE, pruning, hardware=HERE)
+    assert next(found, None) is None
+    header = read_header(path)
+    assert "prune to 0.9 of int8 latency by magnitude" in header.recipe
+    assert "0.880 of the latency" in header.recipe
+    capsys.readouterr()
+    assert prune(student, birds, tmp_path, RECIPE, pruning, hardware=HERE) == path
+    assert "is there already, from the same data and settings" in capsys.readouterr().err
+    with pytest.raises(TrainingError, match="from other data or settings"):
+        prune(student, birds, tmp_path, RECIPE, Pruning(latency=0.8, round_to=4), hardware=HERE)
+
+
+def test_rounds_need_one_process(student: Path, birds: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--rounds 2 and --devices 2 were given"):
+        prune(student, birds, tmp_path, RECIPE, IN_ROUNDS, hardware=Hardware(devices=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--macs 0.7 --params 0.6", "--macs 0.7 and --params 0.6 were given; needed one target"),
+        ("--params 0.7 --latency 0.6", "--params 0.7 and --latency 0.6 were given; needed one target"),
+        ("--macs 0.7 --params 0.7 --latency 0.6", "--macs 0.7 and --params 0.7 and --latency 0.6 were given"),
+        ("--latency 1", "--latency 1 is out of range: needed a share between 0 and 1"),
+        ("--macs 0", "--macs 0 is out of range: needed a share between 0 and 1"),
+        ("--isomorphic --uniform", "--isomorphic and --uniform were given"),
+        ("--importance l1", "--importance 'l1': no such choice; needed one of taylor, magnitude, fpgm, bn-scale"),
+        ("--latency 0.5 --latency-precision fp8", "--latency-precision 'fp8': no such choice"),
+        ("--max-ratio 1", "--max-ratio 1.0 is out of range"),
+        ("--round-to 0", "--round-to 0 is out of range"),
+        ("--rounds 0", "--rounds 0 is out of range"),
+        ("--rounds 3 --devices 2", "--rounds 3 and --devices 2 were given"),
+    ],
+)
+def test_bad_combinations_end_2_with_one_line(
+    options: str, complaint: str, run: Run, student: Path, birds: Path, tmp_path: Path
+) -> None:
+    status, out, err = run("prune", student, birds, "--out", tmp_path / "out", *options.split())
+    assert (status, out) == (2, "")
+    assert complaint in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--importance magnitude --isomorphic --params 0.8",
+        "--importance fpgm --macs 0.8",
+        "--importance bn-scale --uniform --macs 0.9 --rounds 2",
+        "--macs 0.8",
+    ],
+)
+def test_the_command_line(options: str, run: Run, student: Path, birds: Path, tmp_path: Path) -> None:
+    arguments = [
+        *("prune", student, birds, "--out", tmp_path, "--round-to", 4, "--epochs", 1, "--batch-size", 16),
+        *("--workers", 0, "--accelerator", "cpu", *options.split()),
+    ]
+    status, out, err = run(*arguments)
+    assert (status, out.splitlines()[-1]) == (0, str(tmp_path / "pruned.safetensors"))
+    assert "== round 1 of " in err
+    network, header = load(tmp_path / "pruned.safetensors")
+    assert header.channels
+    before, _ = load(student)
+    counts = [sum(p.numel() for p in each.parameters()) for each in (network, before)]
+    assert counts[0] < counts[1]
+    assert network(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape == (1, 2)
+    status, out, err = run(*arguments)
+    assert (status, "is there already" in err) == (0, True)

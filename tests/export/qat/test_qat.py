@@ -1,0 +1,382 @@
+"""Quantisation-aware training as a stage, and the INT8 graphs that come out of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+from msgspec.structs import replace
+from onnx import TensorProto, numpy_helper
+
+from edgefg.artifact.manifest import read_manifest, sha256
+from edgefg.classifier import Classifier
+from edgefg.data.calibration import choose_balanced, read_calibration
+from edgefg.data.load import FolderData, load_data
+from edgefg.data.split import SplitSpec
+from edgefg.errors import CheckpointError, DataError, ExportError
+from edgefg.export.export import export_checkpoint
+from edgefg.export.onnx.rules import broken_rules
+from edgefg.export.prune.prune import prune
+from edgefg.export.qat import qat as stage
+from edgefg.export.qat.qat import qat, quantized_for
+from edgefg.export.qat.quantized_graph import check_quantized_parity, with_integer_weights
+from edgefg.export.qat.quantized_network import load_quantized
+from edgefg.export.quantize.qdq import quantize_tensorrt
+from edgefg.export.tracing.onnx_exporter import to_graph, torch_logits, write_onnx
+from edgefg.image_io import read_image
+from edgefg.preprocess import InputSpec, UInt8Array, prepare
+from edgefg.settings.training import Hardware, Pruning, Recipe
+from edgefg.training.checkpoint import SCHEMA, Header, Quantized, Target, load, read_header, save
+from edgefg.training.methods import build
+from edgefg.training.models.backbone import build_backbone
+from tests.synthetic import write_dataset
+
+HERE = Hardware(accelerator="cpu", workers=0)
+RECIPE = Recipe(epochs=1, image_size=32, batch_size=16, lr=1e-4)
+SPEC = InputSpec(height=32, width=32)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("birds"), classes=2, per_class=20, size=40, seed=2)
+
+
+@pytest.fixture(scope="module")
+def data(birds: Path) -> FolderData:
+    return load_data(birds)
+
+
+@pytest.fixture(scope="module")
+def inputs(data: FolderData) -> UInt8Array:
+    return read_calibration(choose_balanced(data.splits["train"], 16), SPEC).inputs
+
+
+def write_student(path: Path, data: FolderData, backbone: str = "test_resnet", method: str = "plain") -> Path:
+    """Write a checkpoint with untrained weights but batch norms of some account."""
+    torch.manual_seed(0)
+    network = build(method, build_backbone(backbone, len(data.labels)), (127.0, 120.0, 110.0), (60.0, 62.0, 64.0), {})
+    network.train()
+    with torch.no_grad():
+        for _ in range(20):
+            network.backbone(torch.randn(8, 3, 32, 32))
+    header = Header(
+        schema=SCHEMA, kind="student", method=method, backbone=backbone, labels=data.labels, input=SPEC,
+        mean=(127.0, 120.0, 110.0), std=(60.0, 62.0, 64.0), dataset=data.fingerprint, split=SplitSpec(),
+        teacher="e" * 64, recipe="by hand", edgefg="0",
+    )  # fmt: skip
+    save(path, network, header)
+    return path
+
+
+@pytest.fixture(scope="module")
+def student(data: FolderData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_student(tmp_path_factory.mktemp("student") / "student.safetensors", data)
+
+
+def quantize(student: Path, birds: Path, out: Path, to: Target, recipe: Recipe = RECIPE, **options: Any) -> Path:
+    return qat(student, birds, out, recipe, to=to, images=16, hardware=HERE, **options)
+
+
+@pytest.fixture(scope="module")
+def trt(student: Path, birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint of a network trained for TensorRT; not to be spoilt."""
+    return quantize(student, birds, tmp_path_factory.mktemp("trt"), "tensorrt-onnx")
+
+
+@pytest.fixture(scope="module")
+def trt_onnx(trt: Path, birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its artifact."""
+    out = tmp_path_factory.mktemp("trt") / "a"
+    return export_checkpoint(trt, out, to="tensorrt-onnx", precision="int8", calibration=birds)
+
+
+def test_the_tensorrt_graph_keeps_every_rule_and_is_symmetric_int8(trt_onnx: Path, trt: Path) -> None:
+    model = onnx.load(trt_onnx)
+    assert broken_rules(model) == []
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    writer = {name: node for node in model.graph.node for name in node.output}
+    assert len(pairs) > 20
+    for node in pairs:
+        scale, zero = (constants[name] for name in node.input[1:])
+        assert zero.dtype == np.int8
+        assert not zero.any()
+        assert (scale > 0).all()
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            data, weights = (writer[name] for name in node.input[:2])
+            assert constants[data.input[1]].size == 1
+            assert constants[weights.input[1]].shape == (constants[writer[weights.input[0]].input[0]].shape[0],)
+            assert constants[node.input[2]].dtype == np.float16
+    header = read_header(trt)
+    assert header.quantized == Quantized(to="tensorrt-onnx", torch=str(torch.__version__))
+    assert "; qat for tensorrt-onnx, teacher " in header.recipe
+    assert header.validation is not None
+
+
+def test_rounds_where_the_quantiser_does_and_in_its_ranges(
+    student: Path, trt_onnx: Path, trt: Path, data: FolderData, tmp_path: Path
+) -> None:
+    """One epoch changes weights, never the graph: node by node it is what calibration alone gives."""
+    network, header = load(student)
+    write_onnx(network, SPEC, tmp_path / "float.onnx")
+    calibration = read_calibration(choose_balanced(data.splits["train"], 16, RECIPE.seed), SPEC).inputs
+    quantize_tensorrt(tmp_path / "float.onnx", tmp_path / "int8.onnx", calibration)
+    after, before = onnx.load(trt_onnx), onnx.load(tmp_path / "int8.onnx")
+    assert Counter(node.op_type for node in after.graph.node) == Counter(node.op_type for node in before.graph.node)
+    for found, expected in zip(_inputs_of_layers(after), _inputs_of_layers(before), strict=True):
+        assert found[0] == expected[0]
+        assert found[1] == pytest.approx(expected[1], rel=2e-3), "FP16 rounds scales up"
+    quantized, _ = load_quantized(trt)
+    pairs = zip(quantized.parameters(), quantized_for(network, _header(header), calibration).parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs), "nothing was learned"
+
+
+def _inputs_of_layers(model: onnx.ModelProto) -> list[tuple[str, list[float]]]:
+    """Return operator and scales of the rounded data of every layer and residual sum, in the order of the graph."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    writer = {name: node for node in model.graph.node for name in node.output}
+    found = []
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm", "Add"):
+            sources = [writer[name] for name in node.input[: 2 if node.op_type == "Add" else 1] if name in writer]
+            scales = [float(constants[it.input[1]]) for it in sources if it.op_type == "DequantizeLinear"]
+            found.append((node.op_type, scales))
+    return sorted(found)
+
+
+def _header(header: Header, to: Target = "tensorrt-onnx", *, any_cpu: bool = False) -> Header:
+    return replace(header, kind="qat", quantized=Quantized(to=to, any_cpu=any_cpu, torch=str(torch.__version__)))
+
+
+def test_the_graph_computes_what_the_network_does(trt: Path, trt_onnx: Path, inputs: UInt8Array) -> None:
+    network, _ = load_quantized(trt)
+    model, _ = to_graph(network, SPEC, batch=0)
+    largest = float(np.abs(torch_logits(network, inputs)).max())
+    assert check_quantized_parity(network, model, inputs, batch=0) <= 1e-3 * largest
+    with Classifier(trt_onnx) as classifier:  # FP16 and 8-bit kernels included
+        found = np.stack([prediction.logits for prediction in classifier.predict_batch(list(inputs), color="rgb")])
+    assert np.abs(found - torch_logits(network, inputs)).max() <= 0.05 * largest
+    with torch.no_grad():
+        next(network.parameters()).mul_(2)
+    with pytest.raises(ExportError, match=r"the QDQ graph deviates from the quantised network by \d\S+ on average"):
+        check_quantized_parity(network, model, inputs, batch=0)
+
+
+def test_openvino_runs_it_in_int8(student: Path, birds: Path, inputs: UInt8Array, tmp_path: Path) -> None:
+    path = quantize(student, birds, tmp_path / "qat", "openvino", any_cpu=True)
+    model = export_checkpoint(path, tmp_path / "a", to="openvino", precision="int8", batch=0)  # without data
+    network, header = load_quantized(path)
+    assert header.quantized is not None
+    assert header.quantized.any_cpu
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    layers = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    kinds = Counter(
+        info["runtimePrecision"].astype(str)
+        for info in layers
+        if info["layerType"].astype(str) in ("Convolution", "FullyConnected")
+    )
+    assert kinds.keys() == {"u8"} or kinds.keys() == {"u8", "i8"}, f"floating point layers: {kinds}"
+    constants = [node for node in openvino.Core().read_model(model).get_ops() if node.get_type_name() == "Constant"]
+    weights = [node.data for node in constants if node.get_element_type() == openvino.Type.i8 and node.data.ndim > 1]
+    assert len(weights) == kinds.total()
+    assert max(int(np.abs(values.astype(np.int32)).max()) for values in weights) == 64
+    expected = torch_logits(network, inputs)
+    found = compiled([inputs])[0]
+    assert np.abs(found - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+def test_depthwise_weights_keep_8_bits_where_others_take_7(
+    data: FolderData, inputs: UInt8Array, tmp_path: Path
+) -> None:
+    network, header = load(write_student(tmp_path / "s.safetensors", data, backbone="test_efficientnet"))
+    quantized = quantized_for(network, _header(header, "openvino", any_cpu=True), inputs).freeze()
+    model = with_integer_weights(to_graph(quantized, header.input, batch=0)[0])
+    int8 = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8]
+    for depthwise, most in ((True, 127), (False, 64)):
+        weights = [values for values in int8 if values.ndim == 4 and (values.shape[1] == 1) == depthwise]
+        assert max(int(np.abs(values.astype(np.int32)).max()) for values in weights) == most
+
+
+def test_the_first_convolution_of_openvino_s_graph_does_not_learn(
+    student: Path, data: FolderData, inputs: UInt8Array
+) -> None:
+    network, header = load(student)
+    openvino, other = (quantized_for(network, _header(header, to), inputs) for to in ("openvino", "tensorrt-onnx"))
+    (stem,) = dict(other.named_parameters()).keys() - dict(openvino.named_parameters()).keys()
+    assert stem.endswith("conv1.0.weight")
+    assert stem in dict(openvino.named_buffers())
+
+
+def test_onnxruntime_gets_a_graph_too(student: Path, birds: Path, data: FolderData, tmp_path: Path) -> None:
+    path = quantize(student, birds, tmp_path / "qat", "onnx")
+    model = onnx.load(export_checkpoint(path, tmp_path / "a", to="onnx", precision="int8", calibration=birds))
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    layers = sum(node.op_type in ("Conv", "Gemm") for node in model.graph.node)
+    assert sum(values.dtype == np.int8 and values.ndim > 1 for values in constants.values()) == layers > 5
+    gated = write_student(tmp_path / "gated.safetensors", data, "test_efficientnet")
+    with pytest.raises(ExportError, match="lies inside an operator of this network, where training cannot"):
+        quantize(gated, birds, tmp_path / "gated", "onnx")
+
+
+def test_training_recovers_what_rounding_lost(
+    student: Path, birds: Path, inputs: UInt8Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of five levels hurt; 40 steps on the network's own FP32 predictions make up for most of it (0.50 → 0.06).
+
+    The teacher says nothing of what all logits have in common, so that is left out.
+    """
+    monkeypatch.setattr("edgefg.export.qat.quantized_network._LIMIT", 2)
+    network, header = load(student)
+    expected = _centred(torch_logits(network, inputs))
+    before = np.abs(_centred(torch_logits(quantized_for(network, _header(header), inputs).eval(), inputs)) - expected)
+    recipe = replace(RECIPE, epochs=20, lr=3e-4, val_every=20)
+    quantized, _ = load_quantized(quantize(student, birds, tmp_path, "tensorrt-onnx", recipe))
+    after = np.abs(_centred(torch_logits(quantized, inputs)) - expected)
+    assert before.mean() > 0.2 * np.abs(expected).max(), "nothing was lost"
+    assert after.mean() < 0.4 * before.mean()
+
+
+def _centred(logits: np.ndarray) -> np.ndarray:
+    return logits - logits.mean(axis=1, keepdims=True)
+
+
+def test_a_killed_run_goes_on_where_it_was(student: Path, birds: Path, tmp_path: Path) -> None:
+    class Killed(stage.Distillation):
+        def forward(self, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            stops[0] -= 1
+            if stops[0] < 0:
+                raise KeyboardInterrupt
+            return super().forward(*args)
+
+    recipe = replace(RECIPE, epochs=2)
+    stops = [1000]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "Distillation", Killed)
+        whole = quantize(student, birds, tmp_path / "whole", "tensorrt-onnx", recipe, teacher_path=student)
+        steps = (1000 - stops[0]) // 2
+        stops = [steps + 1]
+        with pytest.raises(KeyboardInterrupt):
+            quantize(student, birds, tmp_path / "cut", "tensorrt-onnx", recipe, teacher_path=student)
+        stops = [steps]
+        resumed = quantize(student, birds, tmp_path / "cut", "tensorrt-onnx", recipe, teacher_path=student)
+    assert stops == [0]
+    assert read_header(whole) == read_header(resumed)
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_a_pruned_student_is_rebuilt_from_its_plan(student: Path, birds: Path, tmp_path: Path) -> None:
+    pruned = prune(student, birds, tmp_path, RECIPE, Pruning(macs=0.8, round_to=4), hardware=HERE)
+    path = quantize(pruned, birds, tmp_path, "tensorrt-onnx", teacher_path=student)
+    network, header = load_quantized(path)
+    assert header.channels == read_header(pruned).channels != {}
+    assert header.parent == sha256(pruned)
+    assert network(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape == (2, 2)
+    other = replace(header, quantized=Quantized(to="openvino", torch="1.0"))
+    save(tmp_path / "other.safetensors", network, other)
+    with pytest.raises(CheckpointError, match=r"does not fit the test_resnet .*it was trained with torch 1\.0"):
+        load_quantized(tmp_path / "other.safetensors")
+
+
+def test_the_gate_compares_with_the_fp32_network_where_that_is_given(
+    trt: Path, student: Path, birds: Path, data: FolderData, tmp_path: Path
+) -> None:
+    options = {"to": "tensorrt-onnx", "precision": "int8", "calibration": data}
+    path = export_checkpoint(trt, tmp_path / "a", reference=student, **options)
+    comparison = read_manifest(path).comparison
+    assert comparison is not None
+    frames = np.stack([prepare(read_image(sample.path), SPEC) for sample in data.splits["val"]])
+    fp32, int8 = torch_logits(load(student)[0], frames), torch_logits(load_quantized(trt)[0], frames)
+    top = float(np.abs(fp32).max())
+    assert comparison.parent_logits_max == pytest.approx(top, rel=1e-5)
+    assert comparison.parent_logits_max != pytest.approx(float(np.abs(int8).max()), rel=1e-5)
+    other = write_student(tmp_path / "other.safetensors", data, backbone="test_efficientnet")
+    for checkpoint, reference in ((trt, other), (student, student)):
+        with pytest.raises(DataError, match="is not what this checkpoint was quantised from"):
+            export_checkpoint(checkpoint, tmp_path / "b", reference=reference, **options)
+
+
+def test_what_cannot_be_is_refused(trt: Path, student: Path, birds: Path, data: FolderData, tmp_path: Path) -> None:
+    for to, precision in (("openvino", "int8"), ("tensorrt-onnx", "fp32")):
+        with pytest.raises(ExportError, match=r"was trained for --to tensorrt-onnx --precision int8, and other"):
+            export_checkpoint(trt, tmp_path / "a", to=to, precision=precision, calibration=birds)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="is a quantised network, which counts by what its INT8 graph says"):
+        load(trt)
+    with pytest.raises(DataError, match="is the checkpoint of a student; needed one that `edgefg qat` wrote"):
+        load_quantized(student)
+    with pytest.raises(DataError, match="leave out --any-cpu for tensorrt-onnx"):
+        quantize(student, birds, tmp_path, "tensorrt-onnx", any_cpu=True)
+    glancing = write_student(tmp_path / "wsdan.safetensors", data, method="wsdan")
+    with pytest.raises(ExportError, match="is a wsdan teacher, which looks at an image several times"):
+        quantize(glancing, birds, tmp_path, "tensorrt-onnx")
+    others = load_data(write_dataset(tmp_path / "others", classes=3, per_class=20, size=40, seed=3))
+    stranger = write_student(tmp_path / "stranger.safetensors", others)
+    with pytest.raises(DataError, match="have different classes; needed the student's teacher"):
+        quantize(student, birds, tmp_path, "tensorrt-onnx", teacher_path=stranger)
+
+
+def test_the_command_line(run: Run, student: Path, birds: Path, tmp_path: Path) -> None:
+    arguments = [
+        *("qat", student, birds, "--to", "tensorrt-onnx", "--out", tmp_path, "--teacher", student, "--images", 16),
+        *("--epochs", 1, "--batch-size", 16, "--workers", 0, "--accelerator", "cpu"),
+    ]
+    status, out, err = run(*arguments)
+    assert (status, out.splitlines()[-1]) == (0, str(tmp_path / "qat.safetensors"))
+    assert "== quantising for tensorrt-onnx" in err
+    status, out, err = run(*arguments)
+    assert (status, "is there already" in err, "== quantising" in err) == (0, True, False)
+    status, out, err = run(*arguments, "--epochs", 2)
+    assert (status, len(err.strip().splitlines()[-1:])) == (2, 1)
+    assert "from other data or settings" in err
+
+
+def test_the_exported_graph_has_the_ranges_of_the_calibrator_asked_for(
+    run: Run, student: Path, birds: Path, data: FolderData, tmp_path: Path
+) -> None:
+    arguments = [
+        *("qat", student, birds, "--to", "tensorrt-onnx", "--out", tmp_path, "--images", 16),
+        *("--epochs", 1, "--batch-size", 16, "--workers", 0, "--accelerator", "cpu", "--calibrator"),
+    ]
+    assert run(*arguments, "mse")[0] == 0
+    trained = tmp_path / "qat.safetensors"
+    assert "16 images, mse" in read_header(trained).recipe
+    path = export_checkpoint(trained, tmp_path / "a", to="tensorrt-onnx", precision="int8", calibration=birds)
+    write_onnx(load(student)[0], SPEC, tmp_path / "float.onnx")
+    calibration = read_calibration(choose_balanced(data.splits["train"], 16, RECIPE.seed), SPEC).inputs
+    scales = {}
+    for calibrator in ("mse", "minmax"):
+        quantize_tensorrt(tmp_path / "float.onnx", tmp_path / "int8.onnx", calibration, calibrator=calibrator)
+        scales[calibrator] = _scales(onnx.load(tmp_path / "int8.onnx"))
+    found = _scales(onnx.load(path))
+    assert found == pytest.approx(scales["mse"], rel=2e-3)
+    assert found != pytest.approx(scales["minmax"], rel=2e-3)
+    status, _, err = run(*arguments, "minmax")
+    assert (status, "from other data or settings" in err) == (2, True)
+
+
+def _scales(model: onnx.ModelProto) -> list[float]:
+    return [scale for _, scales in _inputs_of_layers(model) for scale in scales]
+
+
+def test_calibration_goes_by_condition_too(data: FolderData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions = {path: "night" for path, _ in data.splits["train"][::3]}
+    given: list[object] = []
+
+    def choose(*arguments: object) -> list[Path]:
+        given.extend(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "choose_balanced", choose)
+    given_data = replace(data, conditions=conditions)
+    student = write_student(tmp_path / "student.safetensors", data)
+    with pytest.raises(KeyboardInterrupt):
+        qat(student, given_data, tmp_path / "out", RECIPE, to="openvino", images=8, hardware=HERE)
+    assert given[1:] == [8, RECIPE.seed, conditions]

@@ -1,1 +1,0 @@
-../../../edgefg/listing.py

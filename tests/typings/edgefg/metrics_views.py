@@ -1,1 +1,0 @@
-../../../edgefg/metrics_views.py

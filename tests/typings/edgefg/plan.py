@@ -1,1 +1,0 @@
-../../../edgefg/plan.py
