@@ -9,8 +9,9 @@ import msgspec
 
 from edgefg.benchmarks.harness import Progress, bench
 from edgefg.benchmarks.measurement import BenchReport, Measurement
-from edgefg.benchmarks.report import megabytes, table, top1_text
+from edgefg.benchmarks.report import megabytes, top1_text
 from edgefg.errors import DataError
+from edgefg.evaluation.tables import table
 from edgefg.files import write_json
 from edgefg.metrics import Scores
 

@@ -12,7 +12,8 @@ from types import TracebackType
 import numpy as np
 
 from edgefg.artifact import golden
-from edgefg.artifact.manifest import Manifest, bare_manifest, check_files, read_manifest
+from edgefg.artifact.hashes import check_files
+from edgefg.artifact.manifest import Manifest, bare_manifest, read_manifest
 from edgefg.artifact.signature import verify_signature
 from edgefg.decision import Prediction, decide
 from edgefg.errors import DeviceMismatchError, InferenceError, IntegrityError, ManifestError, one_line
@@ -197,7 +198,7 @@ def _manifest_of(path: Path, labels: Sequence[str] | None, input: InputSpec | in
     """Read the manifest and check the files against it; without one, take the caller's word, with a warning."""
     if labels is None and input is None:
         manifest = read_manifest(path)
-        check_files(manifest, path.parent)
+        check_files(manifest.files, path.parent)
         return manifest
     if labels is None or input is None:
         raise ManifestError(f"{path.name} was opened with labels or input alone; needed both, or its manifest")

@@ -9,8 +9,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgefg.artifact.manifest import Manifest, TaxonomyLevel
+from edgefg.artifact.manifest import Manifest
 from edgefg.errors import InferenceError
+from edgefg.metrics import scaled_exponentials
+from edgefg.taxonomy import TaxonomyLevel
 
 
 class Timings(msgspec.Struct, frozen=True):
@@ -61,23 +63,6 @@ class Prediction(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """For a rejected frame of an artifact with a taxonomy: the finest group whose probability reaches the threshold."""
 
 
-def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float32]:
-    """Divide logits by the temperature and normalise them along the last axis to probabilities (in float64)."""
-    exponentials = _exponentials(logits, logits.max(axis=-1, keepdims=True), temperature)
-    probabilities: npt.NDArray[np.float32] = (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(
-        np.float32
-    )
-    return probabilities
-
-
-def _exponentials(
-    logits: npt.NDArray[np.float32], greatest: float | npt.NDArray[np.float32], temperature: float
-) -> npt.NDArray[np.float64]:
-    """Return exp((logits - greatest) / temperature) in float64, which neither overflows nor divides by zero."""
-    exponentials: npt.NDArray[np.float64] = np.exp(np.subtract(logits, greatest, dtype=np.float64) / temperature)
-    return exponentials
-
-
 def decide(
     logits: npt.NDArray[np.float32], manifest: Manifest, top_k: int, before_ms: tuple[float, float] = (0.0, 0.0)
 ) -> Prediction:
@@ -98,7 +83,7 @@ def decide(
             f"{manifest.model} gave logits that are not finite ({logits[worst]} for class {worst}): overflow in the"
             " engine's arithmetic; run `edgefg verify`, and export with --precision fp32 if it fails"
         )
-    exponentials = _exponentials(logits, greatest, manifest.output.temperature)
+    exponentials = scaled_exponentials(logits, greatest, manifest.output.temperature)
     total = float(exponentials.sum())
     # By the logits: probabilities round near ties together.
     order = np.argsort(-logits, kind="stable")[:top_k].tolist()

@@ -7,14 +7,11 @@ differ, or where a class index lies outside the classes.
 
 from __future__ import annotations
 
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-
-from edgefg.decision import softmax
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -59,6 +56,23 @@ class CalibrationBins(NamedTuple):
     """Their mean confidence, ``float64 [bins + 1]``; NaN for an empty bin."""
     accuracy: FloatArray
     """Share of them that is right, likewise."""
+
+
+def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float32]:
+    """Divide logits by the temperature and normalise them along the last axis to probabilities (in float64)."""
+    exponentials = scaled_exponentials(logits, logits.max(axis=-1, keepdims=True), temperature)
+    probabilities: npt.NDArray[np.float32] = (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(
+        np.float32
+    )
+    return probabilities
+
+
+def scaled_exponentials(
+    logits: npt.NDArray[np.float32], greatest: float | npt.NDArray[np.float32], temperature: float
+) -> npt.NDArray[np.float64]:
+    """Return exp((logits - greatest) / temperature) in float64, which neither overflows nor divides by zero."""
+    exponentials: npt.NDArray[np.float64] = np.exp(np.subtract(logits, greatest, dtype=np.float64) / temperature)
+    return exponentials
 
 
 def score(logits: npt.NDArray[np.float32], labels: IntArray, classes: int, temperature: float = 1.0) -> Scores:
@@ -265,6 +279,8 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
         raise ValueError(f"{correct} of {total} is not a share; needed 0 ≤ correct ≤ total and total ≥ 1")
     if not 0 < level < 1:
         raise ValueError(f"the level is {level}; needed a probability between 0 and 1")
+    from statistics import NormalDist  # as slow to import as all of this module, and needed for reports only
+
     z = NormalDist().inv_cdf(0.5 + level / 2)
     share = correct / total
     centre = share + z * z / (2 * total)

@@ -16,7 +16,6 @@ from typing import NamedTuple, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from edgefg.artifact.plan import Device
 from edgefg.errors import RuntimeUnavailableError
 
 EXACT_SUMS = ("session.x64quantprecision", "1")
@@ -32,6 +31,16 @@ RUNTIMES = {
     ".plan": "edgefg.runtimes.tensorrt:TensorRTRuntime",
     ".xml": "edgefg.runtimes.openvino:OpenVINORuntime",
 }
+
+
+class Device(NamedTuple):
+    """A GPU as its driver describes it."""
+
+    name: str
+    compute_capability: str
+    """``major.minor``, for instance ``8.7``."""
+    memory: int
+    """Bytes."""
 
 
 class TensorSpec(NamedTuple):

@@ -16,8 +16,8 @@ from torch import nn
 
 from edgefg import __version__
 from edgefg.artifact.golden import FloatArray
-from edgefg.artifact.manifest import Provenance, sha256
-from edgefg.artifact.quality import Gate
+from edgefg.artifact.hashes import sha256
+from edgefg.artifact.manifest import Provenance
 from edgefg.classifier import Classifier
 from edgefg.data.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
 from edgefg.data.load import FolderData, data_of
@@ -34,6 +34,7 @@ from edgefg.export.targets.emit import emit
 from edgefg.export.tracing.onnx_exporter import check_parity, need_one_graph, torch_logits, write_onnx
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
+from edgefg.settings.gate import Gate
 from edgefg.training.checkpoint import Header, Target, load, read_header
 from edgefg.training.models.network import Network
 

@@ -12,13 +12,13 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from edgefg.artifact.manifest import check_files, read_manifest, sha256
-from edgefg.artifact.quality import Gate
+from edgefg.artifact.hashes import check_files, sha256
+from edgefg.artifact.manifest import read_manifest
 from edgefg.data.cub import is_cub
 from edgefg.data.folders import public_root
 from edgefg.data.index import write_csv
 from edgefg.data.load import FolderData, load_data
-from edgefg.data.split import SPLITS, SplitSpec
+from edgefg.data.split import SPLITS
 from edgefg.errors import DataError, EdgefgError
 from edgefg.evaluation.verify import VerifyReport, verify
 from edgefg.export.distill.distill import distill
@@ -26,6 +26,8 @@ from edgefg.export.export import export_checkpoint
 from edgefg.export.prune.prune import ROUNDS, prune
 from edgefg.export.targets.emit import model_name
 from edgefg.files import write_json
+from edgefg.settings.gate import Gate
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Hardware, Pruning, Recipe
 from edgefg.training.teacher import train_teacher
 
@@ -179,7 +181,7 @@ def _export(
 def _is_current(model: Path, checkpoint: Path) -> bool:
     try:
         manifest = read_manifest(model)
-        check_files(manifest, model.parent)
+        check_files(manifest.files, model.parent)
         return manifest.provenance.parent == sha256(checkpoint)
     except EdgefgError:
         return False

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgefg.artifact.plan import Device
 from edgefg.errors import RuntimeUnavailableError, one_line
+from edgefg.runtime import Device
 
 Bytes = npt.NDArray[np.uint8]
 _ADVICE = "`edgefg doctor` says what to install"

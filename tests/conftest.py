@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from edgefg import cli
-from edgefg.artifact.manifest import Manifest, decode_manifest, encode_manifest, file_info, manifest_path
+from edgefg.artifact.hashes import file_info
+from edgefg.artifact.manifest import Manifest, decode_manifest, encode_manifest, manifest_path
 from edgefg.preprocess import UInt8Array
 from tests.synthetic import MARKS, draw
 

@@ -16,8 +16,9 @@ import sys
 import msgspec
 
 from edgefg.benchmarks.device import load_average
-from edgefg.benchmarks.report import json_line, table
+from edgefg.benchmarks.report import json_line
 from edgefg.benchmarks.stats import percentile
+from edgefg.evaluation.tables import table
 
 _SCRIPT = """
 import sys, time

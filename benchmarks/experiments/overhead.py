@@ -20,10 +20,11 @@ import msgspec
 import numpy as np
 
 from edgefg.benchmarks.device import load_average
-from edgefg.benchmarks.report import json_line, table
+from edgefg.benchmarks.report import json_line
 from edgefg.benchmarks.stats import Latency, summarize
 from edgefg.classifier import Classifier
 from edgefg.errors import EdgefgError, RuntimeUnavailableError
+from edgefg.evaluation.tables import table
 from edgefg.preprocess import UInt8Array
 
 

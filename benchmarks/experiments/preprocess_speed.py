@@ -21,9 +21,10 @@ import numpy as np
 
 from edgefg.benchmarks.device import load_average
 from edgefg.benchmarks.experiments.overhead import interleave
-from edgefg.benchmarks.report import json_line, table
+from edgefg.benchmarks.report import json_line
 from edgefg.benchmarks.stats import percentile
 from edgefg.errors import DataError
+from edgefg.evaluation.tables import table
 from edgefg.image_io import image_files, read_image
 from edgefg.preprocess import InputSpec, UInt8Array, crop, prepare, resize
 

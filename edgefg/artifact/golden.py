@@ -11,17 +11,15 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgefg.artifact.manifest import Manifest
 from edgefg.errors import InferenceError, ManifestError, ParityError, one_line
-from edgefg.preprocess import InputSpec, UInt8Array, prepare
-
-if TYPE_CHECKING:
-    from edgefg.classifier import Classifier
+from edgefg.preprocess import Color, InputSpec, UInt8Array, prepare
 
 MAX_BYTES = 2_000_000
 _INT8_REMEDY = ", or with --any-cpu for an x86 CPU without VNNI (avx512_vnni, avx_vnni in lscpu)"
@@ -53,6 +51,33 @@ class GoldenSet(msgspec.Struct, frozen=True, eq=False):
     """``float32 [K, classes]`` of the FP32 parent."""
     logits: FloatArray
     """``float32 [K, classes]`` of the artifact itself."""
+
+
+class GoldenPrediction(Protocol):
+    """What the golden set compares of a prediction; `edgefg.Prediction` has it."""
+
+    @property
+    def index(self) -> int:
+        """The class."""
+
+    @property
+    def logits(self) -> FloatArray:
+        """``float32 [classes]``."""
+
+
+class GoldenClassifier(Protocol):
+    """What the golden set needs of a classifier; `edgefg.Classifier` has it."""
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest."""
+
+    def predict_batch(self, frames: Sequence[UInt8Array], *, color: Color = "bgr") -> Sequence[GoldenPrediction]:
+        """Classify frames, each ``uint8 [H, W, 3]``."""
 
 
 class GoldenReport(msgspec.Struct, frozen=True):
@@ -103,7 +128,7 @@ def read(path: Path) -> GoldenSet:
     return golden
 
 
-def check(classifier: Classifier) -> GoldenReport:
+def check(classifier: GoldenClassifier) -> GoldenReport:
     """Run the golden set on this device and compare every step with what the artifact recorded.
 
     Raises:

@@ -7,24 +7,27 @@ reaches a vendor's deserialiser.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
-from edgefg.artifact.quality import Accuracy as Accuracy  # whose place is the manifest
-from edgefg.artifact.quality import Comparison, TemperatureScaling
-from edgefg.data.split import SplitSpec
-from edgefg.errors import IntegrityError, ManifestError
+from edgefg.artifact.hashes import FileInfo, FileName, file_info
+from edgefg.errors import ManifestError
+from edgefg.metrics import Scores
 from edgefg.preprocess import InputSpec
+from edgefg.settings.gate import Gate
+from edgefg.settings.split import SplitSpec
+from edgefg.taxonomy import TaxonomyLevel
 
 SCHEMA = 1
+# How many classes `Comparison.render` lists.
+_SHOWN = 5
 
-_Name = Annotated[str, msgspec.Meta(pattern=r"^[^/\\\x00]+$", max_length=255)]
-_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-_Batch = Annotated[int, msgspec.Meta(ge=1)]
+_Share = Annotated[float, Meta(ge=0, le=1)]
+_Batch = Annotated[int, Meta(ge=1)]
 Batches = tuple[_Batch, _Batch, _Batch]
 """Smallest, usual and greatest batch of a TensorRT optimisation profile."""
 HardwareCompatible = Literal["none", "ampere-plus", "same-capability"]
@@ -38,20 +41,12 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class OutputSpec(_Part, frozen=True, kw_only=True):
     """What the network gives, ``float32 [N, classes]`` logits, and how they become a decision."""
 
-    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    temperature: Annotated[float, Meta(gt=0)] = 1.0
     """Probabilities are softmax(logits / temperature) (Guo et al. 2017)."""
     reject_threshold: _Share | None = None
     """A prediction whose confidence is lower is marked as rejected."""
     reject_risk: _Share | None = None
     """The share of errors among accepted predictions that the threshold was set for."""
-
-
-class TaxonomyLevel(_Part, frozen=True, kw_only=True):
-    """One coarser level above the classes: for every label the name of its group."""
-
-    name: str
-    groups: tuple[str, ...]
-    """As long as the labels, in their order."""
 
 
 class RuntimeInfo(_Part, frozen=True, kw_only=True):
@@ -62,26 +57,16 @@ class RuntimeInfo(_Part, frozen=True, kw_only=True):
     version: str
 
 
-class FileInfo(_Part, frozen=True, kw_only=True):
-    """One file of the artifact."""
-
-    name: _Name
-    """A plain file name in the manifest's own folder."""
-    size: Annotated[int, msgspec.Meta(ge=0)]
-    """Bytes."""
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-
-
 class GoldenInfo(_Part, frozen=True, kw_only=True):
     """The golden set: frames with what each step made of them, and how far a device may deviate."""
 
-    file: _Name
-    frames: Annotated[int, msgspec.Meta(ge=1)]
-    input_levels: Annotated[int, msgspec.Meta(ge=0)] = 1
+    file: FileName
+    frames: Annotated[int, Meta(ge=1)]
+    input_levels: Annotated[int, Meta(ge=0)] = 1
     """Network input: greatest difference in uint8 levels (1 across processor architectures)."""
-    logits: Annotated[float, msgspec.Meta(gt=0)]
+    logits: Annotated[float, Meta(gt=0)]
     """This artifact's own logits: greatest absolute difference."""
-    parent_logits: Annotated[float, msgspec.Meta(gt=0)]
+    parent_logits: Annotated[float, Meta(gt=0)]
     """The FP32 parent's logits: greatest absolute difference."""
 
 
@@ -90,14 +75,14 @@ class PlanInfo(_Part, frozen=True, kw_only=True):
 
     gpu: str
     """Name of the GPU, as its driver gives it."""
-    compute_capability: Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+$")]
+    compute_capability: Annotated[str, Meta(pattern=r"^\d+\.\d+$")]
     """For instance ``8.7``."""
     tensorrt: str
     """Version of TensorRT."""
     hardware_compatible: HardwareCompatible = "none"
     batches: Batches | None = None
     """Of the plan's profile; None where it has the network's own fixed batch, or 1."""
-    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] = 3
+    optimization_level: Annotated[int, Meta(ge=0, le=5)] = 3
     workspace: int | None = None
     """What a layer was allowed to use at most, MiB, where that was asked for."""
     among: tuple[str, ...] = ()
@@ -125,19 +110,152 @@ class Provenance(_Part, frozen=True, kw_only=True):
     """The stages and their settings, for people."""
 
 
+class Accuracy(_Part, frozen=True, kw_only=True):
+    """Accuracy measured through `Classifier`."""
+
+    data: str
+    """What it was measured on: split and data set's name."""
+    images: Annotated[int, Meta(ge=1)]
+    top1: _Share
+    top1_low: _Share
+    """Lower end of the 95 % Wilson interval."""
+    top1_high: _Share
+    balanced: _Share
+    """Mean of the per-class recalls."""
+
+    @classmethod
+    def of(cls, scores: Scores, data: str) -> Accuracy:
+        """Keep of scores what a manifest or a checkpoint's header records; ``data`` names what was measured on."""
+        return cls(
+            data=data,
+            images=scores.images,
+            top1=scores.top1,
+            top1_low=scores.top1_low,
+            top1_high=scores.top1_high,
+            balanced=scores.balanced,
+        )
+
+
+class TemperatureScaling(_Part, frozen=True, kw_only=True):
+    """Whether confidences mean what they say: the fit of `OutputSpec.temperature` on the artifact's own logits.
+
+    The figures after it are of images that the fit did not see: each part of the images is scaled with the temperature
+    fitted on all others. Fitted and measured on the same images they would flatter.
+    """
+
+    data: str
+    """What it was fitted on: split and data set's name."""
+    images: Annotated[int, Meta(ge=1)]
+    parts: Annotated[int, Meta(ge=0)]
+    """Into how many parts the images were dealt; 0 where nothing was fitted."""
+    ece_before: _Share
+    """Expected calibration error (15 bins) at a temperature of 1."""
+    ece_after: _Share
+    """The same with the temperature in force, cross-validated."""
+    nll_before: Annotated[float, Meta(ge=0)]
+    """Mean negative log-likelihood of the right class at a temperature of 1, nats."""
+    nll_after: Annotated[float, Meta(ge=0)]
+    """The same with the temperature in force, cross-validated."""
+    unchanged: str = ""
+    """Why the temperature stayed at 1, where it did; the figures after are then those before."""
+
+    def render(self) -> str:
+        """Return it as one line of text for people."""
+        on = f"on {self.data} ({self.images} images)"
+        if self.unchanged:
+            return f"ECE {self.ece_before:.2%}, NLL {self.nll_before:.3f} {on}; temperature left at 1: {self.unchanged}"
+        return (
+            f"ECE {self.ece_before:.2%} → {self.ece_after:.2%}, NLL {self.nll_before:.3f} → {self.nll_after:.3f} {on},"
+            f" cross-validated in {self.parts} parts"
+        )
+
+
+class ClassDrop(_Part, frozen=True, kw_only=True):
+    """A class that the artifact recognises less often than its parent."""
+
+    label: str
+    images: Annotated[int, Meta(ge=1)]
+    """How many images have it as label."""
+    parent_recall: _Share
+    recall: _Share
+    chance: _Share
+    """Probability of so many lost images by chance, corrected for the number of classes (`edgefg.evaluation.gate`)."""
+
+    def render(self) -> str:
+        """Return it as a few words for people."""
+        return f"{self.label}: recall {self.parent_recall:.1%} → {self.recall:.1%} of {self.images} images"
+
+
+class Flip(_Part, frozen=True, kw_only=True):
+    """Images that the parent has right with one class and the artifact takes for another."""
+
+    label: str
+    """Their class, and the parent's answer."""
+    predicted: str
+    """The artifact's answer."""
+    images: Annotated[int, Meta(ge=1)]
+
+    def render(self) -> str:
+        """Return it as a few words for people."""
+        return f"{self.label} → {self.predicted} ({self.images})"
+
+
+class Comparison(_Part, frozen=True, kw_only=True):
+    """An artifact and its FP32 parent on the same labelled images."""
+
+    parent: Accuracy
+    drop: float
+    """Top-1 of the parent minus top-1 of the artifact, in percentage points."""
+    drop_low: float
+    """Lower end of the 95 % interval of the drop, for paired images (Bonett & Price 2012), percentage points."""
+    drop_high: float
+    drop_error: Annotated[float, Meta(ge=0)]
+    """Standard error of the drop, for paired images, percentage points."""
+    lost: Annotated[int, Meta(ge=0)]
+    """Images that the parent has right and the artifact wrong: its flips."""
+    gained: Annotated[int, Meta(ge=0)]
+    """Images that the artifact has right and the parent wrong."""
+    mcnemar_p: _Share
+    """Probability of so lopsided a difference if both were equally good (exact McNemar test, two-sided)."""
+    agreement: _Share
+    """Share of images on which both name the same class, right or wrong."""
+    logits: float
+    """Greatest absolute difference of a logit."""
+    parent_logits_max: float
+    """Greatest absolute logit of the parent, to compare with."""
+    worst: tuple[ClassDrop, ...]
+    """The classes that lose most images, worst first: five, and all whose loss chance does not explain."""
+    flips: tuple[Flip, ...]
+    """Which class the lost images are taken for, the most frequent pair first; at most five pairs."""
+    gate: Gate | None
+    """The limits that it was held to; None where it was only measured."""
+
+    def render(self) -> str:
+        """Return it as a few lines of text for people."""
+        lines = [
+            f"drop {self.drop:+.2f} points (95 %: {self.drop_low:+.2f} to {self.drop_high:+.2f}; {self.lost} images"
+            f" lost, {self.gained} gained, McNemar p = {self.mcnemar_p:.2g}), top-1 agreement {self.agreement:.2%}",
+            f"greatest difference of a logit {self.logits:.3g} (parent's greatest logit: {self.parent_logits_max:.3g})",
+            *(f"  {worst.render()}" for worst in self.worst[:_SHOWN]),
+        ]
+        if self.flips:
+            lines.append(f"  flips: {', '.join(flip.render() for flip in self.flips)}")
+        return "\n".join(lines)
+
+
 class Manifest(_Part, frozen=True, kw_only=True):
     """Everything that a device needs beside the model file."""
 
     schema: int
-    model: _Name
+    model: FileName
     """The model file's name."""
-    labels: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    labels: Annotated[tuple[str, ...], Meta(min_length=1)]
     input: InputSpec
     output: OutputSpec = OutputSpec()
     precision: Literal["fp32", "fp16", "int8", "unknown"]
     """``unknown`` only where a model was opened without a manifest of its own."""
     runtime: RuntimeInfo
-    files: Annotated[tuple[FileInfo, ...], msgspec.Meta(min_length=1)]
+    files: Annotated[tuple[FileInfo, ...], Meta(min_length=1)]
     golden: GoldenInfo | None = None
     provenance: Provenance
     accuracy: Accuracy | None = None
@@ -249,45 +367,3 @@ def _check(manifest: Manifest, path: Path, model_name: str | None) -> None:
 def encode_manifest(manifest: Manifest) -> bytes:
     """Encode a manifest as indented UTF-8 JSON with a final newline."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def file_info(path: Path) -> FileInfo:
-    """Describe a file by name, size and SHA-256."""
-    return FileInfo(name=path.name, size=path.stat().st_size, sha256=sha256(path))
-
-
-def check_files(manifest: Manifest, folder: Path) -> None:
-    """Compare every file of the artifact with its recorded size and SHA-256.
-
-    Raises:
-        IntegrityError: a file is missing, truncated or altered.
-    """
-    for expected in manifest.files:
-        path = folder / expected.name
-        try:
-            found = file_info(path)
-        except FileNotFoundError:
-            raise IntegrityError(
-                f"{path} is missing: the artifact consists of {', '.join(f.name for f in manifest.files)}"
-                " and its manifest; copy it again"
-            ) from None
-        except OSError as exc:
-            raise IntegrityError(f"cannot read {path}: {exc.strerror}") from exc
-        if found.size != expected.size:
-            raise IntegrityError(
-                f"{path} has {found.size} bytes, its manifest says {expected.size}: copy the artifact again"
-            )
-        if found.sha256 != expected.sha256:
-            raise IntegrityError(
-                f"{path} has SHA-256 {found.sha256[:12]}…, its manifest says {expected.sha256[:12]}…:"
-                " the file was altered; copy the artifact again"
-            )

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import struct
 from pathlib import Path
-from typing import NamedTuple
 
 from edgefg.artifact.manifest import PlanInfo
 from edgefg.errors import DeviceMismatchError, RuntimeUnavailableError
+from edgefg.runtime import Device
 
 OUT_OF_MEMORY = re.compile(r"out of memory|could not be allocated|OutOfMemory|MemoryAllocation", re.IGNORECASE)
 """What TensorRT and CUDA say where memory ran out, which says nothing against a plan."""
@@ -20,16 +20,6 @@ _MAGIC = 0x74727466  # "ftrt", little-endian
 _SERIALISATION = 0
 _HEADER = 28
 _VERSION = slice(24, 28)
-
-
-class Device(NamedTuple):
-    """A GPU as its driver describes it."""
-
-    name: str
-    compute_capability: str
-    """``major.minor``, for instance ``8.7``."""
-    memory: int
-    """Bytes."""
 
 
 def gpu_number(device: str | None, path: Path) -> int:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgefg.artifact.quality import Gate
 from edgefg.cli.app import Count, Only, command, needs, print_json, say
 from edgefg.cli.export import Calibrator
 from edgefg.cli.workstation import Out
 from edgefg.errors import DataError
+from edgefg.settings.gate import Gate
 from edgefg.settings.training import Hardware, Pruning, Recipe, Transfer
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from edgefg.cli.app import command, needs, print_json
-from edgefg.data.split import SplitSpec
+from edgefg.settings.split import SplitSpec
 
 
 @command

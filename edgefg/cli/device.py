@@ -10,11 +10,12 @@ from pathlib import Path
 import msgspec
 import typer
 
-from edgefg.artifact.quality import Comparison, Gate, TemperatureScaling
+from edgefg.artifact.manifest import Comparison, TemperatureScaling
 from edgefg.classifier import Classifier
 from edgefg.cli.app import Count, MaybeCount, command, needs, print_json, say
 from edgefg.errors import DataError
 from edgefg.image_io import image_files, read_image
+from edgefg.settings.gate import Gate
 
 _GATE = Gate()
 
@@ -181,7 +182,8 @@ def inspect(path: Path, json: bool = False) -> None:
         path: a model file or a .safetensors checkpoint.
         json: print it as one JSON object.
     """
-    from edgefg.artifact.manifest import check_files, read_manifest
+    from edgefg.artifact.hashes import check_files
+    from edgefg.artifact.manifest import read_manifest
 
     described: msgspec.Struct
     if path.suffix == ".safetensors":
@@ -192,7 +194,7 @@ def inspect(path: Path, json: bool = False) -> None:
         described = read_header(path)
     else:
         described = read_manifest(path)
-        check_files(described, path.parent)
+        check_files(described.files, path.parent)
     if json:
         print_json(described)
         return

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from edgefg.artifact.quality import Gate
 from edgefg.cli.app import Count, command, needs, print_json, say
 from edgefg.cli.workstation import Out
+from edgefg.settings.gate import Gate
 
 _GATE = Gate()
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from edgefg.cli.app import Count, command, needs
-from edgefg.data.split import SplitSpec
 from edgefg.data.split import folds as deal
+from edgefg.settings.split import SplitSpec
 
 
 @command

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgefg.artifact.quality import Gate
 from edgefg.cli.app import Count, Only, checked, command, needs, print_json, say
-from edgefg.data.split import SplitSpec
 from edgefg.errors import DataError
+from edgefg.settings.gate import Gate
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Hardware, Recipe
 
 if TYPE_CHECKING:

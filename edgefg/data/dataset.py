@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from edgefg.data.cub import box_files as cub_box_files
 from edgefg.data.index import BOXES_FILE, Listing
-from edgefg.data.split import SPLITS, Sample, SplitSpec, complete, name_of
+from edgefg.data.split import SPLITS, Sample, complete, name_of
 from edgefg.errors import DataError
 from edgefg.image_io import decode_image
+from edgefg.settings.split import SplitSpec
 
 Checks = Iterable[tuple[str | None, str]]
 """Of every image what is wrong with it, or None, and its SHA-256."""

@@ -12,8 +12,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from edgefg.data.split import Sample, SplitSpec, split_samples
+from edgefg.data.split import Sample, split_samples
 from edgefg.errors import DataError
+from edgefg.settings.split import SplitSpec
 
 LEVELS = ("functional", "possibly-defective", "probably-defective", "defective")
 

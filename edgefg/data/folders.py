@@ -12,9 +12,10 @@ import msgspec
 from edgefg.data import dataset
 from edgefg.data.cub import is_cub, read_cub
 from edgefg.data.index import Listing, is_csv, read_csv
-from edgefg.data.split import SPLITS, Sample, SplitSpec
+from edgefg.data.split import SPLITS, Sample
 from edgefg.errors import DataError
 from edgefg.image_io import image_files
+from edgefg.settings.split import SplitSpec
 
 PUBLIC = ("fgvc-aircraft", "stanford-cars", "oxford-pets", "flowers-102", "inaturalist")
 """Public data sets that torchvision reads, given as ``NAME:ROOT``."""

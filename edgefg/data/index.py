@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from edgefg.artifact.manifest import TaxonomyLevel
 from edgefg.data.split import SPLITS, Sample
 from edgefg.errors import DataError
 from edgefg.files import atomic_file
+from edgefg.taxonomy import TaxonomyLevel
 
 TAXONOMY_FILE = "taxonomy.csv"
 """Beside a CSV manifest or in a data set's folder: the order of the classes and the levels above them."""

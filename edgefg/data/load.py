@@ -18,16 +18,17 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from edgefg.artifact.manifest import TaxonomyLevel
 from edgefg.data import dataset
 from edgefg.data.boxes import read_boxes, write_boxes
 from edgefg.data.cub_boxes import read_cub_boxes
 from edgefg.data.dataset import Checks
 from edgefg.data.folders import class_folders, public_root, read_images, read_listing, split_folders
 from edgefg.data.index import BOXES_FILE, TAXONOMY_FILE, Listing, read_taxonomy, write_csv
-from edgefg.data.split import SPLITS, Sample, SplitSpec, name_of, parted
+from edgefg.data.split import SPLITS, Sample, name_of, parted
 from edgefg.errors import DataError
 from edgefg.image_io import IMAGE_SUFFIXES, image_files, unread_files
+from edgefg.settings.split import SplitSpec
+from edgefg.taxonomy import TaxonomyLevel
 
 
 class TrainedOn(Protocol):

@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgefg.artifact.manifest import TaxonomyLevel
 from edgefg.data.index import Listing
 from edgefg.data.split import Sample
 from edgefg.errors import DataError, one_line
 from edgefg.image_io import IMAGE_SUFFIXES
+from edgefg.taxonomy import TaxonomyLevel
 
 _INAT_VERSIONS = ("2017", "2018", "2019", "2021_train", "2021_train_mini", "2021_valid")
 

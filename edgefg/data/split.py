@@ -7,28 +7,16 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from edgefg.errors import DataError
+from edgefg.settings.split import SplitSpec
 
 SPLITS = ("train", "val", "test")
 UNLABELLED = -1
 """The label of an image of unknown class, which a student learns from its teacher alone."""
-
-
-class SplitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How data without splits of their own are split; stored in checkpoints, so that every stage splits alike."""
-
-    seed: int = 0
-    group: str | None = None
-    """Regular expression; its first group (or whole match) in an image's path is its group: camera, patient, lot.
-
-    Images of one group never part. None: every image is a group of its own.
-    """
-    val: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 0.15
-    test: Annotated[float, msgspec.Meta(gt=0, lt=0.5)] = 0.15
 
 
 class Sample(NamedTuple):

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg import metrics
-from edgefg.artifact.manifest import TaxonomyLevel
-from edgefg.decision import softmax
 from edgefg.errors import DataError, InferenceError
 from edgefg.evaluation import views
 from edgefg.evaluation.predictions import Predictions
+from edgefg.metrics import softmax
+from edgefg.taxonomy import TaxonomyLevel
 
 RAREST = 5
 """How many of the rarest classes are shown and averaged, at most half of them."""

@@ -26,11 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg.artifact.golden import FloatArray
-from edgefg.artifact.manifest import Accuracy
-from edgefg.artifact.quality import ClassDrop, Comparison, Flip, Gate
+from edgefg.artifact.manifest import Accuracy, ClassDrop, Comparison, Flip
 from edgefg.errors import ParityError
 from edgefg.evaluation.views import confusions
 from edgefg.metrics import mcnemar_p, score
+from edgefg.settings.gate import Gate
 
 IntArray = npt.NDArray[np.int64]
 CHANCE = 0.02

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg.artifact.golden import FloatArray
-from edgefg.artifact.manifest import Accuracy
-from edgefg.artifact.quality import Comparison, Gate, TemperatureScaling
+from edgefg.artifact.manifest import Accuracy, Comparison, TemperatureScaling
 from edgefg.classifier import Classifier
 from edgefg.errors import GateError
 from edgefg.evaluation.gate import compare
@@ -22,6 +21,7 @@ from edgefg.evaluation.temperature import scale_temperature
 from edgefg.image_io import read_image
 from edgefg.metrics import score
 from edgefg.preprocess import UInt8Array
+from edgefg.settings.gate import Gate
 
 Answer = Callable[[list[UInt8Array]], FloatArray]
 """Frames, each ``uint8 [H, W, 3]`` BGR, to logits, ``float32 [N, classes]``."""

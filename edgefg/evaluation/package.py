@@ -18,6 +18,7 @@ import numpy as np
 
 from edgefg.artifact import golden
 from edgefg.artifact.golden import FloatArray, GoldenSet
+from edgefg.artifact.hashes import file_info
 from edgefg.artifact.manifest import (
     SCHEMA,
     GoldenInfo,
@@ -26,9 +27,7 @@ from edgefg.artifact.manifest import (
     PlanInfo,
     Provenance,
     RuntimeInfo,
-    TaxonomyLevel,
     encode_manifest,
-    file_info,
     manifest_path,
 )
 from edgefg.artifact.signature import signature_path
@@ -37,6 +36,7 @@ from edgefg.errors import EdgefgError, ExportError, GateError, one_line
 from edgefg.evaluation.measure import Measured
 from edgefg.files import sync
 from edgefg.preprocess import InputSpec, UInt8Array, prepare, resize
+from edgefg.taxonomy import TaxonomyLevel
 
 STEM = "model"
 """Every exported artifact's files are called ``model.…``."""

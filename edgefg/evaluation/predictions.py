@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg import metrics
-from edgefg.artifact.manifest import TaxonomyLevel
 from edgefg.classifier import Classifier
 from edgefg.data.folders import corrupt_message, read_split
 from edgefg.data.split import Sample
-from edgefg.decision import softmax
 from edgefg.errors import DataError
 from edgefg.image_io import read_image
+from edgefg.metrics import softmax
+from edgefg.taxonomy import TaxonomyLevel
 
 Progress = Callable[[int, int], None]
 

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg.artifact.golden import FloatArray
-from edgefg.artifact.quality import TemperatureScaling
-from edgefg.decision import softmax
-from edgefg.metrics import expected_calibration_error, negative_log_likelihood
+from edgefg.artifact.manifest import TemperatureScaling
+from edgefg.metrics import expected_calibration_error, negative_log_likelihood, softmax
 
 IntArray = npt.NDArray[np.int64]
 LOWEST, HIGHEST = 0.1, 10.0

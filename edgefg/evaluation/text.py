@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from edgefg.benchmarks.report import table
 from edgefg.evaluation.assessment import Assessment, Comparison, PositiveView, UnknownView
+from edgefg.evaluation.tables import table
 
 PAIRS = 10
 """How many confused pairs and dropped classes are shown."""

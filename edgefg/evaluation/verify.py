@@ -16,8 +16,7 @@ import numpy.typing as npt
 
 from edgefg.artifact import golden
 from edgefg.artifact.golden import FloatArray, GoldenReport
-from edgefg.artifact.manifest import Accuracy
-from edgefg.artifact.quality import Comparison, Gate
+from edgefg.artifact.manifest import Accuracy, Comparison
 from edgefg.classifier import Classifier
 from edgefg.data.folders import read_split
 from edgefg.data.split import Sample
@@ -25,6 +24,7 @@ from edgefg.errors import DataError
 from edgefg.evaluation.gate import compare
 from edgefg.evaluation.measure import answer_of, require, run
 from edgefg.metrics import score
+from edgefg.settings.gate import Gate
 
 IntArray = npt.NDArray[np.int64]
 _GATE = Gate()

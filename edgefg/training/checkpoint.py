@@ -15,11 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from edgefg.artifact.manifest import Accuracy, TaxonomyLevel
-from edgefg.data.split import SplitSpec
+from edgefg.artifact.manifest import Accuracy
 from edgefg.errors import CheckpointError
 from edgefg.files import atomic_file
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
+from edgefg.taxonomy import TaxonomyLevel
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.ensemble import Ensemble, Member

@@ -16,7 +16,7 @@ import torch
 from msgspec.structs import replace
 
 from edgefg import __version__
-from edgefg.artifact.manifest import sha256
+from edgefg.artifact.hashes import sha256
 from edgefg.errors import DataError
 from edgefg.training.checkpoint import Header, load, save
 from edgefg.training.models.ensemble import Ensemble, Member

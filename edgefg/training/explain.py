@@ -17,10 +17,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from edgefg.decision import Candidate, softmax
+from edgefg.decision import Candidate
 from edgefg.errors import CheckpointError, DataError
 from edgefg.files import atomic_file
 from edgefg.image_io import read_image
+from edgefg.metrics import softmax
 from edgefg.preprocess import InputSpec, UInt8Array, prepare, resize, seen_box
 from edgefg.training.checkpoint import load
 from edgefg.training.models.network import Attention, Network

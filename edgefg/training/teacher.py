@@ -14,8 +14,8 @@ import torch
 
 from edgefg import __version__
 from edgefg.data.load import load_data
-from edgefg.data.split import SplitSpec
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Hardware, Recipe
 from edgefg.training.checkpoint import SCHEMA, Header
 from edgefg.training.loop.stage import train_and_save

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import nn
 
-from edgefg.artifact.manifest import sha256
+from edgefg.artifact.hashes import sha256
 from edgefg.errors import CheckpointError, WeightsError
 from edgefg.training.checkpoint import Header, read_header, read_header_json
 from edgefg.training.models.backbone import Triple, build_backbone, default_normalisation, head_of

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from edgefg import __version__
-from edgefg.artifact.manifest import sha256
+from edgefg.artifact.hashes import sha256
 from edgefg.data.calibration import choose_balanced, read_calibration
 from edgefg.data.load import FolderData, data_of
 from edgefg.errors import CheckpointError, DataError, ExportError, TrainingError, one_line

@@ -10,12 +10,12 @@ import msgspec
 from msgspec.structs import replace
 
 from edgefg.artifact.manifest import Accuracy
-from edgefg.artifact.quality import Gate
 from edgefg.data.load import FolderData
 from edgefg.errors import EdgefgError, HardwareError
 from edgefg.export.quantize.calibrators import Calibrator
 from edgefg.export.search.candidates import Precision, Shape, Stage, Target
 from edgefg.preprocess import InputSpec
+from edgefg.settings.gate import Gate
 from edgefg.settings.training import Hardware, Pruning, Recipe, Transfer
 
 _MULTIPLE = 16

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from edgefg.artifact.manifest import Accuracy, sha256
-from edgefg.artifact.quality import Gate
+from edgefg.artifact.hashes import sha256
+from edgefg.artifact.manifest import Accuracy
 from edgefg.data.load import FolderData, data_of
 from edgefg.errors import DataError, EdgefgError, ExportError, TrainingError, one_line
 from edgefg.evaluation.package import copy_artifact, remove_stale_below
@@ -41,6 +41,7 @@ from edgefg.export.search.candidates import (
 from edgefg.export.search.context import Site, Training
 from edgefg.export.search.trials import finished, measure_again, measure_untrained, try_out
 from edgefg.files import write_json
+from edgefg.settings.gate import Gate
 from edgefg.settings.training import Hardware
 from edgefg.training.checkpoint import load, read_header
 from edgefg.training.loop.fit import score

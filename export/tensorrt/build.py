@@ -17,17 +17,9 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from edgefg.artifact import golden
-from edgefg.artifact.manifest import (
-    FileInfo,
-    Manifest,
-    PlanInfo,
-    check_files,
-    encode_manifest,
-    file_info,
-    manifest_path,
-    read_manifest,
-)
-from edgefg.artifact.plan import Device, gpu_number, mismatch
+from edgefg.artifact.hashes import FileInfo, check_files, file_info
+from edgefg.artifact.manifest import Manifest, PlanInfo, encode_manifest, manifest_path, read_manifest
+from edgefg.artifact.plan import gpu_number, mismatch
 from edgefg.artifact.signature import signature_path, verify_signature
 from edgefg.errors import BuildError, DataError, EdgefgError, ManifestError, one_line
 from edgefg.evaluation.package import PLAN, Draft, folder_beside, move_in, remove_stale, stage
@@ -36,6 +28,7 @@ from edgefg.export.tensorrt.builder import build_plan, cached_plan, describe, ke
 from edgefg.export.tensorrt.fastest import Candidate, measure
 from edgefg.export.tensorrt.worker import Here, Settings
 from edgefg.files import locked, sync
+from edgefg.runtime import Device
 
 Precision = Literal["auto", "int8", "fp16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "int8", "fp16", "fp32")
@@ -194,7 +187,7 @@ def _read_sources(models: Sequence[Path], precision: Precision, trusted_key: Pat
         if trusted_key is not None:
             verify_signature(model, trusted_key)
         manifest = read_manifest(model)
-        check_files(manifest, model.parent)
+        check_files(manifest.files, model.parent)
         if manifest.golden is None:
             raise ManifestError(f"{model} has no golden set to prove a plan with; export it again")
         sources.append(_Source(model, manifest))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from edgefg.artifact.manifest import FileInfo, HardwareCompatible
+from edgefg.artifact.hashes import FileInfo
+from edgefg.artifact.manifest import HardwareCompatible
 from edgefg.cache import cache_directory
 from edgefg.errors import BuildError, DataError, RuntimeUnavailableError
 from edgefg.export.tensorrt.worker import Here, Job, Message, Outcome, Settings, Step

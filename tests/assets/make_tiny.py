@@ -23,21 +23,12 @@ from torch import nn
 
 from edgefg import Classifier, __version__
 from edgefg.artifact import golden
-from edgefg.artifact.manifest import (
-    SCHEMA,
-    Accuracy,
-    GoldenInfo,
-    Manifest,
-    Provenance,
-    RuntimeInfo,
-    TaxonomyLevel,
-    encode_manifest,
-    file_info,
-    sha256,
-)
+from edgefg.artifact.hashes import file_info, sha256
+from edgefg.artifact.manifest import SCHEMA, Accuracy, GoldenInfo, Manifest, Provenance, RuntimeInfo, encode_manifest
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.runtime import load
+from edgefg.taxonomy import TaxonomyLevel
 from tests.assets import make_tiny_tensorrt
 from tests.synthetic import write_dataset
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from edgefg import Classifier, __version__
 from edgefg.artifact import golden
-from edgefg.artifact.manifest import Provenance, read_manifest, sha256
+from edgefg.artifact.hashes import sha256
+from edgefg.artifact.manifest import Provenance, read_manifest
 from edgefg.data.split import Sample
 from edgefg.evaluation.measure import Measured, measure
 from edgefg.evaluation.package import Draft, write_artifact

@@ -10,17 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgefg.artifact.manifest import (
-    Manifest,
-    OutputSpec,
-    Provenance,
-    RuntimeInfo,
-    encode_manifest,
-    file_info,
-    manifest_path,
-)
-from edgefg.data.split import SplitSpec
+from edgefg.artifact.hashes import file_info
+from edgefg.artifact.manifest import Manifest, OutputSpec, Provenance, RuntimeInfo, encode_manifest, manifest_path
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 
 MakeArtifact = Callable[..., Path]
 

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from edgefg import Classifier, IntegrityError, RuntimeUnavailableError
-from edgefg.artifact.manifest import GoldenInfo, file_info, read_manifest
+from edgefg.artifact.hashes import file_info
+from edgefg.artifact.manifest import GoldenInfo, read_manifest
 from edgefg.benchmarks import harness, process
 from edgefg.benchmarks.measurement import BenchReport
 from edgefg.benchmarks.process import MeasuringProcess

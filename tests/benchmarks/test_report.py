@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from edgefg.benchmarks.report import megabytes, table, top1_text
+from edgefg.benchmarks.report import megabytes, top1_text
+from edgefg.evaluation.tables import table
 from edgefg.metrics import Scores
 
 

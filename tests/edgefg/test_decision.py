@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgefg import EdgefgError
-from edgefg.artifact.manifest import FileInfo, Manifest, OutputSpec, Provenance, RuntimeInfo, TaxonomyLevel
-from edgefg.decision import Candidate, Prediction, Rollup, decide, softmax
+from edgefg.artifact.hashes import FileInfo
+from edgefg.artifact.manifest import Manifest, OutputSpec, Provenance, RuntimeInfo
+from edgefg.decision import Candidate, Prediction, Rollup, decide
 from edgefg.errors import InferenceError
+from edgefg.metrics import softmax
 from edgefg.preprocess import InputSpec
+from edgefg.taxonomy import TaxonomyLevel
 
 
 def _manifest(

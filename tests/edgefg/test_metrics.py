@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgefg import metrics
-from edgefg.decision import softmax
+from edgefg.metrics import softmax
 
 Case = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 

@@ -16,12 +16,13 @@ from torch import nn
 from edgefg import __version__
 from edgefg.data.calibration import Calibration, choose_balanced, read_calibration
 from edgefg.data.load import FolderData, load_data
-from edgefg.data.split import Sample, SplitSpec
+from edgefg.data.split import Sample
 from edgefg.export.export import export_checkpoint
 from edgefg.export.quantize.qdq import quantize_tensorrt
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, prepare
+from edgefg.settings.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.models.backbone import build_backbone, head_of
 from edgefg.training.models.network import Network

@@ -16,7 +16,8 @@ import pytest
 
 from edgefg import Classifier, __version__
 from edgefg.artifact import golden
-from edgefg.artifact.manifest import read_manifest, sha256
+from edgefg.artifact.hashes import sha256
+from edgefg.artifact.manifest import read_manifest
 from edgefg.data.calibration import synthetic_frames
 from edgefg.data.load import FolderData
 from edgefg.data.split import Sample

@@ -15,16 +15,15 @@ from onnx import numpy_helper
 
 from edgefg import Classifier
 from edgefg.artifact.manifest import read_manifest
-from edgefg.artifact.quality import Gate
 from edgefg.data.load import FolderData
-from edgefg.decision import softmax
 from edgefg.errors import GateError
 from edgefg.export.export import export_checkpoint
 from edgefg.export.tensorrt.build import build_engine
 from edgefg.export.tracing.onnx_exporter import torch_logits
 from edgefg.image_io import read_image
-from edgefg.metrics import expected_calibration_error, negative_log_likelihood
+from edgefg.metrics import expected_calibration_error, negative_log_likelihood, softmax
 from edgefg.preprocess import prepare
+from edgefg.settings.gate import Gate
 from edgefg.training.checkpoint import load
 from tests.export.conftest import reusing
 from tests.simulated.books import Books

@@ -13,12 +13,12 @@ from torch import nn
 
 from edgefg import Classifier, __version__
 from edgefg.data.load import FolderData
-from edgefg.data.split import SplitSpec
 from edgefg.export.export import export_checkpoint
 from edgefg.export.targets.openvino import convert
 from edgefg.export.tracing.onnx_exporter import PARITY, check_parity, torch_logits, write_onnx
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array
+from edgefg.settings.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 
 import edgefg
-from edgefg.artifact.manifest import encode_manifest, file_info, manifest_path, read_manifest
+from edgefg.artifact.hashes import file_info
+from edgefg.artifact.manifest import encode_manifest, manifest_path, read_manifest
 from edgefg.errors import RuntimeUnavailableError
 from edgefg.export.tensorrt.build import BuildReport, build_engine
 from edgefg.export.tensorrt.builder import describe

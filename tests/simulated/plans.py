@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgefg.artifact.manifest import encode_manifest, file_info, manifest_path, read_manifest
+from edgefg.artifact.hashes import file_info
+from edgefg.artifact.manifest import encode_manifest, manifest_path, read_manifest
 from edgefg.export.quantize.qdq import quantize_tensorrt
 from edgefg.export.tensorrt.build import build_engine
 from edgefg.preprocess import InputSpec, UInt8Array, prepare

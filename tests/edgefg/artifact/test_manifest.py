@@ -12,25 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgefg import Classifier, IntegrityError, ManifestError
+from edgefg.artifact.hashes import FileInfo, check_files, file_info, sha256
 from edgefg.artifact.manifest import (
     SCHEMA,
     Accuracy,
-    FileInfo,
+    ClassDrop,
+    Comparison,
+    Flip,
     GoldenInfo,
     Manifest,
     OutputSpec,
     Provenance,
     RuntimeInfo,
-    TaxonomyLevel,
-    check_files,
+    TemperatureScaling,
     decode_manifest,
     encode_manifest,
-    file_info,
     read_manifest,
-    sha256,
 )
-from edgefg.artifact.quality import ClassDrop, Comparison, Flip, Gate, TemperatureScaling
 from edgefg.preprocess import InputSpec
+from edgefg.settings.gate import Gate
+from edgefg.taxonomy import TaxonomyLevel
 from tests.conftest import MODELS, TINY
 
 Tiny = Callable[[str], Path]
@@ -128,7 +129,7 @@ def _refused(fields: object, model: str | None = "model.onnx") -> str:
 def test_committed_artifacts_are_whole(name: str) -> None:
     model = TINY / MODELS[name]
     manifest = read_manifest(model)
-    check_files(manifest, model.parent)
+    check_files(manifest.files, model.parent)
     assert manifest.labels == ("bar", "cross", "disc", "pair")
 
 

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefg.artifact.manifest import FileInfo, HardwareCompatible, PlanInfo
-from edgefg.artifact.plan import Device, check_fits, check_header, mismatch
+from edgefg.artifact.hashes import FileInfo
+from edgefg.artifact.manifest import HardwareCompatible, PlanInfo
+from edgefg.artifact.plan import check_fits, check_header, mismatch
 from edgefg.errors import DeviceMismatchError, RuntimeUnavailableError
+from edgefg.runtime import Device
 
 ORIN = Device("Orin", "8.7", 8 << 30)
 PATH = Path("models/engine.plan")

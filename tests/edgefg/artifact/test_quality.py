@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgefg.artifact.quality import Accuracy
+from edgefg.artifact.manifest import Accuracy
 from edgefg.metrics import score
 
 

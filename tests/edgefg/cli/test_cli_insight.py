@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from edgefg.data.load import load_data
-from edgefg.data.split import SplitSpec
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network

@@ -9,8 +9,8 @@ import pytest
 
 from edgefg.data.cub_boxes import around
 from edgefg.data.load import load_data
-from edgefg.data.split import SplitSpec
 from edgefg.errors import DataError
+from edgefg.settings.split import SplitSpec
 from tests.cub import write_cub
 
 WITHIN = np.array([5, 4, 55, 34], np.float32)

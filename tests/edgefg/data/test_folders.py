@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from edgefg.data.folders import class_samples, read_split
-from edgefg.data.split import SPLITS, SplitSpec
+from edgefg.data.split import SPLITS
 from edgefg.errors import DataError
+from edgefg.settings.split import SplitSpec
 
 LABELS = ("wasp", "ant")
 

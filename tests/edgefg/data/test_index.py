@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from edgefg.artifact.manifest import TaxonomyLevel
 from edgefg.data.cub import is_cub, read_cub
 from edgefg.data.folders import public_root, read_split
 from edgefg.data.index import read_csv, write_csv
-from edgefg.data.split import SPLITS, Sample, SplitSpec
+from edgefg.data.split import SPLITS, Sample
 from edgefg.errors import DataError
+from edgefg.settings.split import SplitSpec
+from edgefg.taxonomy import TaxonomyLevel
 from tests.cub import write_cub
 
 HEADER = "path,label,split,group\n"

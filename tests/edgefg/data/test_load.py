@@ -13,8 +13,8 @@ import pytest
 from edgefg.data.calibration import choose_balanced
 from edgefg.data.index import write_csv
 from edgefg.data.load import load_data, write_lists
-from edgefg.data.split import SplitSpec
 from edgefg.errors import DataError
+from edgefg.settings.split import SplitSpec
 
 
 def write_images(folder: Path, count: int) -> None:

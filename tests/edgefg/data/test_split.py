@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefg.data.split import SPLITS, Sample, SplitSpec, complete, folds, name_of, split_samples
+from edgefg.data.split import SPLITS, Sample, complete, folds, name_of, split_samples
 from edgefg.errors import DataError
+from edgefg.settings.split import SplitSpec
 
 
 def make(groups: list[tuple[int, int]]) -> list[Sample]:

@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgefg.artifact.manifest import TaxonomyLevel
 from edgefg.data.split import Sample
 from edgefg.errors import DataError, InferenceError
 from edgefg.evaluation.assessment import assess
 from edgefg.evaluation.predictions import Predictions
 from edgefg.evaluation.text import render
 from edgefg.metrics import mcnemar_p
+from edgefg.taxonomy import TaxonomyLevel
 
 LABELS = ("oak", "elm", "carp")
 TAXONOMY = (TaxonomyLevel(name="kingdom", groups=("plant", "plant", "animal")),)

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefg.artifact.quality import ClassDrop, Comparison, Gate
+from edgefg.artifact.manifest import ClassDrop, Comparison
 from edgefg.errors import ParityError
 from edgefg.evaluation import gate as gates
 from edgefg.evaluation.gate import Verdict, chance_of, compare, paired_error
+from edgefg.settings.gate import Gate
 
 OPEN = Gate(max_drop=100, max_class_drop=100, max_flips=100)
 

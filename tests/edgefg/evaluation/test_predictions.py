@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from edgefg import Classifier
-from edgefg.data.split import SplitSpec
 from edgefg.errors import DataError
 from edgefg.evaluation.predictions import evaluate
 from edgefg.metrics import Scores
+from edgefg.settings.split import SplitSpec
 from tests.benchmarks.conftest import MakeArtifact
 
 

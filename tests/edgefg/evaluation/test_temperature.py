@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefg.decision import softmax
 from edgefg.evaluation.temperature import HIGHEST, LOWEST, fit_temperature, scale_temperature
-from edgefg.metrics import expected_calibration_error, negative_log_likelihood
+from edgefg.metrics import expected_calibration_error, negative_log_likelihood, softmax
 
 Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]

@@ -16,10 +16,10 @@ from onnx import numpy_helper
 from edgefg import Classifier
 from edgefg.artifact import golden
 from edgefg.artifact.manifest import Manifest, Provenance
-from edgefg.artifact.quality import Gate
 from edgefg.errors import DataError, GateError, IntegrityError, ManifestError, ParityError
 from edgefg.evaluation.verify import VerifyReport, examine, verify
 from edgefg.preprocess import UInt8Array
+from edgefg.settings.gate import Gate
 
 Tiny = Callable[[str], Path]
 LABELS = ("bar", "cross", "disc", "pair")
@@ -55,7 +55,7 @@ def test_data_that_are_split_here_must_be_those_of_training(
     tiny: Tiny, folder: Path, rewrite: Callable[..., Manifest]
 ) -> None:
     from edgefg.data.load import load_data
-    from edgefg.data.split import SplitSpec
+    from edgefg.settings.split import SplitSpec
 
     flat, spec = folder / "val", SplitSpec(seed=2, val=0.3, test=0.3)
     next((flat / "disc").iterdir()).write_bytes(b"cut off")

@@ -8,11 +8,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from edgefg.data.split import SplitSpec
 from edgefg.errors import CheckpointError
 from edgefg.export.prune.channels import remove_channels
 from edgefg.export.prune.cost import Yardstick
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Pruning
 from edgefg.training import checkpoint
 from edgefg.training.checkpoint import SCHEMA, Header, apply_channels, channel_plan, load, read_header, rebuild, save

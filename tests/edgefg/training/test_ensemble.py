@@ -10,14 +10,14 @@ import torch
 from msgspec.structs import replace
 
 from edgefg import __version__
-from edgefg.artifact.manifest import sha256
+from edgefg.artifact.hashes import sha256
 from edgefg.data.load import load_data
-from edgefg.data.split import SplitSpec
 from edgefg.errors import DataError, ExportError, WeightsError
 from edgefg.export.distill.distill import distill
 from edgefg.export.export import export_checkpoint
 from edgefg.export.quantize.layer_sensitivity import sensitivity
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Hardware, Recipe, Transfer
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.ensemble import combine

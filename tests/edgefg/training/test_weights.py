@@ -9,10 +9,10 @@ import timm
 import torch
 from msgspec.structs import replace
 
-from edgefg.artifact.manifest import sha256
-from edgefg.data.split import SplitSpec
+from edgefg.artifact.hashes import sha256
 from edgefg.errors import CheckpointError, TrainingError, WeightsError
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Hardware, Recipe
 from edgefg.training import weights
 from edgefg.training.checkpoint import SCHEMA, Header, read_header, save

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgefg.artifact.manifest import sha256
+from edgefg.artifact.hashes import sha256
 from edgefg.data.load import FolderData, load_data
 from edgefg.data.split import UNLABELLED
 from edgefg.errors import DataError, ExportError

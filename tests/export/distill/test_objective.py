@@ -9,12 +9,13 @@ from msgspec.structs import replace
 from torch import nn
 
 from edgefg import __version__
-from edgefg.artifact.manifest import sha256
-from edgefg.data.split import UNLABELLED, SplitSpec
+from edgefg.artifact.hashes import sha256
+from edgefg.data.split import UNLABELLED
 from edgefg.errors import DataError, WeightsError
 from edgefg.export.distill.losses import attention_distance, dkd, feature_distance, kl_divergence
 from edgefg.export.distill.objective import Distillation, Teacher, read_teachers
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Recipe, Transfer
 from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.data.mix import evaluating

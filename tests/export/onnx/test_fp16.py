@@ -18,7 +18,6 @@ from onnx.reference.op_run import OpRun
 
 from edgefg import __version__
 from edgefg.data.calibration import Calibration
-from edgefg.data.split import SplitSpec
 from edgefg.errors import ExportError
 from edgefg.export.export import export_checkpoint
 from edgefg.export.onnx import fp16 as half_module
@@ -31,6 +30,7 @@ from edgefg.export.quantize.qdq import quantize_tensorrt
 from edgefg.export.tracing.onnx_exporter import torch_logits, write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.runtime import EXACT_SUMS
+from edgefg.settings.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone

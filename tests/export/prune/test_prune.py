@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from edgefg.artifact.manifest import sha256
+from edgefg.artifact.hashes import sha256
 from edgefg.data.load import load_data
-from edgefg.data.split import SplitSpec
 from edgefg.errors import DataError, TrainingError
 from edgefg.export.prune import prune as stage
 from edgefg.export.prune.cost import Stopwatch
 from edgefg.export.prune.prune import ROUNDS, prune
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Hardware, Pruning, Recipe
 from edgefg.training.checkpoint import SCHEMA, Header, load, read_header, save
 from edgefg.training.models.backbone import build_backbone

@@ -15,11 +15,11 @@ import torch
 from msgspec.structs import replace
 from onnx import TensorProto, numpy_helper
 
-from edgefg.artifact.manifest import read_manifest, sha256
+from edgefg.artifact.hashes import sha256
+from edgefg.artifact.manifest import read_manifest
 from edgefg.classifier import Classifier
 from edgefg.data.calibration import choose_balanced, read_calibration
 from edgefg.data.load import FolderData, load_data
-from edgefg.data.split import SplitSpec
 from edgefg.errors import CheckpointError, DataError, ExportError
 from edgefg.export.export import export_checkpoint
 from edgefg.export.onnx.rules import broken_rules
@@ -32,6 +32,7 @@ from edgefg.export.quantize.qdq import quantize_tensorrt
 from edgefg.export.tracing.onnx_exporter import to_graph, torch_logits, write_onnx
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Hardware, Pruning, Recipe
 from edgefg.training.checkpoint import SCHEMA, Header, Quantized, Target, load, read_header, save
 from edgefg.training.methods import build

@@ -12,12 +12,13 @@ import pytest
 from msgspec.structs import replace
 
 from edgefg import Classifier, cli
-from edgefg.artifact.manifest import read_manifest, sha256
-from edgefg.artifact.quality import Gate
+from edgefg.artifact.hashes import sha256
+from edgefg.artifact.manifest import read_manifest
 from edgefg.errors import DataError, WeightsError
 from edgefg.export.search import artifacts, search, trials
 from edgefg.export.search.candidates import Candidate, Front, Precision, Shape, Student, read_front, render, space_of
 from edgefg.export.search.search import compress
+from edgefg.settings.gate import Gate
 from edgefg.settings.training import Transfer
 from tests.export.search.searching import HERE, STUDENTS, request
 from tests.synthetic import write_dataset

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from edgefg import Classifier
-from edgefg.artifact.manifest import encode_manifest, file_info, manifest_path, read_manifest
+from edgefg.artifact.hashes import file_info
+from edgefg.artifact.manifest import encode_manifest, manifest_path, read_manifest
 from edgefg.errors import DataError, InferenceError, RuntimeUnavailableError
 from edgefg.export.tensorrt import build
 from edgefg.export.tensorrt.build import build_engine

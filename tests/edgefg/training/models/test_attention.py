@@ -10,9 +10,9 @@ from torch import nn
 
 from edgefg import __version__
 from edgefg.data.load import load_data
-from edgefg.data.split import SplitSpec
 from edgefg.errors import WeightsError
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.loop.fit import predict
 from edgefg.training.loop.optimizer import freeze

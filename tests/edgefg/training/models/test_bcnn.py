@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from edgefg import __version__
-from edgefg.data.split import SplitSpec
 from edgefg.errors import DataError, WeightsError
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.loop.optimizer import freeze
 from edgefg.training.losses import cross_entropy

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from edgefg import __version__
 from edgefg.data.boxes import choose_parts
 from edgefg.data.load import load_data
-from edgefg.data.split import SplitSpec
 from edgefg.errors import DataError, TrainingError
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Recipe
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.data.augment import TrainingImages

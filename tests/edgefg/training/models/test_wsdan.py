@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from edgefg import __version__
-from edgefg.data.split import SplitSpec
 from edgefg.errors import DataError, WeightsError
 from edgefg.preprocess import InputSpec
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Recipe
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.loop.optimizer import optimizer_of
