@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,10 @@ from types import TracebackType
 import numpy as np
 
 from edgefg.artifact import golden
-from edgefg.artifact.hashes import check_files
-from edgefg.artifact.manifest import Manifest, bare_manifest, read_manifest
+from edgefg.artifact.manifest import Manifest, bare_manifest, check_artifact, read_manifest
 from edgefg.artifact.signature import verify_signature
 from edgefg.decision import Prediction, decide
-from edgefg.errors import DeviceMismatchError, InferenceError, IntegrityError, ManifestError, one_line
+from edgefg.errors import InferenceError, ManifestError, one_line
 from edgefg.preprocess import Color, InputSpec, UInt8Array, check_frame, prepare
 from edgefg.runtime import load, runtime_for
 
@@ -33,8 +31,6 @@ class Classifier:
         device: the engine's device name, for instance ``GPU`` with OpenVINO; None is its default.
         top_k: how many candidates each prediction lists.
         verify: prove on the golden set, before returning, that this device reproduces the artifact.
-        rebuild: where a TensorRT plan was built for another device or TensorRT, build it anew from the ONNX file beside
-            it, which takes minutes, and replace it.
         trusted_key: PEM file of an Ed25519 public key; the artifact must carry a signature by it (`edgefg sign`).
         labels: only for a model file without manifest, for instance a plan that trtexec made: the class names, in the
             order of its logits. Nothing about such a file can be proven: a warning says so.
@@ -44,10 +40,9 @@ class Classifier:
 
     Raises:
         ManifestError: the manifest is missing, truncated or of a later schema.
-        IntegrityError: a file differs from the manifest, or the signature does not hold; checked before the engine
-            sees a byte.
+        IntegrityError: a file differs from the manifest, or the signature does not hold. Both are checked before the
+            engine sees a byte.
         DeviceMismatchError: a TensorRT plan was built for another device or TensorRT.
-        BuildError: ``rebuild`` failed; the old plan stays.
         RuntimeUnavailableError: the engine is not installed or refused the model.
         ParityError: ``verify`` found a deviation.
 
@@ -64,7 +59,6 @@ class Classifier:
         device: str | None = None,
         top_k: int = 5,
         verify: bool = False,
-        rebuild: bool = False,
         trusted_key: str | Path | None = None,
         labels: Sequence[str] | None = None,
         input: InputSpec | int | None = None,
@@ -73,22 +67,12 @@ class Classifier:
             raise ValueError(f"top_k and threads are at least 1; got top_k={top_k}, threads={threads}")
         self.path = Path(path)
         runtime_for(self.path)  # a file that nothing opens is told as such, not as one without manifest
-        if rebuild and trusted_key is not None:
-            raise ValueError("rebuild and trusted_key exclude each other: what a device builds carries no signature")
         if trusted_key is not None:
             verify_signature(self.path, Path(trusted_key))
         self._top_k = top_k
         self._closed = False
-        try:
-            self.manifest: Manifest = _manifest_of(self.path, labels, input)
-            self._runtime = load(self.path, threads=threads, device=device)
-        except (DeviceMismatchError, IntegrityError):  # built for another device, or a power cut between two files
-            if not rebuild or not _names_its_source(self.path):
-                raise
-            # By name, since building belongs to another room, which needs TensorRT.
-            importlib.import_module("edgefg.export.tensorrt.build").rebuild(self.path, device=device)
-            self.manifest = _manifest_of(self.path, None, None)
-            self._runtime = load(self.path, threads=threads, device=device)
+        self.manifest: Manifest = _manifest_of(self.path, labels, input)
+        self._runtime = load(self.path, threads=threads, device=device)
         try:
             self._batch = self._check_input()
             if verify:
@@ -198,7 +182,7 @@ def _manifest_of(path: Path, labels: Sequence[str] | None, input: InputSpec | in
     """Read the manifest and check the files against it; without one, take the caller's word, with a warning."""
     if labels is None and input is None:
         manifest = read_manifest(path)
-        check_files(manifest.files, path.parent)
+        check_artifact(manifest, path)
         return manifest
     if labels is None or input is None:
         raise ManifestError(f"{path.name} was opened with labels or input alone; needed both, or its manifest")
@@ -210,15 +194,6 @@ def _manifest_of(path: Path, labels: Sequence[str] | None, input: InputSpec | in
         stacklevel=3,
     )
     return manifest
-
-
-def _names_its_source(path: Path) -> bool:
-    """Tell whether a plan's manifest, which may belong to another plan by now, says what to build it from."""
-    try:
-        info = read_manifest(path).plan
-    except ManifestError:
-        return False
-    return info is not None and info.source is not None
 
 
 def _is_engine_error(error: Exception) -> bool:

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from edgefg.artifact.hashes import check_files, sha256
-from edgefg.artifact.manifest import read_manifest
+from edgefg.artifact.hashes import sha256
+from edgefg.artifact.manifest import check_artifact, read_manifest
 from edgefg.data.cub import is_cub
 from edgefg.data.folders import public_root
 from edgefg.data.index import write_csv
@@ -181,7 +181,7 @@ def _export(
 def _is_current(model: Path, checkpoint: Path) -> bool:
     try:
         manifest = read_manifest(model)
-        check_files(manifest.files, model.parent)
+        check_artifact(manifest, model)
         return manifest.provenance.parent == sha256(checkpoint)
     except EdgefgError:
         return False

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgefg.artifact.manifest import manifest_path, read_manifest
-from edgefg.artifact.plan import OUT_OF_MEMORY, build_command, check_fits, check_header, gpu_number
+from edgefg.artifact.manifest import build_command, manifest_path, read_manifest
+from edgefg.artifact.plan import OUT_OF_MEMORY, check_fits, check_header, gpu_number
 from edgefg.errors import DeviceMismatchError, EdgefgError, InferenceError, RuntimeUnavailableError, one_line
 from edgefg.runtime import TensorSpec
 from edgefg.runtimes.cuda import Cuda, CudaError, open_cuda

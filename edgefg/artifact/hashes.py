@@ -39,8 +39,13 @@ def file_info(path: Path) -> FileInfo:
     return FileInfo(name=path.name, size=path.stat().st_size, sha256=sha256(path))
 
 
-def check_files(files: Sequence[FileInfo], folder: Path) -> None:
-    """Compare every file of the artifact with its recorded size and SHA-256.
+def check_files(files: Sequence[FileInfo], folder: Path, remedy: str) -> None:
+    """Compare every file of an artifact with its recorded size and SHA-256.
+
+    Args:
+        files: what the manifest lists.
+        folder: where the files lie.
+        remedy: how to repair the artifact, for the message.
 
     Raises:
         IntegrityError: a file is missing, truncated or altered.
@@ -52,16 +57,14 @@ def check_files(files: Sequence[FileInfo], folder: Path) -> None:
         except FileNotFoundError:
             raise IntegrityError(
                 f"{path} is missing: the artifact consists of {', '.join(f.name for f in files)}"
-                " and its manifest; copy it again"
+                f" and its manifest; {remedy}"
             ) from None
         except OSError as exc:
             raise IntegrityError(f"cannot read {path}: {exc.strerror}") from exc
         if found.size != expected.size:
-            raise IntegrityError(
-                f"{path} has {found.size} bytes, its manifest says {expected.size}: copy the artifact again"
-            )
+            raise IntegrityError(f"{path} has {found.size} bytes, its manifest says {expected.size}: {remedy}")
         if found.sha256 != expected.sha256:
             raise IntegrityError(
                 f"{path} has SHA-256 {found.sha256[:12]}…, its manifest says {expected.sha256[:12]}…:"
-                " the file was altered; copy the artifact again"
+                f" the file was altered; {remedy}"
             )

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from edgefg.artifact.hashes import FileInfo, FileName, file_info
+from edgefg.artifact.hashes import FileInfo, FileName, check_files, file_info
 from edgefg.errors import ManifestError
 from edgefg.metrics import Scores
 from edgefg.preprocess import InputSpec
@@ -362,6 +362,23 @@ def _check(manifest: Manifest, path: Path, model_name: str | None) -> None:
         problem = "a file name is a folder"
     if problem:
         raise ManifestError(f"{path} is inconsistent: {problem}; export the artifact again")
+
+
+def check_artifact(manifest: Manifest, model: Path) -> None:
+    """Compare the files of an artifact with its manifest.
+
+    Raises:
+        IntegrityError: a file is missing, truncated or altered. The message says how to repair the artifact.
+    """
+    rebuildable = manifest.plan is not None and manifest.plan.source is not None
+    remedy = f"build it again: {build_command(model, manifest.plan)}" if rebuildable else "copy the artifact again"
+    check_files(manifest.files, model.parent, remedy)
+
+
+def build_command(plan: Path, info: PlanInfo | None) -> str:
+    """Return the command that builds a TensorRT plan again."""
+    source = plan.with_name(info.source.name) if info and info.source else "MODEL.onnx"
+    return f"edgefg build {source} --to tensorrt"
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -10,8 +10,8 @@ import re
 import struct
 from pathlib import Path
 
-from edgefg.artifact.manifest import PlanInfo
-from edgefg.errors import DeviceMismatchError, RuntimeUnavailableError
+from edgefg.artifact.manifest import PlanInfo, build_command, read_manifest
+from edgefg.errors import DeviceMismatchError, ManifestError, RuntimeUnavailableError
 from edgefg.runtime import Device
 
 OUT_OF_MEMORY = re.compile(r"out of memory|could not be allocated|OutOfMemory|MemoryAllocation", re.IGNORECASE)
@@ -88,10 +88,16 @@ def check_fits(path: Path, info: PlanInfo | None, written_by: str | None, device
         )
 
 
-def build_command(path: Path, info: PlanInfo | None) -> str:
-    """Return the command that builds a plan anew."""
-    source = path.with_name(info.source.name) if info and info.source else "MODEL.onnx"
-    return f"edgefg build {source} --to tensorrt"
+def source_of(plan: Path) -> Path | None:
+    """Return the ONNX file that a plan was built from; None where its manifest names none.
+
+    The manifest may belong to another build of the plan by now.
+    """
+    try:
+        info = read_manifest(plan).plan
+    except ManifestError:
+        return None
+    return plan.with_name(info.source.name) if info and info.source else None
 
 
 def _same_version(built: str, here: str) -> bool:

@@ -10,8 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgefg.artifact.hashes import check_files
-from edgefg.artifact.manifest import decode_manifest, manifest_path
+from edgefg.artifact.manifest import check_artifact, decode_manifest, manifest_path
 from edgefg.errors import DataError, IntegrityError, RuntimeUnavailableError, one_line
 from edgefg.files import atomic_file
 
@@ -81,7 +80,7 @@ def sign(model: Path, private: Path) -> Path:
         data = manifest.read_bytes()
     except OSError as exc:
         raise IntegrityError(f"cannot read {manifest}: {exc.strerror}; needed an artifact's manifest to sign") from exc
-    check_files(decode_manifest(data, manifest).files, manifest.parent)  # who signs vouches for all of it
+    check_artifact(decode_manifest(data, manifest), model)  # who signs vouches for all of it
     signature = signature_path(model)
     try:
         with atomic_file(signature) as temporary:
@@ -92,7 +91,7 @@ def sign(model: Path, private: Path) -> Path:
 
 
 def verify_signature(model: Path, public: Path) -> None:
-    """Prove that the owner of a key signed the manifest of a model file; the files are `check_files`' to compare.
+    """Prove that the owner of a key signed the manifest of a model file; `check_artifact` compares the files.
 
     Args:
         model: the model file, or its manifest.

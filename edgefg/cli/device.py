@@ -11,9 +11,10 @@ import msgspec
 import typer
 
 from edgefg.artifact.manifest import Comparison, TemperatureScaling
+from edgefg.artifact.plan import source_of
 from edgefg.classifier import Classifier
 from edgefg.cli.app import Count, MaybeCount, command, needs, print_json, say
-from edgefg.errors import DataError
+from edgefg.errors import DataError, DeviceMismatchError, IntegrityError
 from edgefg.image_io import image_files, read_image
 from edgefg.settings.gate import Gate
 
@@ -46,15 +47,28 @@ def predict(
         top_k: how many candidates to show.
         threads: CPU threads of the engine.
         device: the engine's device, for instance GPU with OpenVINO.
-        rebuild: build a TensorRT plan anew where it was made for another device, driver or JetPack.
+        rebuild: if a TensorRT plan was built for another device, driver or JetPack, or if a power cut mixed its files,
+            build it again from the ONNX file beside it. This takes minutes.
         trusted_key: PEM file of the public key that must have signed the artifact.
         json: print one JSON object a line.
     """
     files = [file for path in images for file in image_files(path)]
     unreadable = 0
     if rebuild and trusted_key is not None:
-        raise DataError("--rebuild and --trusted-key exclude each other: what a device builds carries no signature")
-    opened = Classifier(artifact, threads=threads, device=device, top_k=top_k, rebuild=rebuild, trusted_key=trusted_key)
+        raise DataError("--rebuild excludes --trusted-key, since a plan that a device builds carries no signature")
+
+    def open_classifier() -> Classifier:
+        return Classifier(artifact, threads=threads, device=device, top_k=top_k, trusted_key=trusted_key)
+
+    try:
+        opened = open_classifier()
+    except (DeviceMismatchError, IntegrityError):  # built for another device, or a power cut between two files
+        if not rebuild or source_of(artifact) is None:
+            raise
+        from edgefg.export import tensorrt
+
+        tensorrt.rebuild(artifact, device)
+        opened = open_classifier()
     with opened as classifier:
         for file in files:
             try:
@@ -182,8 +196,7 @@ def inspect(path: Path, json: bool = False) -> None:
         path: a model file or a .safetensors checkpoint.
         json: print it as one JSON object.
     """
-    from edgefg.artifact.hashes import check_files
-    from edgefg.artifact.manifest import read_manifest
+    from edgefg.artifact.manifest import check_artifact, read_manifest
 
     described: msgspec.Struct
     if path.suffix == ".safetensors":
@@ -194,7 +207,7 @@ def inspect(path: Path, json: bool = False) -> None:
         described = read_header(path)
     else:
         described = read_manifest(path)
-        check_files(described.files, path.parent)
+        check_artifact(described, path)
     if json:
         print_json(described)
         return

@@ -1,1 +1,5 @@
-"""Building TensorRT plans on the device. Needs tensorrt and CUDA bindings at run time; no torch."""
+"""Building TensorRT plans on the device. Needs tensorrt and CUDA bindings at run time. No torch."""
+
+from edgefg.export.tensorrt.build import rebuild
+
+__all__ = ["rebuild"]

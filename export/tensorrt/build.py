@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from edgefg.artifact import golden
-from edgefg.artifact.hashes import FileInfo, check_files, file_info
-from edgefg.artifact.manifest import Manifest, PlanInfo, encode_manifest, manifest_path, read_manifest
+from edgefg.artifact.hashes import FileInfo, file_info
+from edgefg.artifact.manifest import Manifest, PlanInfo, check_artifact, encode_manifest, manifest_path, read_manifest
 from edgefg.artifact.plan import gpu_number, mismatch
 from edgefg.artifact.signature import signature_path, verify_signature
 from edgefg.errors import BuildError, DataError, EdgefgError, ManifestError, one_line
@@ -141,10 +141,16 @@ def build_engine(
         return _report(plan, False, measured, site)
 
 
-def rebuild(plan: Path, *, device: str | None = None) -> None:
-    """Build a plan anew for this device from the ONNX file beside it, with the settings that its manifest has.
+def rebuild(plan: Path, device: str | None = None) -> None:
+    """Build a plan again for this device, from the ONNX file beside it and with the settings in its manifest.
 
-    `edgefg.Classifier` calls this by name where it was opened with ``rebuild=True``.
+    This repairs a plan that `edgefg.Classifier` refuses with `DeviceMismatchError`, or with `IntegrityError` after a
+    power cut left files of two builds. A plan that fits this device and is whole stays as it is. The new plan carries
+    no signature.
+
+    Args:
+        plan: the plan file.
+        device: the engine's device, as `edgefg.Classifier` takes it; only the first GPU can build.
 
     Raises:
         BuildError: the ONNX file is not there or is another one, or TensorRT failed.
@@ -187,7 +193,7 @@ def _read_sources(models: Sequence[Path], precision: Precision, trusted_key: Pat
         if trusted_key is not None:
             verify_signature(model, trusted_key)
         manifest = read_manifest(model)
-        check_files(manifest.files, model.parent)
+        check_artifact(manifest, model)
         if manifest.golden is None:
             raise ManifestError(f"{model} has no golden set to prove a plan with; export it again")
         sources.append(_Source(model, manifest))

@@ -150,7 +150,8 @@ def _build(job: Job, say: Callable[[str], None]) -> Outcome:
 def _run(arguments: list[str], hear: Callable[[Message], None]) -> int:
     """Run the child to its end, or end it; hand over each of its messages; return its exit status."""
     decoder = msgspec.json.Decoder(Message)
-    command = [sys.executable, "-m", "edgefg.export.tensorrt.worker", *arguments]
+    # Not by -m, which warns where the package has imported the module already.
+    command = [sys.executable, "-c", "from edgefg.export.tensorrt.worker import main; main()", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as child:
         try:
             assert child.stdout is not None

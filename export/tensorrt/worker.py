@@ -1,9 +1,7 @@
 """ONNX → TensorRT plan, in a process of its own: a build that fails can take its process down with it.
 
-    python -m edgefg.export.tensorrt.worker describe
-    python -m edgefg.export.tensorrt.worker build job.json
-
-`edgefg.export.tensorrt.build` starts it. Each line on standard output is one JSON message: `Here`, `Step` or `Outcome`.
+`edgefg.export.tensorrt.builder` starts it, with the arguments ``describe`` or ``build job.json``. Each line on standard
+output is one JSON message: `Here`, `Step` or `Outcome`.
 """
 
 from __future__ import annotations
@@ -246,7 +244,3 @@ def main() -> None:
             _say(build(msgspec.json.decode(Path(sys.argv[2]).read_bytes(), type=Job), _say))
     except (EdgefgError, ImportError, OSError) as exc:
         _say(Outcome(False, one_line(exc)))
-
-
-if __name__ == "__main__":
-    main()

@@ -217,11 +217,6 @@ def test_a_model_without_manifest_needs_labels_and_input(tiny: Tiny) -> None:
         np.testing.assert_array_equal(found.logits, expected.logits)
 
 
-def test_rebuild_and_a_trusted_key_exclude_each_other(tiny: Tiny) -> None:
-    with pytest.raises(ValueError, match="exclude each other"):
-        Classifier(tiny("onnx"), rebuild=True, trusted_key="public.pem")
-
-
 def test_unknown_suffix_names_the_known_ones(tiny: Tiny) -> None:
     model = tiny("null")
     other = model.rename(model.with_suffix(".tflite"))

@@ -18,6 +18,7 @@ import pytest
 from edgefg import Classifier, IntegrityError
 from edgefg.artifact.manifest import read_manifest
 from edgefg.errors import DeviceMismatchError
+from edgefg.export import tensorrt
 from edgefg.export.tensorrt.build import BuildReport, build_engine
 from edgefg.preprocess import UInt8Array
 from edgefg.runtimes.cuda import CudaPython
@@ -83,7 +84,8 @@ def test_a_plan_of_another_device_is_rebuilt(
     rewrite(plan, plan=msgspec.structs.replace(info, gpu="another GPU"))
     with pytest.raises(DeviceMismatchError, match="another GPU"):
         Classifier(plan)
-    with Classifier(plan, rebuild=True) as again, Classifier(report.plan) as before:
+    tensorrt.rebuild(plan)
+    with Classifier(plan) as again, Classifier(report.plan) as before:
         found, expected = (np.stack([c.predict(frame).logits for frame in frames]) for c in (again, before))
     assert read_manifest(plan).plan == info
     assert np.abs(found - expected).max() <= _TOLERANCE[report.precision] * np.abs(expected).max()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from edgefg import Classifier, DeviceMismatchError, EdgefgError, IntegrityError, RuntimeUnavailableError
 from edgefg.artifact.manifest import read_manifest
 from edgefg.errors import BuildError
+from edgefg.export.tensorrt import rebuild
 from edgefg.preprocess import InputSpec
 from edgefg.runtime import load
 from tests.runtimes.test_tensorrt import BINDINGS, frames, write_bare
@@ -24,6 +26,13 @@ from tests.simulated.books import Fault
 from tests.simulated.install import simulated_device
 
 Rewrite = Callable[..., object]
+Run = Callable[..., tuple[int, str, str]]
+
+
+def photo(plan: Path) -> Path:
+    path = plan.with_name("photo.png")
+    cv2.imwrite(str(path), frames(1)[0])
+    return path
 
 
 @pytest.mark.parametrize(
@@ -42,7 +51,8 @@ def test_another_device(config: dict[str, object], said: str, plan: Path) -> Non
         assert books.calls["deserialize_cuda_engine"] == 0
         books.assert_clean()
         old = plan.read_bytes()
-        with Classifier(plan, rebuild=True) as classifier:
+        rebuild(plan)
+        with Classifier(plan) as classifier:
             found = classifier.predict(frames(1)[0])
         assert plan.read_bytes() != old
         assert read_manifest(plan).plan.gpu == books.config.gpu  # type: ignore[union-attr]
@@ -56,13 +66,13 @@ def test_a_rebuild_that_fails_leaves_the_plan(plan: Path, monkeypatch: pytest.Mo
     before = {path.name: path.read_bytes() for path in plan.parent.iterdir()}
     failing = simulated_device(major=11, build_error="Error Code 10: could not find any implementation")
     with failing, pytest.raises(BuildError, match="could not find any implementation"):
-        Classifier(plan, rebuild=True)
+        rebuild(plan)
     plan.with_name("model.onnx").write_bytes(b"another")
     with simulated_device(major=11), pytest.raises(BuildError, match=r"is not the file that engine\.plan was built"):
-        Classifier(plan, rebuild=True)
+        rebuild(plan)
     plan.with_name("model.onnx").unlink()
     with simulated_device(major=11), pytest.raises(BuildError, match=r"is not the file that engine\.plan was built"):
-        Classifier(plan, rebuild=True)
+        rebuild(plan)
     del before["model.onnx"]
     assert {path.name: path.read_bytes() for path in plan.parent.iterdir()} == before
 
@@ -81,23 +91,30 @@ def test_truncated_at_every_4_kib(plan: Path, rewrite: Rewrite) -> None:
         rewrite(plan)  # a manifest that vouches for the truncated plan: TensorRT itself refuses
         with pytest.raises(DeviceMismatchError, match=r"TensorRT .* refused .*engine\.plan: .*corrupt.*: edgefg build"):
             Classifier(plan)
-        Classifier(plan, rebuild=True).close()
+        rebuild(plan)
+        Classifier(plan).close()
         books.assert_clean()
 
 
-def test_what_cannot_be_built_again_is_told_as_it_is(plan: Path) -> None:
+def test_what_cannot_be_built_again_is_told_as_it_is(plan: Path, run: Run) -> None:
     model = plan.with_name("model.onnx")
     model.write_bytes(model.read_bytes() + b"!")
-    with simulated_device(), pytest.raises(IntegrityError):
-        Classifier(model, rebuild=True)
+    with simulated_device():
+        status, _, err = run("predict", model, photo(plan), "--rebuild")
+    assert status == 2
+    assert "its manifest says" in err
+    assert "copy the artifact again" in err
+    with pytest.raises(BuildError, match="does not say what it was built from"):
+        rebuild(model)
 
 
-def test_too_little_memory_says_nothing_against_a_plan(plan: Path) -> None:
+def test_too_little_memory_says_nothing_against_a_plan(plan: Path, run: Run) -> None:
     before = plan.read_bytes()
     with simulated_device() as books:
         books.faults.append(Fault("deserialize_cuda_engine", error=2))
-        with pytest.raises(RuntimeUnavailableError, match="stop what else uses the GPU"):
-            Classifier(plan, rebuild=True)
+        status, _, err = run("predict", plan, photo(plan), "--rebuild")
+        assert status == 2
+        assert "stop what else uses the GPU" in err
         books.assert_clean()
     assert plan.read_bytes() == before
 
@@ -114,14 +131,24 @@ def test_a_runtime_that_goes_inside_another_ones_call_leaves_it_its_gpu(plan: Pa
         books.assert_clean()
 
 
-def test_a_power_cut_between_two_files_is_healed(plan: Path) -> None:
+def test_a_power_cut_between_two_files_is_healed(plan: Path, run: Run) -> None:
     with simulated_device() as books:
         plan.write_bytes(plan.read_bytes() + b"of another build")
-        with pytest.raises(IntegrityError):
+        with pytest.raises(IntegrityError, match=r"build it again: edgefg build .*model\.onnx --to tensorrt"):
             Classifier(plan)
-        with Classifier(plan, rebuild=True, verify=True) as classifier:
+        rebuild(plan)
+        with Classifier(plan, verify=True) as classifier:
             assert classifier.predict(frames(1)[0]).label in classifier.labels
+        plan.write_bytes(plan.read_bytes()[:-9])
+        assert run("predict", plan, photo(plan))[0] == 2
+        assert run("predict", plan, photo(plan), "--rebuild")[0] == 0
+        Classifier(plan, verify=True).close()
         books.assert_clean()
+
+
+def test_rebuild_excludes_a_trusted_key(plan: Path, run: Run) -> None:
+    status, _, err = run("predict", plan, photo(plan), "--rebuild", "--trusted-key", "public.pem")
+    assert (status, "--rebuild excludes --trusted-key" in err) == (2, True)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

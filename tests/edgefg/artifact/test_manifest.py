@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgefg import Classifier, IntegrityError, ManifestError
-from edgefg.artifact.hashes import FileInfo, check_files, file_info, sha256
+from edgefg.artifact.hashes import FileInfo, file_info, sha256
 from edgefg.artifact.manifest import (
     SCHEMA,
     Accuracy,
@@ -25,6 +25,7 @@ from edgefg.artifact.manifest import (
     Provenance,
     RuntimeInfo,
     TemperatureScaling,
+    check_artifact,
     decode_manifest,
     encode_manifest,
     read_manifest,
@@ -129,7 +130,7 @@ def _refused(fields: object, model: str | None = "model.onnx") -> str:
 def test_committed_artifacts_are_whole(name: str) -> None:
     model = TINY / MODELS[name]
     manifest = read_manifest(model)
-    check_files(manifest.files, model.parent)
+    check_artifact(manifest, model)
     assert manifest.labels == ("bar", "cross", "disc", "pair")
 
 

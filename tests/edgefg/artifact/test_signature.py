@@ -113,7 +113,7 @@ def test_nothing_that_was_altered_reaches_the_engine(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("it went on")
 
-    for later in ("read_manifest", "check_files", "load"):
+    for later in ("read_manifest", "check_artifact", "load"):
         monkeypatch.setattr(f"edgefg.classifier.{later}", never)
     with pytest.raises(IntegrityError):
         Classifier(signed, trusted_key=keys[1])

@@ -16,6 +16,7 @@ from edgefg import Classifier, IntegrityError, RuntimeUnavailableError
 from edgefg.artifact.manifest import OutputSpec, encode_manifest, manifest_path, read_manifest
 from edgefg.artifact.signature import new_key, sign
 from edgefg.errors import BuildError, DataError
+from edgefg.export import tensorrt
 from edgefg.export.tensorrt import build
 from edgefg.export.tensorrt.build import build_engine
 from edgefg.export.tensorrt.builder import settings_of
@@ -76,7 +77,7 @@ def test_building_again_keeps_the_plan_until_something_changed(model: Path, devi
     assert not build_engine([model], rebuild=True).kept
     assert not build_engine([model], settings=Settings(hardware_compatible="ampere-plus")).kept
     assert not build_engine([model], settings=Settings(optimization_level=4, workspace=512)).kept
-    build.rebuild(model.with_name("engine.plan"))
+    tensorrt.rebuild(model.with_name("engine.plan"))
     info = read_manifest(model.with_name("engine.plan")).plan
     assert info is not None
     assert (info.optimization_level, info.workspace) == (4, 512)
@@ -296,7 +297,7 @@ def test_a_jetson_has_no_hardware_compatible_plans(
     monkeypatch.setattr(build, "_TEGRA", tmp_path)
     with pytest.raises(DataError, match=r"--hardware-compatible ampere-plus: .* build one for each type"):
         build_engine([model], settings=Settings(hardware_compatible="ampere-plus"))
-    build.rebuild(plan)
+    tensorrt.rebuild(plan)
     info = read_manifest(plan).plan
     assert info is not None
     assert info.hardware_compatible == "none"
