@@ -27,8 +27,10 @@ from edgefg.export.prune.prune import ROUNDS, prune
 from edgefg.export.targets.emit import model_name
 from edgefg.files import write_json
 from edgefg.settings.gate import Gate
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Hardware, Pruning, Recipe
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.teacher import train_teacher
 
 _KINDS = ("teacher", "student", "pruned")
@@ -45,9 +47,9 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     weights: str
     student: str
     student_weights: str
-    teacher_recipe: Recipe
-    student_recipe: Recipe
-    prune_recipe: Recipe
+    teacher_config: TrainingConfig
+    student_config: TrainingConfig
+    prune_config: TrainingConfig
     macs: float
     calibration_images: int = 300
     split: SplitSpec = SplitSpec()
@@ -122,21 +124,21 @@ def run(
     data = _split_folders(Path(plan.data), out, plan.split, skip_corrupt)
     teacher, student, pruned = (out / f"{kind}.safetensors" for kind in _KINDS)
     if not teacher.exists():
-        say(f"teacher: {plan.backbone}, {plan.teacher_recipe.epochs} epochs")
+        say(f"teacher: {plan.backbone}, {plan.teacher_config.schedule.epochs} epochs")
         train_teacher(
-            data, out, plan.teacher_recipe, backbone=plan.backbone, weights=plan.weights, split=plan.split,
+            data, out, plan.teacher_config, backbone=plan.backbone, weights=plan.weights, split=plan.split,
             hardware=hardware, skip_corrupt=skip_corrupt,
         )  # fmt: skip
     if not student.exists():
-        say(f"student: {plan.student} distilled, {plan.student_recipe.epochs} epochs")
+        say(f"student: {plan.student} distilled, {plan.student_config.schedule.epochs} epochs")
         distill(
-            teacher, data, out, plan.student_recipe, student=plan.student, weights=plan.student_weights,
+            teacher, data, out, plan.student_config, student=plan.student, weights=plan.student_weights,
             hardware=hardware, skip_corrupt=skip_corrupt,
         )  # fmt: skip
     if not pruned.exists():
-        say(f"pruned student: {plan.macs:.0%} of the multiply-accumulates, {plan.prune_recipe.epochs} epochs")
+        say(f"pruned student: {plan.macs:.0%} of the multiply-accumulates, {plan.prune_config.schedule.epochs} epochs")
         prune(
-            student, data, out, plan.prune_recipe, Pruning(macs=plan.macs), teacher_path=teacher,
+            student, data, out, plan.prune_config, PruningConfig(macs=plan.macs), teacher_path=teacher,
             hardware=hardware, skip_corrupt=skip_corrupt,
         )  # fmt: skip
     checked = load_data(data, plan.split, skip_corrupt=skip_corrupt)

@@ -17,7 +17,7 @@ from typer.models import OptionInfo
 
 from edgefg import __version__
 from edgefg.errors import DataError
-from edgefg.settings.training import choices_of
+from edgefg.settings.options import Option, options_of, with_options
 
 app = typer.Typer(
     name="edgefg",
@@ -28,7 +28,6 @@ app = typer.Typer(
 )
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
-_Settings = TypeVar("_Settings", bound=msgspec.Struct)
 
 
 def _print_version(wanted: bool) -> None:
@@ -45,18 +44,30 @@ def _root(
 
 
 class Only:
-    """Marks a parameter that is a settings struct: only these of its fields become options."""
+    """Restricts a settings parameter to some of its struct's options or groups."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
+
+    def offers(self, option: Option) -> bool:
+        """Whether an option, or the group that it belongs to, is one of the names."""
+        return not set(option.path).isdisjoint(self.names)
+
+
+class Except(Only):
+    """Leaves some options or groups of a settings parameter out."""
+
+    def offers(self, option: Option) -> bool:
+        """Whether neither the option nor its group is one of the names."""
+        return not super().offers(option)
 
 
 def command(function: _Function) -> _Function:
     """Register a command; the ``Args:`` of its docstring become the help of its arguments and options.
 
     A parameter without default is an argument, unless it is annotated as an option; the others are options. A parameter
-    whose type is a struct of settings becomes one option a field, with the field's description as help and the value
-    in the parameter's default as default.
+    whose type is a settings struct becomes one option for each of `options_of` it; their defaults are those of the
+    parameter's default.
     """
     summary, _, arguments = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
     helps = {
@@ -79,7 +90,7 @@ def command(function: _Function) -> _Function:
     def wrapper(**given: Any) -> None:
         try:
             for name, (default, fields) in settings.items():
-                given[name] = checked(default, **{field: given.pop(field) for field in fields})
+                given[name] = with_options(default, **{field: given.pop(field) for field in fields})
             function(**given)
         except KeyboardInterrupt:
             print("edgefg: interrupted; the same command resumes what can be resumed", file=sys.stderr)
@@ -94,46 +105,33 @@ def command(function: _Function) -> _Function:
     return function
 
 
-def checked(settings: _Settings, **values: Any) -> _Settings:
-    """Return settings with some fields changed. Raises `DataError` where a value is out of range."""
-    try:
-        return msgspec.convert({**msgspec.structs.asdict(settings), **values}, type(settings))
-    except msgspec.ValidationError as exc:
-        reason, _, path = str(exc).partition(" - at `$.")
-        field = path.rstrip("`")
-        named = f"--{field.replace('_', '-')} {values.get(field)!r}" if field else "an option"
-        if choices := choices_of(type(settings), field):
-            raise DataError(f"{named}: no such choice; needed one of {', '.join(map(str, choices))}") from exc
-        raise DataError(f"{named} is out of range: {reason}") from exc
-
-
 def _is_struct(hint: Any) -> bool:
     base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     return isinstance(base, type) and issubclass(base, msgspec.Struct)
 
 
 def _options_of(hint: Any, default: Any) -> list[inspect.Parameter]:
-    """Turn the fields of a settings struct into parameters."""
-    base, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
-    only = next((extra.names for extra in extras if isinstance(extra, Only)), base.__struct_fields__)
-    types, hints = typing.get_type_hints(base), typing.get_type_hints(base, include_extras=True)
+    """Turn the options of a settings parameter into parameters of their own."""
     found = []
-    for name in only:
-        kind, meta = types[name], getattr(hints[name], "__metadata__", ())
-        text = next((m.description for m in meta if isinstance(m, msgspec.Meta) and m.description), "")
-        if typing.get_origin(kind) is typing.Literal:
-            text = f"{'|'.join(typing.get_args(kind))}: {text}"
-            kind = str
-        option = typer.Option(f"--{name.replace('_', '-')}", help=text)
+    for option in offered_options(hint):
+        choices = "|".join(option.choices)
+        text = f"{choices}: {option.help}" if choices else option.help
+        kind = str if choices else option.type
         found.append(
             inspect.Parameter(
-                name,
+                option.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=getattr(default, name),
-                annotation=Annotated[kind, option],
+                default=option.value_in(default),
+                annotation=Annotated[kind, typer.Option(option.flag, help=text)],
             )
         )
     return found
+
+
+def offered_options(hint: Any) -> list[Option]:
+    """List the options of a settings parameter that are on the command line."""
+    base, *rules = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+    return [option for option in options_of(base).values() if all(rule.offers(option) for rule in rules)]
 
 
 def _with_help(hint: Any, parameter: inspect.Parameter, text: str) -> Any:

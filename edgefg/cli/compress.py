@@ -8,39 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgefg.cli.app import Count, Only, command, needs, print_json, say
+from edgefg.cli.app import Count, Except, Only, command, needs, print_json, say
 from edgefg.cli.export import Calibrator
 from edgefg.cli.workstation import Out
 from edgefg.errors import DataError
+from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.gate import Gate
-from edgefg.settings.training import Hardware, Pruning, Recipe, Transfer
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.training import Augmentation, Schedule, TrainingConfig
 
 if TYPE_CHECKING:
     from edgefg.export.search.candidates import Front, Student
 
 # Long and mild, as a student that has a teacher to follow bears it (Beyer et al. 2022).
-_DEFAULTS = Recipe(epochs=30, image_size=224, min_area=0.2, randaugment=9, color=0.0)
-_RECIPE = (
-    "epochs",
-    "batch_size",
-    "lr",
-    "weight_decay",
-    "start_size",
-    "ema",
-    "mix",
-    "mix_alpha",
-    "mix_share",
-    "min_area",
-    "color",
-    "hue",
-    "flip",
-    "randaugment",
-    "rotation",
-    "crop_epochs",
-    "seed",
+_DEFAULTS = TrainingConfig(
+    schedule=Schedule(epochs=30), augmentation=Augmentation(min_area=0.2, randaugment=9, color=0.0)
 )
-_TRANSFER = Transfer()
-_PRUNING = Pruning()
+_DISTILLATION = DistillationConfig()
+_PRUNING = PruningConfig()
 # The loss of top-1 is counted against the teacher.
 _GATE = Gate(max_drop=100)
 _HERE = Hardware()
@@ -81,9 +67,11 @@ def compress(
     device: str | None = None,
     measure_again: bool = False,
     gate: Annotated[Gate, Only("max_class_drop", "max_flips", "min_agreement")] = _GATE,
-    pruning: Annotated[Pruning, Only("importance", "isomorphic", "uniform", "round_to")] = _PRUNING,
-    transfer: Transfer = _TRANSFER,
-    recipe: Annotated[Recipe, Only(*_RECIPE)] = _DEFAULTS,
+    pruning: Annotated[PruningConfig, Only("importance", "isomorphic", "uniform", "round_to")] = _PRUNING,
+    distillation: DistillationConfig = _DISTILLATION,
+    config: Annotated[
+        TrainingConfig, Only("schedule", "augmentation"), Except("train_size", "val_every", "patience")
+    ] = _DEFAULTS,
     hardware: Annotated[Hardware, Only("accelerator", "devices", "workers")] = _HERE,
     skip_corrupt: bool = False,
     json: bool = False,
@@ -127,8 +115,8 @@ def compress(
             folder always is.
         gate: how much worse than its own fp32 network the choice may be on val, an option each.
         pruning: which channels go, an option each.
-        transfer: what the students learn, an option each.
-        recipe: the full training's settings, an option each.
+        distillation: what the students learn, an option each.
+        config: the full training's settings, an option each.
         hardware: where to train, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
         json: print the front as JSON.
@@ -142,13 +130,13 @@ def compress(
     students, sizes = [_student(text) for text in student], size or _smaller(read_header(teacher).input.height)
     space = candidates.space_of(students=students, sizes=sizes, macs=macs, precisions=precision)
     training = Training(
-        recipe=recipe,
+        config=config,
         short_epochs=short_epochs,
         prune_epochs=prune_epochs,
         train_share=train_share,
         qat_epochs=qat_epochs,
         images=images,
-        transfer=transfer,
+        distillation=distillation,
         pruning=pruning,
         calibrator=calibrator.value,
         bias_correction=bias_correction,

@@ -7,42 +7,20 @@ from typing import Annotated
 
 import typer
 
-from edgefg.cli.app import Count, Only, checked, command, needs, say
+from edgefg.cli.app import Count, Only, command, needs, say
 from edgefg.cli.export import Calibrator, Target
 from edgefg.cli.workstation import PRUNE_DEFAULTS, Out
-from edgefg.settings.training import Hardware, Pruning, Recipe, Transfer
+from edgefg.settings.distillation import DistillationConfig
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
+from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.training import Schedule, TrainingConfig
 
-_DEFAULTS = Recipe(epochs=10, image_size=224)
-_TRANSFER = Transfer()
+_DEFAULTS = TrainingConfig()
+_DISTILLATION = DistillationConfig()
 _HERE = Hardware()
-_PRUNING = Pruning()
-# What a stage that learns from a teacher takes of the recipe.
-_PRUNE = (
-    "epochs",
-    "batch_size",
-    "lr",
-    "weight_decay",
-    "warmup",
-    "ema",
-    "mix",
-    "mix_share",
-    "flip",
-    "val_every",
-    "seed",
-)
-_QAT = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "min_area", "color", "flip", "val_every", "seed")
-_QAT_DEFAULTS = Recipe(epochs=3, image_size=224, lr=3e-5)
-_DISTILL = (
-    *_PRUNE,
-    "train_size",
-    "start_size",
-    "min_area",
-    "color",
-    "hue",
-    "randaugment",
-    "crop_epochs",
-    "layer_decay",
-)
+_PRUNING = PruningConfig()
+_QAT_DEFAULTS = TrainingConfig(schedule=Schedule(epochs=3, lr=3e-5))
 
 
 @command
@@ -55,9 +33,9 @@ def distill(
     image_size: int | None = None,
     also: Annotated[list[Path], typer.Option()] = [],  # noqa: B006 (as above)
     extra: Path | None = None,
-    answers: Path | None = None,
-    transfer: Transfer = _TRANSFER,
-    recipe: Annotated[Recipe, Only(*_DISTILL)] = _DEFAULTS,
+    teacher_cache: Path | None = None,
+    distillation: DistillationConfig = _DISTILLATION,
+    config: Annotated[TrainingConfig, Only("schedule", "augmentation", "fine_tuning")] = _DEFAULTS,
     hardware: Hardware = _HERE,
     skip_corrupt: bool = False,
     restart: bool = False,
@@ -73,10 +51,10 @@ def distill(
         image_size: network input of the student in pixels; the teacher's where left out.
         also: a further teacher's checkpoint, of the same data; may be repeated. The mean of all is learned.
         extra: folder of images without labels, at any depth, that join the training images.
-        answers: file that keeps what the teachers say, for further runs on the very same crops (seed, batch size,
-            workers and sizes); begun where it is not there yet.
-        transfer: what the student learns, an option each.
-        recipe: the training settings, an option each.
+        teacher_cache: file that keeps the teachers' logits for runs with the same training crops (equal seed, batch
+            size, workers and sizes). It is created where it does not exist.
+        distillation: what the student learns, an option each.
+        config: the training settings, an option each.
         hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
         restart: begin anew where an unfinished run lies in OUT.
@@ -90,13 +68,13 @@ def distill(
         teacher,
         data,
         out,
-        checked(recipe, image_size=image_size or read_header(teacher).input.height),
+        with_options(config, image_size=image_size or read_header(teacher).input.height),
         student=student,
         weights=weights,
-        transfer=transfer,
+        distillation=distillation,
         also=also,
         extra=extra,
-        answers=answers,
+        teacher_cache=teacher_cache,
         hardware=hardware,
         skip_corrupt=skip_corrupt,
         restart=restart,
@@ -110,8 +88,8 @@ def prune(
     data: Path,
     out: Out,
     teacher: Path | None = None,
-    pruning: Pruning = _PRUNING,
-    recipe: Annotated[Recipe, Only(*_PRUNE)] = PRUNE_DEFAULTS,
+    pruning: PruningConfig = _PRUNING,
+    config: Annotated[TrainingConfig, Only("schedule", "augmentation")] = PRUNE_DEFAULTS,
     hardware: Hardware = _HERE,
     skip_corrupt: bool = False,
     restart: bool = False,
@@ -126,7 +104,7 @@ def prune(
         out: folder for the checkpoint and the logs.
         teacher: fine-tune on this checkpoint's predictions; on the labels where left out.
         pruning: which channels are removed and how many, an option each.
-        recipe: the training settings, an option each.
+        config: the training settings, an option each.
         hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
         restart: begin anew where an unfinished run lies in OUT.
@@ -139,7 +117,7 @@ def prune(
         student,
         data,
         out,
-        recipe,
+        config,
         pruning,
         teacher_path=teacher,
         hardware=hardware,
@@ -160,7 +138,7 @@ def qat(
     images: Count = 300,
     calibrator: Calibrator = Calibrator.minmax,
     any_cpu: bool | None = None,
-    recipe: Annotated[Recipe, Only(*_QAT)] = _QAT_DEFAULTS,
+    config: Annotated[TrainingConfig, Only("schedule", "augmentation")] = _QAT_DEFAULTS,
     hardware: Hardware = _HERE,
     skip_corrupt: bool = False,
     restart: bool = False,
@@ -180,7 +158,7 @@ def qat(
             export. They stay as they are in training.
         any_cpu: 7-bit weights, for x86 CPUs without VNNI, which saturate with 8; where left out, if this CPU is
             such a one.
-        recipe: the training settings, an option each.
+        config: the training settings, an option each.
         hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
         restart: begin anew where an unfinished run lies in OUT.
@@ -193,7 +171,7 @@ def qat(
         student,
         data,
         out,
-        recipe,
+        config,
         to=to.value,
         teacher_path=teacher,
         images=images,

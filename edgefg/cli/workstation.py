@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgefg.cli.app import Count, Only, checked, command, needs, print_json, say
+from edgefg.cli.app import Count, Except, Only, command, needs, print_json, say
 from edgefg.errors import DataError
 from edgefg.settings.gate import Gate
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
 from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.training import Schedule, TrainingConfig
 
 if TYPE_CHECKING:
     from edgefg.export.pipeline import PipelineResult
 
 Out = Annotated[Path, typer.Option()]
 Options = Annotated[list[str], typer.Option("--option", "-o")]
-_DEFAULTS = Recipe(epochs=10, image_size=224)
-# Crops come again for the sake of a teacher's answers, which training has none of.
-_TRAIN = [name for name in Recipe.__struct_fields__ if name != "crop_epochs"]
-PRUNE_DEFAULTS = Recipe(epochs=5, image_size=224, lr=5e-4)
+_DEFAULTS = TrainingConfig()
+PRUNE_DEFAULTS = TrainingConfig(schedule=Schedule(epochs=5, lr=5e-4))
 _HERE = Hardware()
 _GATE = Gate()
 
@@ -44,7 +44,7 @@ def train(
     method: str = "plain",
     option: Options = [],  # noqa: B006 (Typer needs a list; it is never changed)
     weights: str = "hub",
-    recipe: Annotated[Recipe, Only(*_TRAIN)] = _DEFAULTS,
+    config: Annotated[TrainingConfig, Except("crop_epochs")] = _DEFAULTS,
     split_seed: int = 0,
     group: str | None = None,
     hardware: Hardware = _HERE,
@@ -66,7 +66,7 @@ def train(
             weight package.
         split_seed: seed of the split of data without split folders.
         group: regular expression; images whose paths match alike (camera, patient, lot) stay in one split.
-        recipe: the training settings, an option each.
+        config: the training settings, an option each.
         hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
         restart: begin anew where an unfinished run lies in OUT.
@@ -78,7 +78,7 @@ def train(
     path = train_teacher(
         data,
         out,
-        recipe,
+        config,
         backbone=backbone,
         method=method,
         options=_pairs(option),
@@ -100,11 +100,11 @@ def methods(method: str | None = None, json: bool = False) -> None:
         json: print them as one JSON object.
     """
     try:
-        from edgefg.training.methods import METHODS, describe, options_of
+        from edgefg.training.methods import METHODS, describe, method_options
     except ImportError as exc:
         raise needs("train", exc) from exc
     if method is not None:
-        options_of(method, {})
+        method_options(method, {})
     described = [describe(name) for name in METHODS if method in (None, name)]
     if json:
         print_json({entry.name: entry for entry in described})
@@ -138,7 +138,7 @@ def pipeline(
     weights: str = "hub",
     student: str = "tf_efficientnet_lite0",
     student_weights: str = "hub",
-    recipe: Annotated[Recipe, Only("image_size", "epochs", "batch_size", "seed")] = _DEFAULTS,
+    config: Annotated[TrainingConfig, Only("image_size", "epochs", "batch_size", "seed")] = _DEFAULTS,
     student_epochs: Count = 10,
     prune_epochs: Count = 5,
     macs: float = 0.7,
@@ -167,7 +167,7 @@ def pipeline(
         gate: how much worse than its parent an artifact may be on val, an option each.
         split_seed: seed of the split of data without split folders.
         group: regular expression; images whose paths match alike stay in one split.
-        recipe: the training settings, an option each.
+        config: the training settings, an option each.
         hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
         restart: redo what an earlier run left in OUT.
@@ -183,9 +183,9 @@ def pipeline(
         weights=weights,
         student=student,
         student_weights=student_weights,
-        teacher_recipe=recipe,
-        student_recipe=checked(recipe, epochs=student_epochs),
-        prune_recipe=checked(recipe, epochs=prune_epochs, lr=PRUNE_DEFAULTS.lr),
+        teacher_config=config,
+        student_config=with_options(config, epochs=student_epochs),
+        prune_config=with_options(config, epochs=prune_epochs, lr=PRUNE_DEFAULTS.schedule.lr),
         macs=macs,
         split=SplitSpec(seed=split_seed, group=group),
     )

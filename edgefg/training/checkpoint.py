@@ -184,17 +184,17 @@ def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def channel_plan(pruned: nn.Module, fresh: nn.Module) -> ChannelPlan:
-    """List, for every module of ``pruned``, the widths that differ from those of ``fresh``."""
-    originals = dict(fresh.named_modules())
+def channel_plan(pruned: nn.Module, original: nn.Module) -> ChannelPlan:
+    """List, for every module of ``pruned``, the widths that differ from those of ``original``."""
+    originals = dict(original.named_modules())
     plan: ChannelPlan = {}
     for name, module in pruned.named_modules():
         # Plain attributes only: wrappers offer some of these as properties of what they wrap.
-        own, original = vars(module), vars(originals[name])
+        own, before = vars(module), vars(originals[name])
         changed = {
             width: own[width]
             for width in _WIDTHS
-            if isinstance(own.get(width), (int, tuple)) and own[width] != original.get(width)
+            if isinstance(own.get(width), (int, tuple)) and own[width] != before.get(width)
         }
         if changed:
             plan[name] = changed

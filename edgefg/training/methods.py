@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import msgspec
 from torch import nn
 
 from edgefg.errors import DataError
-from edgefg.settings.training import choices_of
+from edgefg.settings.options import options_of
 from edgefg.training.models.attention import CBAMNet, SENet
 from edgefg.training.models.backbone import Triple
 from edgefg.training.models.bcnn import BCNN
@@ -30,36 +29,37 @@ METHODS: dict[str, type[Network]] = {
 }
 
 
-def options_of(method: str, values: Mapping[str, Any]) -> msgspec.Struct:
-    """Check a method's options; the paper's defaults stand for what is not given.
+def method_options(method: str, values: Mapping[str, Any]) -> msgspec.Struct:
+    """Check the options of a method; options that are not given take the paper's values.
 
     Args:
         method: one of `METHODS`.
-        values: option → value; text is converted.
+        values: option → value. Text is converted.
 
     Raises:
         DataError: there is no such method or option, or a value is out of range.
     """
     if method not in METHODS:
-        raise DataError(f"there is no method {method!r}; needed one of {', '.join(METHODS)}")
+        raise DataError(f"there is no method {method!r}. Use one of {', '.join(METHODS)}")
     kind = METHODS[method].Options
     try:
         return msgspec.convert(dict(values), kind, strict=False)
     except msgspec.ValidationError as exc:
-        known = ", ".join(kind.__struct_fields__) or "none"
-        field = str(exc).partition("`$.")[2].rstrip("`")
-        if choices := choices_of(kind, field):
-            needed = ", ".join(map(str, choices))
-            raise DataError(f"{method} has no {field} {values[field]!r}; needed one of {needed}") from exc
-        raise DataError(f"an option of {method} is wrong: {exc}; it has: {known} (see edgefg methods)") from exc
+        known = options_of(kind)
+        option = known.get(str(exc).partition("`$.")[2].rstrip("`"))
+        if option is not None and option.choices:
+            allowed = ", ".join(map(str, option.choices))
+            raise DataError(f"{method} has no {option.name} {values[option.name]!r}. Use one of {allowed}") from exc
+        names = ", ".join(known) or "none"
+        raise DataError(f"invalid option of {method}: {exc}. Its options are: {names} (see edgefg methods)") from exc
 
 
 def build(method: str, backbone: nn.Module, mean: Triple, std: Triple, options: Mapping[str, Any]) -> Network:
-    """Build the method's network around a backbone. Raises `DataError` as `options_of`."""
-    return METHODS[method](backbone, mean, std, options_of(method, options))
+    """Build the method's network around a backbone. Raises `DataError` as `method_options`."""
+    return METHODS[method](backbone, mean, std, method_options(method, options))
 
 
-class Described(msgspec.Struct, frozen=True, kw_only=True):
+class MethodDescription(msgspec.Struct, frozen=True, kw_only=True):
     """A method, for people."""
 
     name: str
@@ -84,19 +84,16 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
         return "\n".join(lines)
 
 
-def describe(method: str) -> Described:
+def describe(method: str) -> MethodDescription:
     """Describe a method and its options."""
     network = METHODS[method]
     defaults = network.Options()
-    types = typing.get_type_hints(network.Options, include_extras=True)
-
-    def help_of(field: str) -> str:
-        choices = "|".join(map(str, choices_of(network.Options, field)))
-        text = " ".join(m.description or "" for m in types[field].__metadata__)
-        return f"{choices}: {text}" if choices else text
-
-    options = {field: (getattr(defaults, field), help_of(field)) for field in network.Options.__struct_fields__}
-    return Described(
+    options = {}
+    for option in options_of(network.Options).values():
+        choices = "|".join(map(str, option.choices))
+        text = f"{choices}: {option.help}" if choices else option.help
+        options[option.name] = (option.value_in(defaults), text)
+    return MethodDescription(
         name=method,
         summary=network.summary,
         paper=network.paper,

@@ -1,4 +1,4 @@
-"""What one training step minimises: the method's own loss and the recipe's ingredients."""
+"""What one training step minimises: the method's own loss and the config's ingredients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgefg.errors import TrainingError
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.data.mix import evaluating, mixer_of
 from edgefg.training.losses import CenterLoss, TripletLoss, cross_entropy
 from edgefg.training.models.network import Batch, Network, Step
@@ -23,7 +23,7 @@ class TeacherObjective(nn.Module):
     """The loss of a teacher in training.
 
     Args:
-        recipe: its label smoothing, mixing, center and triplet loss are used.
+        config: its label smoothing, mixing, center and triplet loss are used.
         network: the network that will be trained, for the size of its embedding.
         classes: number of classes.
 
@@ -31,18 +31,18 @@ class TeacherObjective(nn.Module):
         TrainingError: ingredients that do not go together, or that the network cannot take.
     """
 
-    def __init__(self, recipe: Recipe, network: Network, classes: int) -> None:
+    def __init__(self, config: TrainingConfig, network: Network, classes: int) -> None:
         super().__init__()
-        _check(recipe, network)
-        self._criterion = cross_entropy(recipe.label_smoothing)
-        self._mix = mixer_of(recipe, network, classes)
-        self._weights = (recipe.center_weight, recipe.triplet_weight)
+        _check(config, network)
+        self._criterion = cross_entropy(config.schedule.label_smoothing)
+        self._mix = mixer_of(config.augmentation, network, classes)
+        self._weights = (config.metric_learning.center_weight, config.metric_learning.triplet_weight)
         self.center: CenterLoss | None = None
         self.triplet: TripletLoss | None = None
-        if recipe.center_weight:
-            self.center = CenterLoss(classes, _embedding_width(network, recipe.image_size))
-        if recipe.triplet_weight:
-            self.triplet = TripletLoss(recipe.mining)
+        if config.metric_learning.center_weight:
+            self.center = CenterLoss(classes, _embedding_width(network, config.image_size))
+        if config.metric_learning.triplet_weight:
+            self.triplet = TripletLoss(config.metric_learning.mining)
 
     def forward(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss and the logits of a batch."""
@@ -57,21 +57,22 @@ class TeacherObjective(nn.Module):
         return loss, step.logits
 
 
-def _check(recipe: Recipe, network: Network) -> None:
-    if recipe.mix != "none" and network.needs_boxes:
+def _check(config: TrainingConfig, network: Network) -> None:
+    mix, metric = config.augmentation.mix, config.metric_learning
+    if mix != "none" and network.needs_boxes:
         raise TrainingError(
-            f"{recipe.mix} was asked for, but {type(network).__name__} learns from boxes of parts, which mixed images"
-            " have not; leave out --mix"
+            f"--mix {mix} cannot be used with {type(network).__name__}, which needs boxes of parts: mixed images have"
+            " none. Remove --mix"
         )
-    if recipe.mix != "none" and (recipe.center_weight or recipe.triplet_weight):
+    if mix != "none" and (metric.center_weight or metric.triplet_weight):
         raise TrainingError(
-            f"{recipe.mix} and a center or triplet loss were asked for, but a mixed image belongs to no one class;"
-            " leave out --mix, or --center-weight and --triplet-weight"
+            f"--mix {mix} cannot be combined with a center or triplet loss, because a mixed image has no single class."
+            " Remove --mix, or --center-weight and --triplet-weight"
         )
-    if recipe.triplet_weight and recipe.sampler != "pk":
+    if metric.triplet_weight and metric.sampler != "pk":
         raise TrainingError(
-            f"a triplet loss was asked for with sampler {recipe.sampler}, whose batches may hold each class once;"
-            " add --sampler pk"
+            f"--triplet-weight needs several images of a class in each batch, which --sampler {metric.sampler} does not"
+            " provide. Add --sampler pk"
         )
 
 

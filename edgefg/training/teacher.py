@@ -15,11 +15,12 @@ import torch
 from edgefg import __version__
 from edgefg.data.load import load_data
 from edgefg.preprocess import InputSpec
+from edgefg.settings.hardware import Hardware
 from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header
 from edgefg.training.loop.stage import train_and_save
-from edgefg.training.methods import METHODS, build, options_of
+from edgefg.training.methods import METHODS, build, method_options
 from edgefg.training.objective import TeacherObjective
 from edgefg.training.weights import continue_whole, load_backbone, named
 
@@ -27,7 +28,7 @@ from edgefg.training.weights import continue_whole, load_backbone, named
 def train_teacher(
     data_root: Path,
     out: Path,
-    recipe: Recipe,
+    config: TrainingConfig,
     *,
     backbone: str,
     method: str = "plain",
@@ -43,7 +44,7 @@ def train_teacher(
     Args:
         data_root: see `edgefg.data.load.load_data`.
         out: folder for the checkpoint, ``teacher.csv`` and TensorBoard's files.
-        recipe: the settings.
+        config: the settings.
         backbone: a timm or torchvision name.
         method: one of `edgefg.training.methods.METHODS`.
         options: the method's, by name; the paper's defaults where left out.
@@ -57,11 +58,11 @@ def train_teacher(
     Raises:
         DataError, WeightsError, TrainingError: in this order, before the first step.
     """
-    chosen = options_of(method, options or {})
+    chosen = method_options(method, options or {})
     split = split or SplitSpec()
     data = load_data(data_root, split, skip_corrupt=skip_corrupt)
     chosen, data = METHODS[method].prepare(chosen, data)
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(config.schedule.seed)
     body, mean, std = load_backbone(backbone, len(data.labels), weights)
     header = Header(
         schema=SCHEMA,
@@ -71,7 +72,7 @@ def train_teacher(
         backbone=backbone,
         labels=data.labels,
         taxonomy=data.taxonomy,
-        input=InputSpec(height=recipe.image_size, width=recipe.image_size),
+        input=InputSpec(height=config.image_size, width=config.image_size),
         mean=mean,
         std=std,
         dataset=data.fingerprint,
@@ -85,10 +86,10 @@ def train_teacher(
         network,
         header,
         data,
-        recipe,
-        TeacherObjective(recipe, network, len(data.labels)),
+        config,
+        TeacherObjective(config, network, len(data.labels)),
         out,
-        fresh=() if whole else network.fresh(),
+        new_modules=() if whole else network.new_modules(),
         hardware=hardware,
         restart=restart,
     )

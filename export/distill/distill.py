@@ -17,9 +17,11 @@ from msgspec.structs import replace
 from edgefg import __version__
 from edgefg.data.load import FolderData, data_of
 from edgefg.errors import DataError
-from edgefg.export.distill.objective import Distillation, Teacher, answers_in, read_teachers
+from edgefg.export.distill.objective import Distillation, Teacher, open_teacher_cache, read_teachers
 from edgefg.export.distill.unlabelled import Extra, read_extra
-from edgefg.settings.training import Hardware, Recipe, Transfer
+from edgefg.settings.distillation import DistillationConfig
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header
 from edgefg.training.loop.stage import train_and_save
 from edgefg.training.models.network import Network, NoOptions
@@ -30,14 +32,14 @@ def distill(
     teacher_path: Path,
     data: Path | FolderData,
     out: Path,
-    recipe: Recipe,
+    config: TrainingConfig,
     *,
     student: str,
     weights: str = "hub",
-    transfer: Transfer | None = None,
+    distillation: DistillationConfig | None = None,
     also: Sequence[Path] = (),
     extra: Path | None = None,
-    answers: Path | None = None,
+    teacher_cache: Path | None = None,
     hardware: Hardware | None = None,
     skip_corrupt: bool = False,
     restart: bool = False,
@@ -48,14 +50,14 @@ def distill(
         teacher_path: the teacher's checkpoint; the student takes over its labels, crop rule and split.
         data: the data it was trained on, as a path, or as `load_data` returned them.
         out: folder for the checkpoint and the run's files.
-        recipe: the settings; ``image_size`` is the student's.
+        config: the settings; ``image_size`` is the student's.
         student: backbone, a timm or torchvision name.
         weights: see `edgefg.training.weights.load_backbone`; of a plain checkpoint of the same backbone and classes the
             classifier is taken as well.
-        transfer: what to learn; the defaults where left out.
+        distillation: what to learn; the defaults where left out.
         also: further teachers' checkpoints.
         extra: folder of images without labels that join the training images.
-        answers: file in which the teachers' answers are kept for further runs that make the same crops.
+        teacher_cache: file in which the teachers' teacher_cache are kept for further runs that make the same crops.
         hardware: where to run.
         skip_corrupt: leave unreadable images out.
         restart: begin anew where an unfinished run lies in ``out``.
@@ -63,15 +65,15 @@ def distill(
     Raises:
         CheckpointError, DataError, WeightsError, TrainingError: before the first step.
     """
-    transfer = transfer or Transfer()
+    distillation = distillation or DistillationConfig()
     teachers = read_teachers([teacher_path, *also])
     first = teachers[0].header
     data = data_of(data, first, skip_corrupt=skip_corrupt)
     unlabelled = None if extra is None else read_extra(extra, data, skip_corrupt=skip_corrupt)
     _, data = Network.prepare(NoOptions(), data)
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(config.schedule.seed)
     body, mean, std = load_backbone(student, len(data.labels), weights)
-    size = recipe.image_size
+    size = config.image_size
     header = Header(
         schema=SCHEMA,
         kind="student",
@@ -85,38 +87,42 @@ def distill(
         dataset=data.fingerprint,
         split=first.split,
         teacher=teachers[0].sha256,
-        recipe=_described(student, weights, transfer, teachers[1:], unlabelled),
+        recipe=_described(student, weights, distillation, teachers[1:], unlabelled),
         edgefg=__version__,
     )
     network = Network(body, mean, std)
     whole = continue_whole(network, header, weights)
-    kept = None if answers is None else answers_in(answers, teachers, transfer)
+    kept = None if teacher_cache is None else open_teacher_cache(teacher_cache, teachers, distillation)
     return train_and_save(
         network,
         header,
-        _joined(data, unlabelled, recipe),
-        recipe,
-        Distillation(teachers, network, recipe, transfer, kept),
+        _joined(data, unlabelled, config),
+        config,
+        Distillation(teachers, network, config, distillation, kept),
         out,
-        fresh=() if whole else network.fresh(),
+        new_modules=() if whole else network.new_modules(),
         hardware=hardware,
-        aides=[teacher.network for teacher in teachers],
+        frozen_modules=[teacher.network for teacher in teachers],
         restart=restart,
     )
 
 
-def _joined(data: FolderData, extra: Extra | None, recipe: Recipe) -> FolderData:
+def _joined(data: FolderData, extra: Extra | None, config: TrainingConfig) -> FolderData:
     """Put the images without labels behind the training images; the fingerprint stays that of the labelled data."""
     if extra is None:
         return data
-    if recipe.sampler != "shuffle":
-        raise DataError(f"the sampler {recipe.sampler} goes by class, and extra images have none; take shuffle")
+    if config.metric_learning.sampler != "shuffle":
+        raise DataError(
+            f"the sampler {config.metric_learning.sampler} goes by class, and extra images have none; take shuffle"
+        )
     return replace(data, splits={**data.splits, "train": data.splits["train"] + extra.samples})
 
 
-def _described(student: str, weights: str, transfer: Transfer, others: Sequence[Teacher], extra: Extra | None) -> str:
+def _described(
+    student: str, weights: str, distillation: DistillationConfig, others: Sequence[Teacher], extra: Extra | None
+) -> str:
     """Say in one line, for the header, what the student was made from and how."""
-    words = [f"distill {student} from {named(weights)}", *transfer.words()]
+    words = [f"distill {student} from {named(weights)}", *distillation.words()]
     words += [f"also teacher {other.sha256}" for other in others]
     if extra is not None:
         words.append(f"extra {len(extra.samples)} images {extra.fingerprint}")

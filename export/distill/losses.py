@@ -3,7 +3,7 @@
 Losses of predictions are pure functions of ``float32 [N, C]`` logits; those of maps, of ``float32 [N, C, h, w]``. All
 are means over the batch, zero where the student equals its teacher, and finite with finite slopes however sure either
 is. The temperature is 1 unless asked for otherwise: T = 4, the papers' on CIFAR-100, costs accuracy under a strong
-recipe (Huang et al. 2022). Losses grow by T², so that their slopes keep their size (Hinton et al. 2015).
+config (Huang et al. 2022). Losses grow by T², so that their slopes keep their size (Hinton et al. 2015).
 """
 
 from __future__ import annotations

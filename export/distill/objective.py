@@ -16,8 +16,9 @@ from torch import nn
 from edgefg.data.split import UNLABELLED
 from edgefg.errors import DataError, WeightsError
 from edgefg.export.distill import losses as losses
-from edgefg.export.distill.teacher_cache import Answers
-from edgefg.settings.training import Recipe, Transfer
+from edgefg.export.distill.teacher_cache import TeacherCache
+from edgefg.settings.distillation import DistillationConfig
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.checkpoint import Header
 from edgefg.training.data.mix import evaluating, mixer_of
 from edgefg.training.ensemble import read_alike
@@ -45,18 +46,18 @@ def read_teachers(paths: Sequence[Path]) -> list[Teacher]:
     return [Teacher(network.requires_grad_(False), header, digest) for network, header, digest in read_alike(paths)]
 
 
-def answers_in(path: Path, teachers: Sequence[Teacher], transfer: Transfer) -> Answers:
-    """Open the file that keeps these teachers' answers. Raises `DataError` as `Answers`."""
+def open_teacher_cache(path: Path, teachers: Sequence[Teacher], distillation: DistillationConfig) -> TeacherCache:
+    """Open the file that keeps these teachers' teacher_cache. Raises `DataError` as `TeacherCache`."""
     # What one teacher says is kept as it is; only a mean of several is taken at a temperature.
-    temperature = transfer.temperature if len(teachers) > 1 else 1.0
-    words = [teacher.sha256 for teacher in teachers] + [f"{transfer.teacher_size} px", f"T={temperature:g}"]
-    return Answers(path, ", ".join(words), len(teachers[0].header.labels))
+    temperature = distillation.temperature if len(teachers) > 1 else 1.0
+    words = [teacher.sha256 for teacher in teachers] + [f"{distillation.teacher_size} px", f"T={temperature:g}"]
+    return TeacherCache(path, ", ".join(words), len(teachers[0].header.labels))
 
 
 class Distillation(nn.Module):
     """``(1 − hard)·loss(student, teachers) + hard·CE(labels) + w_f·features + w_a·attention``.
 
-    What ``hard`` is by default depends on the loss, see `edgefg.settings.training.Transfer.hard_share`.
+    What ``hard`` is by default depends on the loss, see `edgefg.settings.distillation.DistillationConfig.hard_share`.
 
     The target of ``loss`` is the mean of the teachers' softmaxes at its temperature; that of the maps each teacher's
     own. A teacher of several passes gives what its inference gives. DKD needs one class an image: it is the label where
@@ -71,12 +72,12 @@ class Distillation(nn.Module):
     Args:
         teachers: whom to learn from.
         student: the network that will be trained.
-        recipe: its label smoothing, mixing and sizes are used.
-        transfer: what to learn.
-        answers: where the teachers' logits are kept from run to run; not with mixing, nor where maps are matched.
+        config: its label smoothing, mixing and sizes are used.
+        distillation: what to learn.
+        teacher_cache: where the teachers' logits are kept from run to run; not with mixing, nor where maps are matched.
 
     Raises:
-        DataError: ``answers`` with either of these.
+        DataError: ``teacher_cache`` with either of these.
         TrainingError: see `mixer_of`.
         WeightsError: maps are to be matched, and a backbone has none.
     """
@@ -85,34 +86,34 @@ class Distillation(nn.Module):
         self,
         teachers: Sequence[Teacher],
         student: nn.Module,
-        recipe: Recipe,
-        transfer: Transfer | None = None,
-        answers: Answers | None = None,
+        config: TrainingConfig,
+        distillation: DistillationConfig | None = None,
+        teacher_cache: TeacherCache | None = None,
     ) -> None:
         super().__init__()
         # In a tuple, which torch does not register: they are no part of the run's state.
         self._teachers = tuple(teachers)
-        self._transfer = transfer or Transfer()
-        self._criterion = cross_entropy(recipe.label_smoothing)
-        self._mix = mixer_of(recipe, student, len(teachers[0].header.labels))
-        self._answers = answers
-        self._size = recipe.size_at(0)
+        self._settings = distillation or DistillationConfig()
+        self._criterion = cross_entropy(config.schedule.label_smoothing)
+        self._mix = mixer_of(config.augmentation, student, len(teachers[0].header.labels))
+        self._cache = teacher_cache
+        self._size = config.size_at(0)
         self._adapters = nn.ModuleList()
-        if answers is not None and (self._mix is not None or self._transfer.needs_maps):
+        if teacher_cache is not None and (self._mix is not None or self._settings.needs_maps):
             raise DataError(
-                "teachers' answers cannot be kept where images are mixed or maps are matched; leave out --answers"
+                "a teacher cache cannot be used where images are mixed or maps are matched; leave out --teacher-cache"
             )
-        if self._transfer.needs_maps:
+        if self._settings.needs_maps:
             # Counted for attention too, which needs no regressor: a backbone without maps stops here.
             width, *wide = (_channels(network) for network in (student, *(teacher.network for teacher in teachers)))
-            if self._transfer.feature_weight:
+            if self._settings.feature_weight:
                 self._adapters.extend(nn.Conv2d(width, channels, 1) for channels in wide)
 
     def crop_size(self, size: int) -> int:
         """Begin an epoch in which the student sees crops of ``size``; return the size that they are to be made at."""
         self._size = size
         own = [max(teacher.header.input.height, teacher.header.input.width) for teacher in self._teachers]
-        return max(size, self._transfer.teacher_size or max(own))
+        return max(size, self._settings.teacher_size or max(own))
 
     def forward(self, student: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss and the student's logits of a batch."""
@@ -125,13 +126,13 @@ class Distillation(nn.Module):
         if mixed:
             known = known & known.roll(1)  # each image is mixed with the one before
         logits, maps = self._ask(student, resized(batch.images, self._size, self._size))
-        if self._answers is None:
+        if self._cache is None:
             wanted, theirs = self._consult(batch.images)
         else:
-            wanted, theirs = self._answers(batch.images, lambda unknown: self._consult(unknown)[0]), []
+            wanted, theirs = self._cache(batch.images, lambda unknown: self._consult(unknown)[0]), []
         target = wanted.argmax(dim=1) if mixed else torch.where(known, batch.labels, wanted.argmax(dim=1))
         # In float32: the logarithm of a softmax in half precision loses the small probabilities that matter here.
-        hard = self._transfer.hard_share
+        hard = self._settings.hard_share
         loss = (1 - hard) * self._of_predictions(logits.float(), wanted, target)
         if hard:
             loss = loss + hard * self._of_labels(logits, batch, known)
@@ -142,24 +143,24 @@ class Distillation(nn.Module):
     @torch.no_grad()
     def _consult(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the teachers' mean logits of crops and, where they are matched, each one's maps."""
-        size = self._transfer.teacher_size
-        answers = [self._ask(teacher.network, teacher.view(images, size)) for teacher in self._teachers]
-        wanted = _mean_of([answer for answer, _ in answers], self._transfer.temperature)
-        return wanted, [found.float() for _, found in answers if found is not None]
+        size = self._settings.teacher_size
+        passes = [self._ask(teacher.network, teacher.view(images, size)) for teacher in self._teachers]
+        wanted = _mean_of([answer for answer, _ in passes], self._settings.temperature)
+        return wanted, [found.float() for _, found in passes if found is not None]
 
     def _ask(self, network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return logits and, where they are matched, last maps."""
-        if self._transfer.needs_maps:
+        if self._settings.needs_maps:
             # Typed as Any: under Fabric the network is wrapped.
             both: tuple[torch.Tensor, torch.Tensor] = cast(Any, network).logits_and_maps(images)
             return both
         return network(images), None
 
     def _of_predictions(self, logits: torch.Tensor, wanted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        temperature = self._transfer.temperature
-        if self._transfer.loss == "dkd":
-            return losses.dkd(logits, wanted, target, temperature, beta=self._transfer.beta)
-        return (losses.dist if self._transfer.loss == "dist" else losses.kl_divergence)(logits, wanted, temperature)
+        temperature = self._settings.temperature
+        if self._settings.loss == "dkd":
+            return losses.dkd(logits, wanted, target, temperature, beta=self._settings.beta)
+        return (losses.dist if self._settings.loss == "dist" else losses.kl_divergence)(logits, wanted, temperature)
 
     def _of_labels(self, logits: torch.Tensor, batch: Batch, known: torch.Tensor) -> torch.Tensor:
         """Return the cross entropy of images with labels, of which each weighs alike in every batch."""
@@ -173,23 +174,23 @@ class Distillation(nn.Module):
 
     def _of_maps(self, ours: torch.Tensor, theirs: Sequence[torch.Tensor]) -> torch.Tensor:
         total = ours.new_zeros(())
-        if self._transfer.feature_weight:
+        if self._settings.feature_weight:
             apart = [
                 losses.feature_distance(adapter(ours), found)
                 for adapter, found in zip(self._adapters, theirs, strict=True)
             ]
-            total = total + self._transfer.feature_weight * torch.stack(apart).mean()
-        if self._transfer.attention_weight:
+            total = total + self._settings.feature_weight * torch.stack(apart).mean()
+        if self._settings.attention_weight:
             apart = [losses.attention_distance(ours, found) for found in theirs]
-            total = total + self._transfer.attention_weight * torch.stack(apart).mean()
+            total = total + self._settings.attention_weight * torch.stack(apart).mean()
         return total
 
 
-def _mean_of(answers: Sequence[torch.Tensor], temperature: float) -> torch.Tensor:
-    """Return ``float32`` logits whose softmax at a temperature is the mean of those of ``answers``."""
-    if len(answers) == 1:
-        return answers[0].float()
-    return mean_logits([logits.float() / temperature for logits in answers]) * temperature
+def _mean_of(passes: Sequence[torch.Tensor], temperature: float) -> torch.Tensor:
+    """Return ``float32`` logits whose softmax at a temperature is the mean of those of ``passes``."""
+    if len(passes) == 1:
+        return passes[0].float()
+    return mean_logits([logits.float() / temperature for logits in passes]) * temperature
 
 
 @torch.no_grad()

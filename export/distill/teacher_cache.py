@@ -1,12 +1,12 @@
-"""What teachers said of a crop, kept in a file for further runs that make the very same crop.
+"""On-disk cache of teacher logits, keyed by a hash of the training crop.
 
-A run's crops follow from its seed, batch size, workers and size, and its teachers' answers from the crops. So students
-of several architectures and sizes, or of several lengths of training, that are taught on the same crops share one
-teacher's work, which on a small machine is most of the time. This is no cache by image: a crop that differs in one
-pixel is asked for anew.
+A run's crops follow from its seed, batch size, workers and sizes. Students of several architectures, or with schedules
+of several lengths, can therefore share the teacher's work, which takes most of the time on a small machine. A crop that
+differs in one pixel is a different key.
 
-The answers stay in the file; in memory is only where each one lies. A row is read by its place and believed by its key.
-It is not mapped: where another process cuts the file short, touching a map kills this one, and a read is just short.
+The logits stay in the file. Memory holds only the position of each row; a row is read at its position and checked
+against its key. The file is not memory-mapped: if another process truncates it, accessing the map would kill this
+process, whereas a read just returns fewer bytes.
 """
 
 from __future__ import annotations
@@ -30,34 +30,35 @@ MOST_CROPS = 2**20
 """Known of a file. With few classes its rows are short, and what grows is memory: about 120 bytes a crop."""
 
 _KEY_BYTES = 16
-_MAGIC = b"edgefg answers 1"
+_MAGIC = b"edgefg answers 1"  # the first name of this format
 # Bytes of rows in memory while their keys are looked up.
 _READ_AT_ONCE = 2**22
 
 
-class Answers:
+class TeacherCache:
     """A file of logits by crop. It grows while it is used, up to its limits; crops beyond them are asked each time.
 
     Args:
         path: the file; begun where it is absent.
-        asked: what decides the answers to a crop (teachers, sizes, temperature); another file's is refused.
+        identity: what the logits of a crop depend on: teachers, sizes, temperature. A file
+            with another identity is refused.
         classes: number of logits.
         most_bytes: no row is added that would make the file larger; a larger one is read as it is.
         most_crops: how many crops are known at most.
 
     Raises:
-        DataError: the file cannot be read or written, or holds answers to another question.
+        DataError: the file cannot be read or written, or has another identity.
     """
 
     def __init__(
-        self, path: Path, asked: str, classes: int, *, most_bytes: int = MOST_BYTES, most_crops: int = MOST_CROPS
+        self, path: Path, identity: str, classes: int, *, most_bytes: int = MOST_BYTES, most_crops: int = MOST_CROPS
     ) -> None:
         self._path = path
         self._row = np.dtype([("key", f"V{_KEY_BYTES}"), ("logits", np.float32, (classes,))])
         self._most_bytes, self._most_crops = most_bytes, most_crops
         # Key of a crop → byte of the file at which its row begins.
         self._known: dict[bytes, int] = {}
-        head = _MAGIC + hashlib.sha256(f"{asked} {classes}".encode()).digest()
+        head = _MAGIC + hashlib.sha256(f"{identity} {classes}".encode()).digest()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a+b") as file:
@@ -91,7 +92,7 @@ class Answers:
         file.seek(0)
         found = file.read(len(head))
         if not head.startswith(found):
-            raise DataError(f"{self._path} holds answers of other teachers or to other crops; give another file")
+            raise DataError(f"{self._path} is the cache of other teachers or of other settings. Give another file")
         # A run that was killed may have left a part of a head, or of a row.
         if len(found) < len(head):
             file.truncate(0)
@@ -149,4 +150,4 @@ class Answers:
         self._known.update((key, start + number * size) for number, key in enumerate(keys[:room]))
 
     def _failed(self, error: OSError) -> DataError:
-        return DataError(f"cannot keep answers in {self._path}: {error.strerror}")
+        return DataError(f"cannot use the teacher cache {self._path}: {error.strerror}")

@@ -17,7 +17,7 @@ from torch import nn
 from edgefg.errors import ExportError
 from edgefg.export.prune.cost import Shares, Yardstick
 from edgefg.quiet import quiet
-from edgefg.settings.training import Pruning
+from edgefg.settings.pruning import PruningConfig
 from edgefg.training.models.backbone import head_of
 from edgefg.training.models.network import Network
 
@@ -37,7 +37,7 @@ _OUTPUTS = (
 
 def remove_channels(
     network: Network,
-    pruning: Pruning,
+    pruning: PruningConfig,
     yardstick: Yardstick,
     share: float,
     fill_gradients: Callable[[Network], None],
@@ -100,7 +100,7 @@ class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
     further step is of no use.
     """
 
-    def __init__(self, network: Network, yardstick: Yardstick, pruning: Pruning) -> None:
+    def __init__(self, network: Network, yardstick: Yardstick, pruning: PruningConfig) -> None:
         body = network.backbone
         self.ranked: bool | None = None
         self.exhausted = False
@@ -194,7 +194,7 @@ class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
         return max(found - kept, 0)
 
 
-def _importance_of(pruning: Pruning) -> Any:
+def _importance_of(pruning: PruningConfig) -> Any:
     """Return what scores a group of coupled channels; see the functions and classes for the equations."""
     known = torch_pruning.importance
     if pruning.importance == "taylor":

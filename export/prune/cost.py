@@ -19,7 +19,7 @@ from edgefg.export.quantize.quantizer import needs_seven_bits
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.runtime import Runtime
-from edgefg.settings.training import Measure
+from edgefg.settings.pruning import Cost
 from edgefg.training.models.network import Network
 
 _WARM_UP = 10
@@ -39,7 +39,7 @@ class Shares(NamedTuple):
     latency: float | None = None
     """Of the time of an undisturbed prediction; None where it was not measured."""
 
-    def of(self, measure: Measure) -> float:
+    def of(self, measure: Cost) -> float:
         """Return one of them. Raises `ValueError` where it was not measured."""
         share: float | None = getattr(self, measure)
         if share is None:

@@ -26,10 +26,14 @@ from edgefg.artifact.hashes import sha256
 from edgefg.data.calibration import choose_balanced, read_calibration
 from edgefg.data.load import FolderData, data_of
 from edgefg.errors import CheckpointError, DataError, ExportError, TrainingError, one_line
-from edgefg.export.distill.objective import Distillation, answers_in, read_teachers
+from edgefg.export.distill.objective import Distillation, open_teacher_cache, read_teachers
 from edgefg.export.prune.channels import remove_channels
 from edgefg.export.prune.cost import Stopwatch, Yardstick
-from edgefg.settings.training import Hardware, Pruning, Recipe, Transfer
+from edgefg.settings.distillation import DistillationConfig
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
+from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.checkpoint import Header, channel_plan, load, read_header, rebuild, save
 from edgefg.training.data.augment import TrainingImages
 from edgefg.training.data.loader import training_loader
@@ -52,10 +56,10 @@ class _Job(NamedTuple):
     header: Header
     """The student's."""
     data: FolderData
-    recipe: Recipe
-    pruning: Pruning
+    config: TrainingConfig
+    pruning: PruningConfig
     objective: Objective
-    aides: list[nn.Module]
+    frozen_modules: list[nn.Module]
     out: Path
     hardware: Hardware
     request: str
@@ -68,12 +72,12 @@ def prune(
     student_path: Path,
     data: Path | FolderData,
     out: Path,
-    recipe: Recipe,
-    pruning: Pruning | None = None,
+    config: TrainingConfig,
+    pruning: PruningConfig | None = None,
     *,
     teacher_path: Path | None = None,
-    transfer: Transfer | None = None,
-    answers: Path | None = None,
+    distillation: DistillationConfig | None = None,
+    teacher_cache: Path | None = None,
     hardware: Hardware | None = None,
     skip_corrupt: bool = False,
     restart: bool = False,
@@ -85,11 +89,11 @@ def prune(
         student_path: the student's checkpoint.
         data: the data it was trained on, as a path, or as `load_data` returned them.
         out: folder for the checkpoint and the run's files.
-        recipe: the fine-tuning's settings; the input size stays the student's.
+        config: the fine-tuning's settings; the input size stays the student's.
         pruning: which channels, and how many; 70 % of the multiply-accumulates where left out.
         teacher_path: fine-tune on this teacher's predictions; None fine-tunes on the labels.
-        transfer: what to learn of the teacher; of its predictions alone, whose maps the narrower network cannot match.
-        answers: see `edgefg.export.distill.distill.distill`.
+        distillation: what to learn from the teacher. Feature maps are ignored: the pruned network's are narrower.
+        teacher_cache: see `edgefg.export.distill.distill.distill`.
         hardware: where to run.
         skip_corrupt: leave unreadable images out.
         restart: begin anew where an unfinished run lies in ``out``.
@@ -99,7 +103,7 @@ def prune(
         CheckpointError, DataError, TrainingError: before the first step.
         ExportError: the network cannot be pruned that far, or not rebuilt from its plan.
     """
-    pruning, hardware = _checked(pruning or Pruning()), hardware or Hardware()
+    pruning, hardware = _checked(pruning or PruningConfig()), hardware or Hardware()
     if pruning.rounds > 1 and hardware.devices > 1:
         raise DataError(
             f"--rounds {pruning.rounds} and --devices {hardware.devices} were given, but channels are removed between"
@@ -112,17 +116,19 @@ def prune(
             " `edgefg distill` and prune the student"
         )
     _, data = Network.prepare(NoOptions(), data_of(data, header, skip_corrupt=skip_corrupt))
-    recipe = replace(recipe, image_size=header.input.height)
-    predictions = (transfer or Transfer()).of_predictions()
-    objective, aides = _objective_of(student, header, recipe, student_path, teacher_path, predictions, answers)
+    config = with_options(config, image_size=header.input.height)
+    predictions = (distillation or DistillationConfig()).without_maps()
+    objective, frozen_modules = _objective_of(
+        student, header, config, student_path, teacher_path, predictions, teacher_cache
+    )
     job = _Job(
         student=student,
         header=header,
         data=data,
-        recipe=recipe,
+        config=config,
         pruning=pruning,
         objective=objective,
-        aides=aides,
+        frozen_modules=frozen_modules,
         out=out,
         hardware=hardware,
         request=", ".join([_words(pruning, teacher_path), *(predictions.words() if teacher_path else [])]),
@@ -135,17 +141,17 @@ def prune(
     # Of a finished run only the widths are taken over: whether it is this very run is for `train_and_save` to say.
     network, header = _adopt(job, finished) if finished.exists() and not restart else _run_rounds(job)
     path = train_and_save(
-        network, header, data, recipe, objective, out, hardware=hardware, aides=aides, restart=restart
+        network, header, data, config, objective, out, hardware=hardware, frozen_modules=frozen_modules, restart=restart
     )
     if rank_zero_only.rank == 0:
         shutil.rmtree(out / ROUNDS, ignore_errors=True)
     return path
 
 
-def _checked(pruning: Pruning) -> Pruning:
+def _checked(pruning: PruningConfig) -> PruningConfig:
     """Return the settings, or raise `DataError` where one is out of range: structs made by hand are not checked."""
     try:
-        pruning = msgspec.convert(msgspec.structs.asdict(pruning), Pruning)
+        pruning = msgspec.convert(msgspec.structs.asdict(pruning), PruningConfig)
     except msgspec.ValidationError as exc:
         raise DataError(f"cannot prune: {exc}") from exc
     pruning.target()
@@ -155,23 +161,23 @@ def _checked(pruning: Pruning) -> Pruning:
 def _objective_of(
     student: Network,
     header: Header,
-    recipe: Recipe,
+    config: TrainingConfig,
     student_path: Path,
     teacher_path: Path | None,
-    transfer: Transfer,
-    answers: Path | None,
+    distillation: DistillationConfig,
+    teacher_cache: Path | None,
 ) -> tuple[Objective, list[nn.Module]]:
     """Return the loss of the fine-tuning, and by which Taylor importance is measured, with the networks it uses."""
     if teacher_path is None:
-        return TeacherObjective(recipe, student, len(header.labels)), []
+        return TeacherObjective(config, student, len(header.labels)), []
     (teacher,) = read_teachers([teacher_path])
     if teacher.header.labels != header.labels:
         raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
-    kept = None if answers is None else answers_in(answers, [teacher], transfer)
-    return Distillation([teacher], student, recipe, transfer, kept), [teacher.network]
+    kept = None if teacher_cache is None else open_teacher_cache(teacher_cache, [teacher], distillation)
+    return Distillation([teacher], student, config, distillation, kept), [teacher.network]
 
 
-def _words(pruning: Pruning, teacher_path: Path | None) -> str:
+def _words(pruning: PruningConfig, teacher_path: Path | None) -> str:
     """Say what was asked for."""
     measure, share = pruning.target()
     of = f"{pruning.latency_precision} latency" if measure == "latency" else measure
@@ -186,11 +192,11 @@ def _words(pruning: Pruning, teacher_path: Path | None) -> str:
 
 def _header_of(job: _Job, network: Network, left: str) -> Header:
     """Return the header of a pruned network; ``left`` says what is left of it."""
-    fresh = Network(build_backbone(job.header.backbone, len(job.header.labels)), job.header.mean, job.header.std)
+    unpruned = Network(build_backbone(job.header.backbone, len(job.header.labels)), job.header.mean, job.header.std)
     return replace(
         job.header,
         kind="pruned",
-        channels=channel_plan(network, fresh),
+        channels=channel_plan(network, unpruned),
         parent=job.parent,
         recipe=f"{job.header.recipe}; {job.request}; left: {left}",
         validation=None,
@@ -223,9 +229,16 @@ def _run_rounds(job: _Job) -> tuple[Network, Header]:
             header = _cut(job, network, yardstick, 1 - (1 - share) * number / rounds, cut)
         job.say(f"round {number} of {rounds}, left: {header.recipe.rpartition('; left: ')[2]}")
         if number < rounds:
-            short = replace(job.recipe, epochs=job.pruning.round_epochs)
+            short = with_options(job.config, epochs=job.pruning.round_epochs)
             path = train_and_save(
-                network, header, job.data, short, job.objective, folder, hardware=job.hardware, aides=job.aides
+                network,
+                header,
+                job.data,
+                short,
+                job.objective,
+                folder,
+                hardware=job.hardware,
+                frozen_modules=job.frozen_modules,
             )
             network, _ = load(path)
     return network, header
@@ -244,11 +257,11 @@ def _reopen(job: _Job, cut: Path) -> tuple[Network, Header]:
 def _cut(job: _Job, network: Network, yardstick: Yardstick, share: float, path: Path) -> Header:
     """Remove channels from a network until a share is left, and write it down; return its header."""
     # A round of training left them where it ran.
-    for module in (*job.aides, job.objective):
+    for module in (*job.frozen_modules, job.objective):
         if isinstance(module, nn.Module):
             module.cpu()
-    torch.manual_seed(job.recipe.seed)
-    batches = _endless(TrainingImages(job.data.splits["train"], job.header.input), job.recipe)
+    torch.manual_seed(job.config.schedule.seed)
+    batches = _endless(TrainingImages(job.data.splits["train"], job.header.input), job.config)
 
     def fill_gradients(network: Network) -> None:
         network.train()
@@ -270,15 +283,17 @@ def _yardstick_of(job: _Job) -> Yardstick:
         return Yardstick(job.student, job.header.input)
     inputs = None
     if job.pruning.latency_precision == "int8":
-        paths = choose_balanced(job.data.splits["train"], _CALIBRATION_IMAGES, job.recipe.seed, job.data.conditions)
+        paths = choose_balanced(
+            job.data.splits["train"], _CALIBRATION_IMAGES, job.config.schedule.seed, job.data.conditions
+        )
         inputs = read_calibration(paths, job.header.input).inputs
     return Yardstick(job.student, job.header.input, Stopwatch(job.student, job.header.input, inputs))
 
 
-def _endless(images: TrainingImages, recipe: Recipe) -> Iterator[Batch]:
+def _endless(images: TrainingImages, config: TrainingConfig) -> Iterator[Batch]:
     """Yield augmented batches for ever, in another order each time round."""
     for turn in count():
-        yield from training_loader(images, recipe, workers=0, seed=recipe.seed + turn)
+        yield from training_loader(images, config, workers=0, seed=config.schedule.seed + turn)
 
 
 def _prove_rebuild(network: Network, header: Header) -> None:

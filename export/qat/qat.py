@@ -24,7 +24,7 @@ from edgefg.artifact.hashes import sha256
 from edgefg.data.calibration import choose_balanced, read_calibration
 from edgefg.data.load import FolderData, data_of
 from edgefg.errors import DataError
-from edgefg.export.distill.objective import Distillation, Teacher, answers_in, read_teachers
+from edgefg.export.distill.objective import Distillation, Teacher, open_teacher_cache, read_teachers
 from edgefg.export.qat.fake_quantize import Rounding
 from edgefg.export.qat.quantized_network import QuantizedNetwork
 from edgefg.export.qat.quantizers import quantizers_of_onnx, quantizers_of_openvino
@@ -35,7 +35,10 @@ from edgefg.export.targets.openvino import convert
 from edgefg.export.tracing.onnx_exporter import need_one_graph
 from edgefg.export.tracing.trainable_graph import trace
 from edgefg.preprocess import UInt8Array
-from edgefg.settings.training import Hardware, Recipe, Transfer
+from edgefg.settings.distillation import DistillationConfig
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.checkpoint import Header, Quantized, Target, load
 from edgefg.training.loop.stage import train_and_save
 from edgefg.training.models.network import Network, NoOptions
@@ -45,12 +48,12 @@ def qat(
     student_path: Path,
     data: Path | FolderData,
     out: Path,
-    recipe: Recipe,
+    config: TrainingConfig,
     *,
     to: Target,
     teacher_path: Path | None = None,
-    transfer: Transfer | None = None,
-    answers: Path | None = None,
+    distillation: DistillationConfig | None = None,
+    teacher_cache: Path | None = None,
     images: int = 300,
     calibrator: Calibrator = "minmax",
     any_cpu: bool | None = None,
@@ -65,11 +68,11 @@ def qat(
         student_path: checkpoint of a network of a single pass: a student, a pruned one, or a teacher.
         data: the data it was trained on, as a path, or as `load_data` returned them.
         out: folder for the checkpoint and the run's files.
-        recipe: the training's settings; the input size stays the student's.
+        config: the training's settings; the input size stays the student's.
         to: target, as for `edgefg.export.export.export_checkpoint`.
         teacher_path: whose predictions to learn; those of the network itself in FP32 where left out.
-        transfer: what to learn of the teacher; of its predictions alone.
-        answers: see `edgefg.export.distill.distill.distill`.
+        distillation: what to learn of the teacher; of its predictions alone.
+        teacher_cache: see `edgefg.export.distill.distill.distill`.
         images: how many training images calibrate, balanced by class.
         calibrator: how activation ranges are found, see `edgefg.export.quantize.calibrators`.
         any_cpu: 7-bit weights, see `edgefg.export.export.export_checkpoint`.
@@ -85,14 +88,14 @@ def qat(
     say = progress or (lambda _: None)
     if any_cpu and to == "tensorrt-onnx":
         raise DataError("7-bit weights are for CPUs; leave out --any-cpu for tensorrt-onnx")
-    predictions = (transfer or Transfer()).of_predictions()
+    predictions = (distillation or DistillationConfig()).without_maps()
     network, header = load(student_path)
     need_one_graph(network, header, student_path, "quantise")
     (teacher,) = read_teachers([teacher_path or student_path])
     if teacher.header.labels != header.labels:
         raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
     _, data = Network.prepare(NoOptions(), data_of(data, header, skip_corrupt=skip_corrupt))
-    recipe = replace(recipe, image_size=header.input.height)
+    config = with_options(config, image_size=header.input.height)
     quantized = Quantized(to=to, any_cpu=needs_seven_bits(to, any_cpu), torch=str(torch.__version__))
     if quantized.any_cpu and any_cpu is None:
         say(SEVEN_BITS)
@@ -102,12 +105,12 @@ def qat(
     trained: nn.Module = network
     # A finished run is for `train_and_save` to recognise, by its header alone.
     if restart or not (out / f"{header.kind}.safetensors").exists():
-        chosen = choose_balanced(data.splits["train"], images, recipe.seed, data.conditions)
+        chosen = choose_balanced(data.splits["train"], images, config.schedule.seed, data.conditions)
         say(f"reading {len(chosen)} calibration images")
         inputs = read_calibration(chosen, header.input).inputs
         say(f"quantising for {to}")
         trained = quantized_for(network, header, inputs, calibrator)
-    kept = None if answers is None else answers_in(answers, [teacher], predictions)
+    kept = None if teacher_cache is None else open_teacher_cache(teacher_cache, [teacher], predictions)
     say("training with the quantisers")
     hardware = hardware or Hardware()
     if hardware.precision == "auto":
@@ -116,11 +119,11 @@ def qat(
         trained,
         header,
         data,
-        recipe,
-        Distillation([teacher], trained, recipe, predictions, kept),
+        config,
+        Distillation([teacher], trained, config, predictions, kept),
         out,
         hardware=hardware,
-        aides=[teacher.network],
+        frozen_modules=[teacher.network],
         restart=restart,
     )
 

@@ -15,8 +15,12 @@ from edgefg.errors import EdgefgError, HardwareError
 from edgefg.export.quantize.calibrators import Calibrator
 from edgefg.export.search.candidates import Precision, Shape, Stage, Target
 from edgefg.preprocess import InputSpec
+from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.gate import Gate
-from edgefg.settings.training import Hardware, Pruning, Recipe, Transfer
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
+from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.training import TrainingConfig
 
 _MULTIPLE = 16
 # As `edgefg qat` has it.
@@ -29,7 +33,7 @@ _LEAST_SPACE = 2**28
 class Training(msgspec.Struct, frozen=True, kw_only=True):
     """How candidates are trained and exported."""
 
-    recipe: Recipe
+    config: TrainingConfig
     """Of the full distillation; its image and training sizes are each candidate's own."""
     short_epochs: int
     """Of the distillation that finds the finalists."""
@@ -41,8 +45,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     """How many calibrate INT8."""
     qat_epochs: int = 0
     """Of quantisation-aware training of INT8 finalists, beside calibration; 0: they are calibrated alone."""
-    transfer: Transfer = Transfer()
-    pruning: Pruning = Pruning()
+    distillation: DistillationConfig = DistillationConfig()
+    pruning: PruningConfig = PruningConfig()
     """How candidates are pruned; how far is each one's own."""
     # As `edgefg.export.export.export_checkpoint` has them.
     calibrator: Calibrator = "minmax"
@@ -53,33 +57,34 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     """7-bit weights."""
     generated_golden: bool = False
 
-    def of(self, size: int, stage: Stage) -> Recipe:
-        """Return the recipe of a distillation at an image size."""
+    def of(self, size: int, stage: Stage) -> TrainingConfig:
+        """Return the config of a distillation at an image size."""
         train_size = max(_LEAST_SIZE, round(self.train_share * size / _MULTIPLE) * _MULTIPLE)
-        start = self.recipe.start_size if stage == "full" and self.recipe.start_size < train_size else 0
-        epochs = self.recipe.epochs if stage == "full" else self.short_epochs
-        return replace(
-            self.recipe, epochs=epochs, image_size=size, train_size=train_size, start_size=start, val_every=epochs
+        start = self.config.augmentation.start_size
+        start = start if stage == "full" and start < train_size else 0
+        epochs = self.config.schedule.epochs if stage == "full" else self.short_epochs
+        return with_options(
+            self.config, epochs=epochs, image_size=size, train_size=train_size, start_size=start, val_every=epochs
         )
 
-    def in_int8(self, size: int) -> Recipe:
-        """Return the recipe of quantisation-aware training: short, at a small rate, on plain crops, no average."""
-        recipe = self.of(size, "full")
+    def in_int8(self, size: int) -> TrainingConfig:
+        """Return the config of quantisation-aware training: short, at a small rate, on plain crops, no average."""
+        config = self.of(size, "full")
         epochs = max(1, self.qat_epochs)
-        return replace(
-            recipe, epochs=epochs, start_size=0, lr=_QAT_RATE, randaugment=0, hue=0.0, mix="none", ema=0.0,
+        return with_options(
+            config, epochs=epochs, start_size=0, lr=_QAT_RATE, randaugment=0, hue=0.0, mix="none", ema=0.0,
             val_every=epochs, freeze_epochs=0,
         )  # fmt: skip
 
-    def after_pruning(self, size: int, stage: Stage) -> Recipe:
-        """Return the recipe of the fine-tuning after pruning, at half the rate."""
-        share = 1.0 if stage == "full" else self.short_epochs / self.recipe.epochs
+    def after_pruning(self, size: int, stage: Stage) -> TrainingConfig:
+        """Return the config of the fine-tuning after pruning, at half the rate."""
+        share = 1.0 if stage == "full" else self.short_epochs / self.config.schedule.epochs
         epochs = max(1, round(self.prune_epochs * share))
-        return replace(
+        return with_options(
             self.of(size, stage),
             epochs=epochs,
             start_size=0,
-            lr=self.recipe.lr / 2,
+            lr=self.config.schedule.lr / 2,
             val_every=epochs,
             freeze_epochs=0,
         )
@@ -107,9 +112,9 @@ class Site(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     say: Callable[[str], None]
 
     @property
-    def answers(self) -> Path | None:
+    def teacher_cache(self) -> Path | None:
         """File of what the teacher said, which all candidates share; None where images are mixed."""
-        return self.out / "answers.bin" if self.training.recipe.mix == "none" else None
+        return self.out / "teacher-cache.bin" if self.training.config.augmentation.mix == "none" else None
 
     def spec(self, shape: Shape) -> InputSpec:
         """Return what a candidate takes."""

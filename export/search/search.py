@@ -42,7 +42,7 @@ from edgefg.export.search.context import Site, Training
 from edgefg.export.search.trials import finished, measure_again, measure_untrained, try_out
 from edgefg.files import write_json
 from edgefg.settings.gate import Gate
-from edgefg.settings.training import Hardware
+from edgefg.settings.hardware import Hardware
 from edgefg.training.checkpoint import load, read_header
 from edgefg.training.loop.fit import score
 

@@ -35,7 +35,7 @@ from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.files import write_json
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec
-from edgefg.settings.training import Pruning
+from edgefg.settings.pruning import PruningConfig
 from edgefg.training.models.network import Network
 from edgefg.training.weights import load_backbone
 
@@ -108,8 +108,8 @@ def train(site: Site, shape: Shape, stage: Stage) -> Path:
         site.training.of(shape.size, stage),
         student=shape.student.backbone,
         weights=shape.student.weights,
-        transfer=site.training.transfer,
-        answers=None if site.training.transfer.needs_maps else site.answers,
+        distillation=site.training.distillation,
+        teacher_cache=None if site.training.distillation.needs_maps else site.teacher_cache,
         hardware=site.hardware,
     )
     if shape.macs == 1:
@@ -121,8 +121,8 @@ def train(site: Site, shape: Shape, stage: Stage) -> Path:
         site.training.after_pruning(shape.size, stage),
         _pruning(site, shape),
         teacher_path=site.teacher,
-        transfer=site.training.transfer,
-        answers=site.answers,
+        distillation=site.training.distillation,
+        teacher_cache=site.teacher_cache,
         hardware=site.hardware,
         progress=site.say,
     )
@@ -264,9 +264,9 @@ def _write_graph(site: Site, source: Path, spec: InputSpec, precision: Precision
         emit(source, site.target, folder)
 
 
-def _pruning(site: Site, shape: Shape) -> Pruning:
+def _pruning(site: Site, shape: Shape) -> PruningConfig:
     # The default cap of a layer's loss is met well before half of the operations are gone.
-    cap = min(0.95, max(Pruning().max_ratio, 1.05 - shape.macs))
+    cap = min(0.95, max(PruningConfig().max_ratio, 1.05 - shape.macs))
     return replace(site.training.pruning, macs=shape.macs, max_ratio=cap)
 
 

@@ -28,7 +28,7 @@ from edgefg.training.models.backbone import build_backbone, head_of
 from edgefg.training.models.network import Network
 from edgefg.training.teacher import train_teacher
 from edgefg.training.weights import load_backbone
-from tests.export.search.searching import HERE, RECIPE
+from tests.export.search.searching import CONFIG, HERE
 from tests.simulated.plans import cache as cache
 from tests.simulated.plans import device as device
 from tests.simulated.plans import qdq as qdq
@@ -173,4 +173,4 @@ def two_birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def birds_teacher(two_birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their teacher's checkpoint."""
     out = tmp_path_factory.mktemp("teacher")
-    return train_teacher(two_birds, out, RECIPE, backbone="test_resnet", weights="none", hardware=HERE)
+    return train_teacher(two_birds, out, CONFIG, backbone="test_resnet", weights="none", hardware=HERE)

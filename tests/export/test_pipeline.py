@@ -12,22 +12,22 @@ from edgefg.data.load import load_data
 from edgefg.errors import DataError
 from edgefg.export import pipeline
 from edgefg.export.pipeline import ARTIFACTS, Plan
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import Schedule, TrainingConfig
 from tests.cub import write_cub
 from tests.synthetic import write_dataset
 
 
 def plan_for(data: Path) -> Plan:
-    recipe = Recipe(epochs=1, image_size=32, batch_size=16)
+    config = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, batch_size=16))
     return Plan(
         data=str(data),
         backbone="test_resnet",
         weights="none",
         student="test_efficientnet",
         student_weights="none",
-        teacher_recipe=recipe,
-        student_recipe=recipe,
-        prune_recipe=recipe,
+        teacher_config=config,
+        student_config=config,
+        prune_config=config,
         macs=0.9,
     )
 

@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 from edgefg.data.split import Sample
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, prepare, resize
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import Augmentation
 
 # Image → boxes of its parts, ``float32 [P, 4]``: x0, y0, x1, y1 in pixels of the file as decoded; NaN where absent.
 Boxes = Mapping[Path, npt.NDArray[np.float32]]
@@ -72,37 +72,37 @@ class ColourRandAugment(v2.RandAugment):  # type: ignore[misc]
     }
 
 
-def geometric_transform(spec: InputSpec, recipe: Recipe) -> v2.Compose:
-    """Build what moves pixels: crop and, where the recipe asks for them, flips and rotation with grey corners.
+def geometric_transform(spec: InputSpec, augmentation: Augmentation) -> v2.Compose:
+    """Build what moves pixels: crop and, where the settings ask for them, flips and rotation with grey corners.
 
     It takes ``uint8 [3, H, W]``, alone or with its `tv_tensors.BoundingBoxes` of ``clamping_mode=None``.
     """
     steps: list[v2.Transform] = [
-        RandomResizedCrop((spec.height, spec.width), scale=(recipe.min_area, 1.0), ratio=(3 / 4, 4 / 3)),
+        RandomResizedCrop((spec.height, spec.width), scale=(augmentation.min_area, 1.0), ratio=(3 / 4, 4 / 3)),
         # Here and again after a rotation, which must not turn a part that was cut off back into the picture.
         DropHidden(),
     ]
-    if recipe.flip != "none":
+    if augmentation.flip != "none":
         steps.append(v2.RandomHorizontalFlip())
-    if recipe.flip == "both":
+    if augmentation.flip == "both":
         steps.append(v2.RandomVerticalFlip())
-    if recipe.rotation:
-        steps += [v2.RandomRotation(recipe.rotation, InterpolationMode.BILINEAR, fill=_GREY), DropHidden()]
+    if augmentation.rotation:
+        steps += [v2.RandomRotation(augmentation.rotation, InterpolationMode.BILINEAR, fill=_GREY), DropHidden()]
     return v2.Compose(steps)
 
 
-def colour_transform(recipe: Recipe, *, boxed: bool) -> v2.Compose:
-    """Build what follows on ``uint8 [3, H, W]``: RandAugment where the recipe asks for it, then colour jitter.
+def colour_transform(augmentation: Augmentation, *, boxed: bool) -> v2.Compose:
+    """Build what follows on ``uint8 [3, H, W]``: RandAugment where the settings ask for it, then colour jitter.
 
     An image with boxes (``boxed``) gets those operations of RandAugment only that move nothing.
     """
     kind = ColourRandAugment if boxed else v2.RandAugment
     steps: list[v2.Transform] = []
-    if recipe.randaugment:
-        steps.append(kind(2, recipe.randaugment, interpolation=InterpolationMode.BILINEAR, fill=_GREY))
-    if recipe.color or recipe.hue:
-        color = recipe.color
-        steps.append(v2.ColorJitter(brightness=color, contrast=color, saturation=color, hue=recipe.hue))
+    if augmentation.randaugment:
+        steps.append(kind(2, augmentation.randaugment, interpolation=InterpolationMode.BILINEAR, fill=_GREY))
+    if augmentation.color or augmentation.hue:
+        color = augmentation.color
+        steps.append(v2.ColorJitter(brightness=color, contrast=color, saturation=color, hue=augmentation.hue))
     return v2.Compose(steps or [v2.Identity()])
 
 
@@ -112,18 +112,21 @@ class TrainingImages(Dataset[Item]):
     Args:
         samples: the images.
         spec: the network input's size.
-        recipe: its ``min_area``, ``flip``, ``rotation``, ``randaugment``, ``color`` and ``hue`` are used; None takes
-            their defaults.
+        augmentation: geometry and colour; None takes the defaults. Mixing is the objective's.
         boxes: of the parts; an item then has them as ``float32 [P, 4]`` in pixels of its image, NaN where absent.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], spec: InputSpec, recipe: Recipe | None = None, boxes: Boxes | None = None
+        self,
+        samples: Sequence[Sample],
+        spec: InputSpec,
+        augmentation: Augmentation | None = None,
+        boxes: Boxes | None = None,
     ) -> None:
         self.samples = samples
-        recipe = recipe or Recipe(epochs=1, image_size=spec.height)
-        self._move = geometric_transform(spec, recipe)
-        self._colour = colour_transform(recipe, boxed=bool(boxes))
+        augmentation = augmentation or Augmentation()
+        self._move = geometric_transform(spec, augmentation)
+        self._colour = colour_transform(augmentation, boxed=bool(boxes))
         self._boxes = boxes or None
         self._parts = len(next(iter(boxes.values()))) if boxes else 0
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.data.augment import EvaluationImages, Item, TrainingImages
 from edgefg.training.data.sampler import sampler_of
 from edgefg.training.loop.allocator import release_freed_memory
@@ -30,7 +30,7 @@ def evaluation_loader(
 
 
 def training_loader(
-    images: TrainingImages, recipe: Recipe, *, workers: int, seed: int, share: tuple[int, int] = (1, 0)
+    images: TrainingImages, config: TrainingConfig, *, workers: int, seed: int, share: tuple[int, int] = (1, 0)
 ) -> DataLoader[Item]:
     """Build a loader of `Batch`es whose order and augmentation are those of ``seed``.
 
@@ -46,18 +46,18 @@ def training_loader(
     generator = torch.Generator()
     generator.manual_seed(seed + 7919 * rank)
     labels = [sample.label for sample in images.samples]
-    sampler = sampler_of(labels, recipe, count=own, generator=generator)
+    sampler = sampler_of(labels, config, count=own, generator=generator)
     if sampler is None and processes > 1:
         sampler = DistributedSampler(images, processes, rank, shuffle=True, seed=seed)
     _before_forking(workers)
     return DataLoader(
         images,
-        recipe.batch_size,
+        config.schedule.batch_size,
         shuffle=sampler is None,
         sampler=sampler,
         num_workers=workers,
         generator=generator,
-        drop_last=own % recipe.batch_size == 1 and own > recipe.batch_size,
+        drop_last=own % config.schedule.batch_size == 1 and own > config.schedule.batch_size,
         collate_fn=collate,
         worker_init_fn=_one_thread,
     )

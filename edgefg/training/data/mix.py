@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from edgefg.errors import TrainingError, WeightsError
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import Augmentation
 from edgefg.training.models import backbone as parts
 from edgefg.training.models.network import Batch, Network
 
@@ -26,11 +26,11 @@ Mixer = Callable[[nn.Module, Batch], Batch]
 Box = tuple[int, int, int, int]
 
 
-def mixer_of(recipe: Recipe, network: nn.Module, classes: int) -> Mixer | None:
-    """Build the recipe's mixer; None where it mixes nothing.
+def mixer_of(augmentation: Augmentation, network: nn.Module, classes: int) -> Mixer | None:
+    """Build what mixes the images of a batch; None for ``mix="none"``.
 
     Args:
-        recipe: its ``mix``, ``mix_alpha`` and ``mix_share`` are used.
+        augmentation: ``mix``, ``mix_alpha`` and ``mix_share`` are used.
         network: the network that will be trained; SnapMix looks at its class activation.
         classes: number of classes.
 
@@ -38,17 +38,17 @@ def mixer_of(recipe: Recipe, network: nn.Module, classes: int) -> Mixer | None:
         TrainingError: SnapMix, and the network's backbone is not a whole convolutional classifier.
     """
     mix: Mixer
-    if recipe.mix == "none":
+    if augmentation.mix == "none":
         return None
-    if recipe.mix == "snapmix":
+    if augmentation.mix == "snapmix":
         _check_activation(network, classes)
-        mix = SnapMix(recipe.mix_alpha, classes)
+        mix = SnapMix(augmentation.mix_alpha, classes)
     else:
-        kind = v2.MixUp if recipe.mix == "mixup" else v2.CutMix
-        mix = _mixer_by(kind(alpha=recipe.mix_alpha, num_classes=classes))
+        kind = v2.MixUp if augmentation.mix == "mixup" else v2.CutMix
+        mix = _mixer_by(kind(alpha=augmentation.mix_alpha, num_classes=classes))
 
     def sometimes(network: nn.Module, batch: Batch) -> Batch:
-        return mix(network, batch) if torch.rand(()).item() < recipe.mix_share else batch
+        return mix(network, batch) if torch.rand(()).item() < augmentation.mix_share else batch
 
     return sometimes
 

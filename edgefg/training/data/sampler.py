@@ -8,28 +8,34 @@ import torch
 from torch.utils.data import Sampler, WeightedRandomSampler
 
 from edgefg.errors import DataError, TrainingError
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import TrainingConfig
 
 
-def sampler_of(labels: Sequence[int], recipe: Recipe, *, count: int, generator: torch.Generator) -> Sampler[int] | None:
-    """Build the recipe's sampler; None for ``shuffle``.
+def sampler_of(
+    labels: Sequence[int], config: TrainingConfig, *, count: int, generator: torch.Generator
+) -> Sampler[int] | None:
+    """Build the config's sampler; None for ``shuffle``.
 
     ``balanced`` draws each class alike often, with replacement, since its images then must repeat.
 
     Args:
         labels: of all images.
-        recipe: its ``sampler``, ``batch_size`` and ``per_class`` are used.
+        config: its ``sampler``, ``batch_size`` and ``per_class`` are used.
         count: how many images an epoch shows; ``pk`` shows as many whole batches as fit, at least one.
         generator: the source of every draw.
 
     Raises:
         TrainingError, DataError: see `PKSampler`.
     """
-    if recipe.sampler == "shuffle":
+    if config.metric_learning.sampler == "shuffle":
         return None
-    if recipe.sampler == "pk":
+    if config.metric_learning.sampler == "pk":
         return PKSampler(
-            labels, recipe.batch_size, recipe.per_class, batches=max(1, count // recipe.batch_size), generator=generator
+            labels,
+            config.schedule.batch_size,
+            config.metric_learning.per_class,
+            batches=max(1, count // config.schedule.batch_size),
+            generator=generator,
         )
     weights = 1.0 / torch.bincount(torch.tensor(labels)).double()
     return WeightedRandomSampler(weights[list(labels)].tolist(), count, replacement=True, generator=generator)

@@ -25,13 +25,14 @@ from edgefg import metrics
 from edgefg.data.split import Sample
 from edgefg.errors import EdgefgError, HardwareError, TrainingError, one_line
 from edgefg.preprocess import InputSpec
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.data.augment import Boxes, EvaluationImages, TrainingImages
 from edgefg.training.data.loader import evaluation_loader, training_loader
 from edgefg.training.loop.allocator import keep_freed_memory
 from edgefg.training.loop.finite import layers_stay_finite
 from edgefg.training.loop.history import History
-from edgefg.training.loop.optimizer import optimizer_of, rate_at, set_rate, thaw
+from edgefg.training.loop.optimizer import optimizer_of, rate_at, set_rate, unfreeze
 from edgefg.training.loop.resume import Progress, Run, load_state, save_state
 from edgefg.training.models.network import Batch
 from edgefg.training.objective import Objective
@@ -44,16 +45,16 @@ def fit(
     network: nn.Module,
     splits: dict[str, tuple[Sample, ...]],
     spec: InputSpec,
-    recipe: Recipe,
+    config: TrainingConfig,
     objective: Objective,
     out: Path,
     *,
     stage: str,
     fingerprint: str,
-    fresh: Sequence[nn.Module] = (),
+    new_modules: Sequence[nn.Module] = (),
     boxes: Boxes | None = None,
     hardware: Hardware | None = None,
-    aides: Sequence[nn.Module] = (),
+    frozen_modules: Sequence[nn.Module] = (),
 ) -> metrics.Scores | None:
     """Train ``network`` in place and return its scores on ``val`` (None where that is empty).
 
@@ -61,19 +62,19 @@ def fit(
         network: takes ``uint8 [N, H, W, 3]``, gives logits.
         splits: ``train`` and ``val`` are used; ``test`` is never touched.
         spec: the evaluation preprocessing.
-        recipe: the settings.
+        config: the settings.
         objective: gives the loss of a batch. Where it is an ``nn.Module``, its own parameters learn along.
         out: folder for ``<stage>.resume.safetensors``, ``<stage>.csv`` and TensorBoard's files.
         stage: name of the run's files, for instance ``teacher``.
         fingerprint: the data set's; a run resumes only on the same data.
-        fresh: modules that start untrained and learn ``recipe.head_lr_ratio`` times as fast.
+        new_modules: modules that start untrained and learn ``config.fine_tuning.head_lr_ratio`` times as fast.
         boxes: part boxes of the training images, for objectives that use them.
         hardware: where to run.
-        aides: frozen networks that the objective uses (a teacher), to be moved to the device.
+        frozen_modules: frozen networks that the objective uses (a teacher), to be moved to the device.
 
     Raises:
         TrainingError: the loss, its gradients or the logits are not finite, or ``out`` holds an unfinished run of
-            another recipe.
+            another config.
     """
     hardware = hardware or Hardware()
     keep_freed_memory()
@@ -83,34 +84,41 @@ def fit(
     modules = {"network": network}
     if isinstance(objective, nn.Module):
         modules["objective"] = objective.to(fabric.device)
-    optimizer = optimizer_of(network, fresh, recipe, modules.get("objective"))
-    run = Run(out / f"{stage}.resume.safetensors", recipe, fingerprint, stage)
-    if recipe.ema:
-        average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+    optimizer = optimizer_of(network, new_modules, config, modules.get("objective"))
+    run = Run(out / f"{stage}.resume.safetensors", config, fingerprint, stage)
+    if config.schedule.ema:
+        average = get_ema_multi_avg_fn(config.schedule.ema)  # type: ignore[no-untyped-call]
         modules["ema"] = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-    if recipe.patience:
+    if config.schedule.patience:
         modules["best"] = copy.deepcopy(network)
     progress = load_state(run, modules, optimizer, fabric.strategy.precision)
     wrapped, optimizer = fabric.setup(network, optimizer)
     for method in _FORWARD_METHODS:
         if hasattr(network, method):
             wrapped.mark_forward_method(method)
-    for aide in aides:
-        aide.to(fabric.device).eval()
-    loop = _Loop(fabric, wrapped, network, optimizer, objective, recipe, fresh, modules)
+    for module in frozen_modules:
+        module.to(fabric.device).eval()
+    loop = _Loop(fabric, wrapped, network, optimizer, objective, config, new_modules, modules)
     history = History(out, stage, progress.epochs_done, active=fabric.is_global_zero)
     scores = None
     try:
-        while not _is_over(progress, recipe, network):
-            size = _crop_size(recipe, objective, progress.epochs_done)
-            training = TrainingImages(splits["train"], replace(spec, height=size, width=size), recipe, boxes)
+        while not _is_over(progress, config, network):
+            size = _crop_size(config, objective, progress.epochs_done)
+            training = TrainingImages(
+                splits["train"], replace(spec, height=size, width=size), config.augmentation, boxes
+            )
             loss = loop.epoch(training, progress, hardware.workers, run.path)
             done = progress.epochs_done + 1
             scores = None
-            if done % recipe.val_every == 0 or done == recipe.epochs:
+            if done % config.schedule.val_every == 0 or done == config.schedule.epochs:
                 scores = loop.score(splits["val"], spec, progress, hardware.workers, run.path)
             progress = loop.note(progress, scores)
-            history.add(progress.epochs_done, loss, rate_at(recipe, progress.epochs_done / recipe.epochs), scores)
+            history.add(
+                progress.epochs_done,
+                loss,
+                rate_at(config.schedule, progress.epochs_done / config.schedule.epochs),
+                scores,
+            )
             if fabric.is_global_zero:
                 save_state(run, modules, optimizer, fabric.strategy.precision, progress)
     finally:
@@ -120,25 +128,25 @@ def fit(
         network.load_state_dict(result.state_dict())
     network.requires_grad_(True)
     if scores is None or result is not loop.result():
-        scores = score(network, splits["val"], spec, recipe.batch_size, hardware.workers)
+        scores = score(network, splits["val"], spec, config.schedule.batch_size, hardware.workers)
     return scores
 
 
-def _crop_size(recipe: Recipe, objective: Objective, epoch: int) -> int:
+def _crop_size(config: TrainingConfig, objective: Objective, epoch: int) -> int:
     """Return the size of an epoch's crops: the network's, or a larger one that the objective needs for others."""
-    size = recipe.size_at(epoch)
+    size = config.size_at(epoch)
     return cast(Any, objective).crop_size(size) if hasattr(objective, "crop_size") else size
 
 
-def _is_over(progress: Progress, recipe: Recipe, network: nn.Module) -> bool:
+def _is_over(progress: Progress, config: TrainingConfig, network: nn.Module) -> bool:
     # Epochs that were not scored cannot have been better or worse.
-    scored = progress.epochs_done - progress.epochs_done % recipe.val_every
+    scored = progress.epochs_done - progress.epochs_done % config.schedule.val_every
     since: Sequence[int] = range(progress.best_epoch, scored)
     if hasattr(network, "classifies_in"):
         # Nor can those whose classifiers did not learn: a schedule may begin with many of them.
-        since = [epoch for epoch in since if cast(Any, network).classifies_in(epoch, recipe.epochs)]
-    return progress.epochs_done >= recipe.epochs or bool(
-        recipe.patience and progress.best_epoch and len(since) >= recipe.patience
+        since = [epoch for epoch in since if cast(Any, network).classifies_in(epoch, config.schedule.epochs)]
+    return progress.epochs_done >= config.schedule.epochs or bool(
+        config.schedule.patience and progress.best_epoch and len(since) >= config.schedule.patience
     )
 
 
@@ -176,8 +184,8 @@ class _Loop(NamedTuple):
     network: nn.Module
     optimizer: torch.optim.Optimizer
     objective: Objective
-    recipe: Recipe
-    fresh: Sequence[nn.Module]
+    config: TrainingConfig
+    new_modules: Sequence[nn.Module]
     modules: dict[str, nn.Module]
 
     def result(self) -> nn.Module:
@@ -188,7 +196,7 @@ class _Loop(NamedTuple):
     def note(self, progress: Progress, scores: metrics.Scores | None) -> Progress:
         """Count an epoch, and keep the weights where they are the best so far and early stopping is on."""
         done = progress.epochs_done + 1
-        if self.recipe.patience and scores is not None and scores.top1 > progress.best_top1:
+        if self.config.schedule.patience and scores is not None and scores.top1 > progress.best_top1:
             self.modules["best"].load_state_dict(self.result().state_dict())
             return Progress(epochs_done=done, best_epoch=done, best_top1=scores.top1)
         return replace(progress, epochs_done=done)
@@ -201,20 +209,24 @@ class _Loop(NamedTuple):
 
     def epoch(self, training: TrainingImages, progress: Progress, workers: int, state: Path) -> float:
         """Train one epoch and return its mean loss."""
-        epoch, recipe, fabric = progress.epochs_done, self.recipe, self.fabric
-        seed = recipe.crop_seed(epoch)
+        epoch, config, fabric = progress.epochs_done, self.config, self.fabric
+        seed = config.crop_seed(epoch)
         torch.manual_seed(seed + 7919 * fabric.global_rank)
         share = (fabric.world_size, fabric.global_rank)
-        batches = training_loader(training, recipe, workers=workers, seed=seed, share=share)
+        batches = training_loader(training, config, workers=workers, seed=seed, share=share)
         batches = fabric.setup_dataloaders(batches, use_distributed_sampler=False)
         self.wrapped.train()
-        thaw(self.network, self.fresh, recipe, epoch)
+        unfreeze(self.network, self.new_modules, config, epoch)
         if hasattr(self.network, "begin_epoch"):
-            cast(Any, self.network).begin_epoch(epoch, recipe.epochs)
+            cast(Any, self.network).begin_epoch(epoch, config.schedule.epochs)
         total = images_seen = 0.0
-        bar = tqdm(batches, f"epoch {epoch + 1}/{recipe.epochs}", disable=None if fabric.is_global_zero else True)
+        bar = tqdm(
+            batches, f"epoch {epoch + 1}/{config.schedule.epochs}", disable=None if fabric.is_global_zero else True
+        )
         for step, batch in enumerate(bar):
-            set_rate(self.optimizer, rate_at(recipe, (epoch + (step + 1) / len(batches)) / recipe.epochs))
+            set_rate(
+                self.optimizer, rate_at(config.schedule, (epoch + (step + 1) / len(batches)) / config.schedule.epochs)
+            )
             try:
                 value = self.step(batch)
             except _NotFiniteError as exc:
@@ -249,7 +261,7 @@ class _Loop(NamedTuple):
             self.fabric.backward(loss)
             self.share_gradients()
             norm = self.fabric.clip_gradients(
-                self.wrapped, self.optimizer, max_norm=self.recipe.clip_norm, error_if_nonfinite=False
+                self.wrapped, self.optimizer, max_norm=self.config.schedule.clip_norm, error_if_nonfinite=False
             )
             if not math.isfinite(norm) and not self.loss_is_scaled():
                 raise _NotFiniteError("the norm of the gradients is not finite")
@@ -273,7 +285,7 @@ class _Loop(NamedTuple):
         Raises:
             TrainingError: its logits are not finite.
         """
-        network, size = self.result(), self.recipe.batch_size
+        network, size = self.result(), self.config.schedule.batch_size
         try:
             return score(network, samples, spec, size, workers)
         except EdgefgError:

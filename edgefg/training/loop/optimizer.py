@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import Schedule, TrainingConfig
 
 
 def optimizer_of(
-    network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe, objective: nn.Module | None = None
+    network: nn.Module, new_modules: Sequence[nn.Module], config: TrainingConfig, objective: nn.Module | None = None
 ) -> torch.optim.Optimizer:
-    """Build the recipe's optimiser; parameters of ``fresh`` learn ``recipe.head_lr_ratio`` times as fast.
+    """Build the config's optimiser; parameters of ``fresh`` learn ``config.fine_tuning.head_lr_ratio`` times as fast.
 
     So do those of the ``objective``, where it has any.
     """
-    groups = _groups(network, fresh, recipe, [] if objective is None else list(objective.parameters()))
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    groups = _groups(network, new_modules, config, [] if objective is None else list(objective.parameters()))
+    if config.schedule.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.schedule.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=config.schedule.weight_decay)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -31,38 +31,38 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["ratio"]
 
 
-def rate_at(recipe: Recipe, progress: float) -> float:
+def rate_at(schedule: Schedule, progress: float) -> float:
     """Learning rate at a share of all steps: linear warm-up, then half a cosine (Loshchilov & Hutter 2017)."""
-    if progress < recipe.warmup:
-        return recipe.lr * progress / recipe.warmup
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (progress - recipe.warmup) / (1 - recipe.warmup)))
+    if progress < schedule.warmup:
+        return schedule.lr * progress / schedule.warmup
+    return schedule.lr * 0.5 * (1 + math.cos(math.pi * (progress - schedule.warmup) / (1 - schedule.warmup)))
 
 
-def thaw(network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe, epoch: int) -> None:
+def unfreeze(network: nn.Module, new_modules: Sequence[nn.Module], config: TrainingConfig, epoch: int) -> None:
     """Freeze what does not learn yet in an epoch (from 0); see `freeze`.
 
-    Gradual unfreezing (Howard & Ruder 2018): after ``recipe.freeze_epochs``, the blocks begin to learn from the last
-    one to the first, in equal parts over ``recipe.thaw_epochs``, after which all do.
+    Gradual unfreezing (Howard & Ruder 2018): after ``freeze_epochs`` the blocks are unfrozen from the last to the
+    first, evenly over ``unfreeze_epochs``.
     """
-    since, over = epoch - recipe.freeze_epochs, recipe.thaw_epochs
+    since, over = epoch - config.fine_tuning.freeze_epochs, config.fine_tuning.unfreeze_epochs
     if since >= over:
-        freeze(network, fresh, False)
+        freeze(network, new_modules, False)
         return
     first = max(depths(network).values())
-    # The last block often is the head, which learns already: the block before it is thawed with it.
-    freeze(network, fresh, True, 0 if since < 0 else 1 + math.ceil(first * (since + 1) / (over + 1)))
+    # The last block often is the head, which learns already: the block before it is unfrozen with it.
+    freeze(network, new_modules, True, 0 if since < 0 else 1 + math.ceil(first * (since + 1) / (over + 1)))
 
 
-def freeze(network: nn.Module, fresh: Sequence[nn.Module], frozen: bool, thawed: int = 0) -> None:
-    """Freeze or thaw everything but ``fresh`` and the last ``thawed`` blocks; frozen batch norms keep their statistics.
+def freeze(network: nn.Module, new_modules: Sequence[nn.Module], frozen: bool, unfrozen: int = 0) -> None:
+    """Freeze or unfreeze all but ``new_modules`` and the last ``unfrozen`` blocks; frozen norms keep their statistics.
 
     Call it after ``network.train()``, which would set the norms learning again. Blocks are those of `depths`.
     """
-    own = {id(module) for root in fresh for module in root.modules()}
-    parameters = {id(parameter) for root in fresh for parameter in root.parameters()}
-    depth = depths(network) if thawed else {}
+    own = {id(module) for root in new_modules for module in root.modules()}
+    parameters = {id(parameter) for root in new_modules for parameter in root.parameters()}
+    depth = depths(network) if unfrozen else {}
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not frozen or id(parameter) in parameters or depth.get(name, thawed) < thawed)
+        parameter.requires_grad_(not frozen or id(parameter) in parameters or depth.get(name, unfrozen) < unfrozen)
     if frozen:
         for module in network.modules():
             learns = id(module) in own or any(parameter.requires_grad for parameter in module.parameters())
@@ -71,23 +71,27 @@ def freeze(network: nn.Module, fresh: Sequence[nn.Module], frozen: bool, thawed:
 
 
 def _groups(
-    network: nn.Module, fresh: Sequence[nn.Module], recipe: Recipe, beside: Sequence[nn.Parameter]
+    network: nn.Module, new_modules: Sequence[nn.Module], config: TrainingConfig, beside: Sequence[nn.Parameter]
 ) -> list[dict[str, Any]]:
     """Group the parameters by learning rate; norms and biases do not decay."""
-    new = {id(parameter) for root in fresh for parameter in root.parameters()}
+    new = {id(parameter) for root in new_modules for parameter in root.parameters()}
     depth = depths(network)
-    rate = float(getattr(network, "fresh_rate", 1.0))
+    rate = float(getattr(network, "new_module_lr_ratio", 1.0))
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            ratio = recipe.head_lr_ratio * rate if id(parameter) in new else recipe.layer_decay ** depth[name]
+            ratio = (
+                config.fine_tuning.head_lr_ratio * rate
+                if id(parameter) in new
+                else config.fine_tuning.layer_decay ** depth[name]
+            )
             groups.setdefault((ratio, parameter.ndim > 1), []).append(parameter)
     for parameter in beside:
-        groups.setdefault((recipe.head_lr_ratio, parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((config.fine_tuning.head_lr_ratio, parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": members,
-            "lr": recipe.lr,
+            "lr": config.schedule.lr,
             "ratio": ratio,
             **({} if decays else {"weight_decay": 0.0}),
         }

@@ -13,7 +13,8 @@ from lightning_fabric.plugins import Precision
 from torch import nn
 
 from edgefg.errors import CheckpointError, TrainingError
-from edgefg.settings.training import Recipe
+from edgefg.settings.options import options_of
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.checkpoint import read_header_json, write_tensors
 
 
@@ -21,7 +22,7 @@ class Run(NamedTuple):
     """Where a run keeps its state, and what must be equal for it to be resumed."""
 
     path: Path
-    recipe: Recipe
+    config: TrainingConfig
     fingerprint: str
     stage: str
 
@@ -36,7 +37,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Saved(msgspec.Struct, kw_only=True):
-    recipe: Recipe
+    config: TrainingConfig
     fingerprint: str
     stage: str
     progress: Progress
@@ -62,7 +63,7 @@ def save_state(
             if value is not None:
                 tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value).detach().cpu().contiguous()
     saved = _Saved(
-        recipe=run.recipe,
+        config=run.config,
         fingerprint=run.fingerprint,
         stage=run.stage,
         progress=progress,
@@ -77,7 +78,7 @@ def load_state(
     """Load an unfinished run's state, if there is one, into the other arguments; return how far it is.
 
     Raises:
-        TrainingError: the state is of another recipe or other data, or it is broken.
+        TrainingError: the state is of another config or other data, or it is broken.
     """
     if not run.path.exists():
         return Progress()
@@ -87,7 +88,7 @@ def load_state(
         tensors = safetensors.torch.load_file(run.path)
     except (CheckpointError, msgspec.DecodeError, safetensors.SafetensorError) as exc:
         raise TrainingError(f"{run.path} cannot be resumed ({exc}); {advice}") from exc
-    if saved.stage != run.stage or saved.fingerprint != run.fingerprint or saved.recipe != run.recipe:
+    if saved.stage != run.stage or saved.fingerprint != run.fingerprint or saved.config != run.config:
         raise TrainingError(f"{run.path} is an unfinished run {_difference(saved, run)}; {advice}")
     try:
         for part, module in modules.items():
@@ -107,8 +108,8 @@ def load_state(
 
 
 def _difference(saved: _Saved, run: Run) -> str:
-    for field in msgspec.structs.fields(Recipe):
-        old, new = getattr(saved.recipe, field.name), getattr(run.recipe, field.name)
+    for option in options_of(TrainingConfig).values():
+        old, new = option.value_in(saved.config), option.value_in(run.config)
         if old != new:
-            return f"with {field.name}={old}, now {new}"
+            return f"with {option.flag} {old}, now {new}"
     return "on other data, of another teacher or parent, or from other weights"

@@ -16,7 +16,8 @@ from torch import nn
 from edgefg.artifact.manifest import Accuracy
 from edgefg.data.load import FolderData
 from edgefg.errors import TrainingError
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.checkpoint import Header, read_header, save
 from edgefg.training.data.mix import evaluating
 from edgefg.training.loop.fit import fit
@@ -27,37 +28,37 @@ def train_and_save(
     network: nn.Module,
     header: Header,
     data: FolderData,
-    recipe: Recipe,
+    config: TrainingConfig,
     objective: Objective,
     out: Path,
     *,
-    fresh: Sequence[nn.Module] = (),
+    new_modules: Sequence[nn.Module] = (),
     hardware: Hardware | None = None,
-    aides: Sequence[nn.Module] = (),
+    frozen_modules: Sequence[nn.Module] = (),
     restart: bool = False,
 ) -> Path:
     """Train ``network`` and write ``out/<header.kind>.safetensors``; return that path.
 
-    The header's recipe and validation accuracy are filled in. A finished checkpoint of the very same run is returned as
+    The header's config and validation accuracy are filled in. A finished checkpoint of the very same run is returned as
     it is; ``restart`` throws it, or an unfinished run's state, away. See `edgefg.training.loop.fit.fit` for the rest.
 
     Raises:
-        TrainingError: the backbone takes no images of the recipe's sizes, the folder cannot be written or holds another
+        TrainingError: the backbone takes no images of the config's sizes, the folder cannot be written or holds another
             run, or see `fit`.
     """
     stage = header.kind
     path = out / f"{stage}.safetensors"
     state = out / f"{stage}.resume.safetensors"
-    header = replace(header, recipe=f"{header.recipe} {msgspec.json.encode(recipe).decode()}".strip())
+    header = replace(header, recipe=f"{header.recipe} {msgspec.json.encode(config).decode()}".strip())
     if path.exists() and not restart:
         _same_run(path, header)
         print(f"{path} is there already, from the same data and settings", file=sys.stderr)
         return path
-    _need_sizes(network, header, recipe)
-    if recipe.freeze_epochs and not fresh:
+    _need_sizes(network, header, config)
+    if config.fine_tuning.freeze_epochs and not new_modules:
         raise TrainingError(
-            f"--freeze-epochs {recipe.freeze_epochs} trains what is new, and the starting weights bring everything"
-            " along; leave it out"
+            f"--freeze-epochs {config.fine_tuning.freeze_epochs} trains new layers only, and the starting weights leave"
+            " none. Remove it"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -67,15 +68,15 @@ def train_and_save(
             network,
             data.splits,
             header.input,
-            recipe,
+            config,
             objective,
             out,
             stage=stage,
             fingerprint=_identity(header),
-            fresh=fresh,
+            new_modules=new_modules,
             boxes=data.boxes,
             hardware=hardware,
-            aides=aides,
+            frozen_modules=frozen_modules,
         )
         validation = Accuracy.of(scores, f"val of {data.root.resolve().name}") if scores else None
         if rank_zero_only.rank == 0:
@@ -87,10 +88,10 @@ def train_and_save(
 
 
 @torch.no_grad()
-def _need_sizes(network: nn.Module, header: Header, recipe: Recipe) -> None:
+def _need_sizes(network: nn.Module, header: Header, config: TrainingConfig) -> None:
     """Raise `TrainingError` unless the network takes the smallest images of training, and those of the test."""
     device = next(network.parameters()).device
-    for size in sorted({recipe.size_at(0), recipe.size_at(recipe.epochs), header.input.height}):
+    for size in sorted({config.size_at(0), config.size_at(config.schedule.epochs), header.input.height}):
         try:
             with evaluating(network):  # the norms' statistics must not learn from an empty image
                 network(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device))

@@ -193,9 +193,9 @@ class SENet(Network):
         # A tuple, which torch does not register: the gates are modules of the backbone already.
         self.gates = tuple(insert_gates(backbone, lambda channels: type(self).gate(channels, reduction)))
 
-    def fresh(self) -> list[nn.Module]:
+    def new_modules(self) -> list[nn.Module]:
         """List the gates and the classifier."""
-        return [*self.gates, *super().fresh()]
+        return [*self.gates, *super().new_modules()]
 
 
 class CBAMNet(SENet):

@@ -3,7 +3,7 @@
 Lin, RoyChowdhury & Maji 2015, "Bilinear CNN Models for Fine-Grained Visual Recognition"; compact pooling: Gao,
 Beijbom, Zhang & Darrell 2016, "Compact Bilinear Pooling".
 
-The papers train the new classifier first and then everything: ``freeze_epochs`` of the recipe. Its input has length 1,
+The papers train the new classifier first and then everything: ``freeze_epochs`` of the config. Its input has length 1,
 so with SGD it wants a far higher rate than the rest (the paper's is 1.0): ``head_lr_ratio``.
 """
 
@@ -164,7 +164,7 @@ class BCNN(Network):
         y = y.detach()
         return class_activation(x, lambda maps: self.head(self._embed(maps, maps if self.second is None else y)))
 
-    def fresh(self) -> Sequence[nn.Module]:
+    def new_modules(self) -> Sequence[nn.Module]:
         """List the classifier and the projections."""
         return [self.projections, self.head]
 

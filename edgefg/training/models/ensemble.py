@@ -76,7 +76,7 @@ class Ensemble(Network):
         """Raise `WeightsError`: its members are trained one by one."""
         raise WeightsError("an ensemble is not trained; train its members and put them together with `edgefg ensemble`")
 
-    def fresh(self) -> Sequence[nn.Module]:
+    def new_modules(self) -> Sequence[nn.Module]:
         """List nothing: all of it is trained."""
         return []
 

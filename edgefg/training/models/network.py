@@ -88,11 +88,11 @@ class Network(nn.Module):
     """Whether ``forward`` is one feed-forward graph, which exports by itself."""
     needs_boxes: ClassVar[bool] = False
     """Whether its loss needs the boxes of parts, which mixed images have not."""
-    fresh_rate: ClassVar[float] = 1.0
-    """Learning rate that suits ``fresh()``, relative to a plain new head's; multiplies the recipe's."""
+    new_module_lr_ratio: ClassVar[float] = 1.0
+    """Learning rate that suits ``new_modules()``, relative to a plain new head's; multiplies the config's."""
 
     advice: ClassVar[str] = ""
-    """What of the recipe the paper sets otherwise than the defaults, for people."""
+    """What of the config the paper sets otherwise than the defaults, for people."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -147,7 +147,7 @@ class Network(nn.Module):
         found = parts.maps(self.backbone, self.normalised(images))
         return class_activation(found, lambda maps: parts.classify(self.backbone, parts.embedding(self.backbone, maps)))
 
-    def fresh(self) -> Sequence[nn.Module]:
+    def new_modules(self) -> Sequence[nn.Module]:
         """List the modules that start untrained, which learn faster."""
         return [parts.head_of(self.backbone)]
 

@@ -152,7 +152,7 @@ class PartRCNN(Network):
         loss = criterion(logits, batch) + self.options.detection_weight * detection_loss
         return Step(loss, logits, embedding)
 
-    def fresh(self) -> Sequence[nn.Module]:
+    def new_modules(self) -> Sequence[nn.Module]:
         """List the classifier and the detector."""
         return [layers.head_of(self.backbone), self.detector]
 

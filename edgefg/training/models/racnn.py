@@ -242,7 +242,7 @@ class RACNN(Network):
         corners = torch.cat([centre - half, centre + half], dim=2)
         return Attention(scaled(first.maps.mean(dim=1, keepdim=True)), corners, ("scale 2", "scale 3"))
 
-    def fresh(self) -> Sequence[nn.Module]:
+    def new_modules(self) -> Sequence[nn.Module]:
         """List the classifiers and, where it is learned, the fusion.
 
         The proposal networks start untrained too, but learn their boxes better at the rate of the backbones.

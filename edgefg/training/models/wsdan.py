@@ -174,7 +174,7 @@ class WSDAN(Network):
     Options: ClassVar[type[msgspec.Struct]] = WSDANOptions
     single_pass: ClassVar[bool] = False
     # The classifier reads vectors of length 100: at a plain head's rate its loss rises from the first step.
-    fresh_rate: ClassVar[float] = 0.02
+    new_module_lr_ratio: ClassVar[float] = 0.02
 
     def __init__(self, backbone: nn.Module, mean: Triple, std: Triple, options: msgspec.Struct | None = None) -> None:
         classes, channels = parts.classes_of(backbone), parts.channels(backbone)
@@ -227,7 +227,7 @@ class WSDAN(Network):
         box = self._attended(found, planes).unsqueeze(1).float()
         return Attention(scaled(maps), box, ("crop",), strength=maps.mean(dim=(2, 3)).float())
 
-    def fresh(self) -> Sequence[nn.Module]:
+    def new_modules(self) -> Sequence[nn.Module]:
         """List the attention convolution and the classifier."""
         return [self.attend, self.head]
 

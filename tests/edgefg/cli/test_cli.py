@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from edgefg import __version__, cli
-from edgefg.cli.app import Only
+from edgefg.cli.app import offered_options
 from tests.conftest import BLOCKER
 from tests.synthetic import write_dataset
 
@@ -44,7 +44,7 @@ def option_names(function: Callable[..., None]) -> list[str]:
         if name == "return":
             continue
         if isinstance(base, type) and issubclass(base, msgspec.Struct):
-            names += next((extra.names for extra in extras if isinstance(extra, Only)), base.__struct_fields__)
+            names += [option.name for option in offered_options(hint)]
         else:
             # Typer keeps an option's own spelling, in Annotated, where a default would stand.
             spelt = [extra.default for extra in extras if str(getattr(extra, "default", "")).startswith("--")]
@@ -202,15 +202,18 @@ def test_an_artifact_that_cannot_be_trusted_is_one_line_and_status_2(
         (["train", "{birds}", "--out", "{out}", "--method", "magic"], "no method 'magic'"),
         (["train", "{birds}", "--out", "{out}", "--lr", "-1"], "out of range"),
         (["train", "{birds}", "--out", "{out}", "--epochs", "0"], "epochs"),
-        (["train", "{birds}", "--out", "{out}", "--mix", "x"], "--mix 'x': no such choice; needed one of none, mixup,"),
-        (["train", "{birds}", "--out", "{out}", "--train-size", "3"], "--train-size 3: needed 0, or at least 16"),
-        (["train", "{birds}", "--out", "{out}", "--method", "bcnn", "-o", "pooling=x"], "needed one of full, compact"),
+        (["train", "{birds}", "--out", "{out}", "--mix", "x"], "--mix 'x' is not a choice. Use one of none, mixup,"),
+        (
+            ["train", "{birds}", "--out", "{out}", "--train-size", "3"],
+            "--train-size 3 is too small. Use 0, or at least 16",
+        ),
+        (["train", "{birds}", "--out", "{out}", "--method", "bcnn", "-o", "pooling=x"], "Use one of full, compact"),
         (["folds", "{birds}", "--out", "{out}", "--look-alikes", "-3"], "--look-alikes"),
         (["train", "{birds}", "--out", "{out}", "--batch-size", "1"], "batch-size"),
         (["predict", "{folder}", "{text}"], "is a folder; give the model file in it"),
         (["verify", "x.safetensors"], "is a checkpoint; `edgefg export` makes an artifact of it"),
         (["distill", "/no/such.safetensors", "{birds}", "--out", "{out}"], "is not there"),
-        (["distill", "x", "{birds}", "--out", "{out}", "--loss", "x"], "--loss 'x': no such choice; needed one of kl,"),
+        (["distill", "x", "{birds}", "--out", "{out}", "--loss", "x"], "--loss 'x' is not a choice. Use one of kl,"),
         (["distill", "x", "{birds}", "--out", "{out}", "--temperature", "0"], "--temperature 0.0 is out of range"),
         (["distill", "x", "{birds}", "--out", "{out}", "--hard-weight", "2"], "--hard-weight 2.0 is out of range"),
         (["distill", "x", "{birds}", "--out", "{out}", "--feature-weight", "-1"], "--feature-weight -1.0 is out of"),

@@ -1,49 +1,35 @@
-from __future__ import annotations
-
 import msgspec
 import pytest
 
-from edgefg.settings.training import Transfer
+from edgefg.settings.options import with_options
+from edgefg.settings.training import Augmentation, Schedule, TrainingConfig
 
 
-@pytest.mark.parametrize(
-    ("transfer", "hard", "beta"),
-    [
-        (Transfer(), 0.0, 0.5),
-        (Transfer(loss="dist"), 0.5, 0.5),
-        (Transfer(loss="dkd"), 0.5, 0.5),
-        (Transfer(loss="dkd", temperature=4.0), 0.5, 8.0),
-        (Transfer(loss="kl", hard_weight=0.3), 0.3, 0.5),
-        (Transfer(loss="dist", hard_weight=0.0), 0.0, 0.5),
-        (Transfer(loss="dkd", dkd_beta=0.0, hard_weight=1.0), 1.0, 0.0),
-    ],
-)
-def test_what_is_left_out_is_as_the_loss_s_paper_has_it(transfer: Transfer, hard: float, beta: float) -> None:
-    assert (transfer.hard_share, transfer.beta) == (hard, beta)
+def test_training_crops_grow_over_three_quarters_of_the_epochs() -> None:
+    config = with_options(TrainingConfig(), epochs=8, image_size=256, train_size=192, start_size=96)
+    assert [config.size_at(epoch) for epoch in range(9)] == [96, 112, 128, 144, 160, 176, 192, 192, 192]
+    assert TrainingConfig(image_size=100).size_at(0) == 100
 
 
-@pytest.mark.parametrize(
-    ("transfer", "words"),
-    [
-        (Transfer(), ["T=1", "hard=0"]),
-        (Transfer(loss="dist"), ["T=1", "hard=0.5", "loss=dist"]),
-        (Transfer(loss="dist", hard_weight=0.5), ["T=1", "hard=0.5", "loss=dist"]),
-        (
-            Transfer(loss="dkd", temperature=4.0, teacher_size=96),
-            ["T=4", "hard=0.5", "teachers at 96 px", "loss=dkd β=8"],
-        ),
-    ],
-)
-def test_a_run_is_known_by_what_was_taken(transfer: Transfer, words: list[str]) -> None:
-    assert transfer.words() == words
+def test_crops_repeat_after_crop_epochs() -> None:
+    config = TrainingConfig(schedule=Schedule(seed=2), augmentation=Augmentation(crop_epochs=3))
+    seeds = [config.crop_seed(epoch) for epoch in range(7)]
+    assert seeds[3:6] == seeds[:3]
+    assert len(set(seeds)) == 3
+    assert TrainingConfig().crop_seed(4) == 4
 
 
-def test_what_a_search_wrote_down_of_what_is_learnt_is_still_the_same() -> None:
-    assert msgspec.json.encode(Transfer()) == b"{}"
-    assert msgspec.json.decode(b'{"hard_weight":0.5,"dkd_beta":2.0}', type=Transfer) == Transfer(
-        hard_weight=0.5, dkd_beta=2.0
-    )
-    for transfer in (Transfer(loss="dist"), Transfer(loss="dist", hard_weight=0.0)):
-        assert msgspec.json.decode(msgspec.json.encode(transfer), type=Transfer) == transfer
-    with pytest.raises(msgspec.ValidationError, match="hard_weight"):
-        msgspec.json.decode(b'{"hard_weight":1.5}', type=Transfer)
+def test_too_small_a_training_size_is_refused() -> None:
+    assert Augmentation(train_size=0).train_size == 0
+    with pytest.raises(ValueError, match=r"--train-size 15 is too small\. Use 0, or at least 16"):
+        Augmentation(train_size=15)
+
+
+def test_settings_are_stored_with_all_their_values_and_read_without_those_that_came_later() -> None:
+    config = TrainingConfig(image_size=64, schedule=Schedule(lr=0.1))
+    stored = msgspec.to_builtins(config)
+    assert stored["schedule"]["epochs"] == Schedule().epochs
+    assert msgspec.json.decode(msgspec.json.encode(config), type=TrainingConfig) == config
+    del stored["metric_learning"], stored["schedule"]["ema"]
+    stored["fine_tuning"]["option_of_a_later_version"] = 1
+    assert msgspec.convert(stored, TrainingConfig) == config

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.training import Schedule, TrainingConfig
 from tests.synthetic import write_dataset
 
 
@@ -17,9 +18,9 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe() -> Recipe:
+def config() -> TrainingConfig:
     """Two quick epochs at 32 px."""
-    return Recipe(epochs=2, image_size=32, batch_size=16, seed=3)
+    return TrainingConfig(image_size=32, schedule=Schedule(epochs=2, batch_size=16, seed=3))
 
 
 @pytest.fixture

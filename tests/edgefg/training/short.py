@@ -6,16 +6,19 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.teacher import train_teacher
 
 
 def losses_of(data: Path, out: Path, method: str, **options: Any) -> list[float]:
     """Train ``method`` over an untrained ResNet-10 for five epochs at 32 px and return each epoch's loss."""
-    recipe = Recipe(epochs=5, image_size=32, batch_size=18, lr=2e-3, label_smoothing=0.0, seed=3)
+    config = TrainingConfig(
+        image_size=32, schedule=Schedule(epochs=5, batch_size=18, lr=2e-3, label_smoothing=0.0, seed=3)
+    )
     hardware = Hardware(accelerator="cpu", workers=0)
     train_teacher(
-        data, out, recipe, backbone="resnet10t", method=method, options=options, weights="none", hardware=hardware
+        data, out, config, backbone="resnet10t", method=method, options=options, weights="none", hardware=hardware
     )
     with (out / "teacher.csv").open() as file:
         return [float(row["loss"]) for row in csv.DictReader(file)]

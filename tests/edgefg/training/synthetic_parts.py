@@ -25,7 +25,8 @@ from edgefg import metrics
 from edgefg.data.load import load_data
 from edgefg.data.split import Sample
 from edgefg.preprocess import InputSpec
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.training import FineTuning, Schedule, TrainingConfig
 from edgefg.training.checkpoint import load
 from edgefg.training.data.augment import EvaluationImages
 from edgefg.training.data.loader import evaluation_loader
@@ -161,7 +162,7 @@ def measure(root: Path, checkpoint: Path, size: int) -> Outcome:
 
 def experiment(
     out: Path,
-    recipe: Recipe,
+    config: TrainingConfig,
     *,
     method: str,
     options: Mapping[str, Any] | None = None,
@@ -177,7 +178,7 @@ def experiment(
     if not root.exists():
         write_dataset(root, classes=classes, per_class=per_class, size=size, seed=2, far=far)
     checkpoint = train_teacher(
-        *(root, out / method, recipe),
+        *(root, out / method, config),
         backbone=backbone,
         method=method,
         options=options,
@@ -207,18 +208,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = Recipe(
-        epochs=a.epochs,
+    config = TrainingConfig(
         image_size=a.input,
-        batch_size=a.batch_size,
-        lr=a.lr,
-        head_lr_ratio=a.head_lr_ratio,
-        seed=a.seed,
-        val_every=a.epochs,
+        schedule=Schedule(epochs=a.epochs, batch_size=a.batch_size, lr=a.lr, seed=a.seed, val_every=a.epochs),
+        fine_tuning=FineTuning(head_lr_ratio=a.head_lr_ratio),
     )
     with tempfile.TemporaryDirectory() as temporary:
         outcome = experiment(
-            *(a.out or Path(temporary), recipe),
+            *(a.out or Path(temporary), config),
             method=a.method,
             options=dict(option.split("=", 1) for option in a.option),
             backbone=a.backbone,

@@ -12,8 +12,8 @@ from edgefg.errors import CheckpointError
 from edgefg.export.prune.channels import remove_channels
 from edgefg.export.prune.cost import Yardstick
 from edgefg.preprocess import InputSpec
+from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Pruning
 from edgefg.training import checkpoint
 from edgefg.training.checkpoint import SCHEMA, Header, apply_channels, channel_plan, load, read_header, rebuild, save
 from edgefg.training.models.backbone import build_backbone
@@ -58,7 +58,7 @@ def test_round_trip(tmp_path: Path, network: Network, header: Header) -> None:
 
 def test_a_channel_plan_rebuilds_a_narrower_network(tmp_path: Path, network: Network, header: Header) -> None:
     original = Yardstick(copy.deepcopy(network), SPEC)
-    left = remove_channels(network, Pruning(round_to=8, max_ratio=0.5), original, 0.8, gradients_of())
+    left = remove_channels(network, PruningConfig(round_to=8, max_ratio=0.5), original, 0.8, gradients_of())
     assert 0.2 < left.macs <= 0.8
     plan = channel_plan(network, Network(build_backbone(BACKBONE, 3), header.mean, header.std))
     assert plan
@@ -75,9 +75,9 @@ def test_a_plan_rebuilds_backbones_with_wrappers_and_other_norms(backbone: str, 
     network = Network(build_backbone(backbone, 3), header.mean, header.std)
     spec = InputSpec(height=32, width=32)
     original = Yardstick(copy.deepcopy(network), spec)
-    remove_channels(network, Pruning(round_to=8), original, 0.97, gradients_of(spec))
-    fresh = Network(build_backbone(backbone, 3), header.mean, header.std)
-    header = msgspec.structs.replace(header, backbone=backbone, channels=channel_plan(network, fresh))
+    remove_channels(network, PruningConfig(round_to=8), original, 0.97, gradients_of(spec))
+    original_network = Network(build_backbone(backbone, 3), header.mean, header.std)
+    header = msgspec.structs.replace(header, backbone=backbone, channels=channel_plan(network, original_network))
     header = msgspec.json.decode(msgspec.json.encode(header), type=Header)
     images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8)
     rebuilt = rebuild(header, network.state_dict()).eval()

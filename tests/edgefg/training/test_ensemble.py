@@ -17,8 +17,10 @@ from edgefg.export.distill.distill import distill
 from edgefg.export.export import export_checkpoint
 from edgefg.export.quantize.layer_sensitivity import sensitivity
 from edgefg.preprocess import InputSpec
+from edgefg.settings.distillation import DistillationConfig
+from edgefg.settings.hardware import Hardware
 from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Hardware, Recipe, Transfer
+from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.ensemble import combine
 from edgefg.training.methods import build
@@ -73,7 +75,7 @@ def test_inspect_shows_the_members_on_a_line(run: Callable[..., tuple[int, str, 
     paths = [checkpoint(tmp_path / f"{n}.safetensors", n, replace(HEADER, recipe=f"recipe {n}")) for n in (1, 2)]
     status, out, _ = run("inspect", combine(paths, tmp_path / "out"))
     assert status == 0
-    assert "members: recipe 1; recipe 2\n" in out
+    assert "members: config 1; config 2\n" in out
 
 
 @torch.no_grad()
@@ -122,13 +124,13 @@ def test_an_ensemble_teaches_and_does_not_export(birds: Path, tmp_path: Path, ha
     header = replace(HEADER, labels=data.labels, dataset=data.fingerprint, taxonomy=data.taxonomy)
     paths = [checkpoint(tmp_path / f"{seed}.safetensors", seed, header) for seed in range(2)]
     teacher = combine(paths, tmp_path / "ensemble")
-    recipe = Recipe(epochs=1, image_size=32, batch_size=16)
-    student = distill(teacher, birds, tmp_path / "s", recipe, student="test_resnet", weights="none", hardware=hardware)
+    config = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, batch_size=16))
+    student = distill(teacher, birds, tmp_path / "s", config, student="test_resnet", weights="none", hardware=hardware)
     assert load(student)[1].teacher == sha256(teacher)
     with pytest.raises(WeightsError, match="ensemble has none of its own"):
         distill(
-            teacher, birds, tmp_path / "t", recipe, student="test_resnet", weights="none", hardware=hardware,
-            transfer=Transfer(feature_weight=1.0),
+            teacher, birds, tmp_path / "t", config, student="test_resnet", weights="none", hardware=hardware,
+            distillation=DistillationConfig(feature_weight=1.0),
         )  # fmt: skip
     with pytest.raises(ExportError, match="ensemble teacher"):
         export_checkpoint(teacher, tmp_path / "x", to="onnx", precision="fp32")
@@ -165,7 +167,7 @@ def test_an_ensemble_cannot_be_trained(trio: list[Path], tmp_path: Path) -> None
     network, _ = load(combine(trio, tmp_path / "out"))
     with pytest.raises(WeightsError, match="train its members"):
         network.loss(None, None)  # type: ignore[arg-type]
-    assert list(network.fresh()) == []
+    assert list(network.new_modules()) == []
 
 
 def test_an_ensemble_has_no_layers_to_scan(trio: list[Path], tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from edgefg.errors import TrainingError
-from edgefg.settings.training import Recipe
+from edgefg.settings.options import with_options
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.losses import CenterLoss, TripletLoss, cross_entropy
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
@@ -13,8 +14,8 @@ from edgefg.training.models.network import Batch, Network
 from edgefg.training.objective import TeacherObjective
 
 
-def recipe(**changes: object) -> Recipe:
-    return Recipe(epochs=1, image_size=32, **changes)
+def config(**changes: object) -> TrainingConfig:
+    return with_options(TrainingConfig(), epochs=1, image_size=32, **changes)
 
 
 def network_of(method: str = "plain") -> Network:
@@ -30,15 +31,15 @@ def batch() -> Batch:
 
 def test_plain_is_cross_entropy_alone(batch: Batch) -> None:
     network = network_of().eval()
-    loss, logits = TeacherObjective(recipe(label_smoothing=0.2), network, 3)(network, batch)
+    loss, logits = TeacherObjective(config(label_smoothing=0.2), network, 3)(network, batch)
     assert torch.equal(logits, network(batch.images))
     assert loss.item() == pytest.approx(cross_entropy(0.2)(logits, batch).item())
 
 
 def test_center_and_triplet_are_added_with_their_weights(batch: Batch) -> None:
     network = network_of().eval()
-    plain, _ = TeacherObjective(recipe(), network, 3)(network, batch)
-    chosen = recipe(center_weight=0.3, triplet_weight=0.7, sampler="pk", mining="semihard")
+    plain, _ = TeacherObjective(config(), network, 3)(network, batch)
+    chosen = config(center_weight=0.3, triplet_weight=0.7, sampler="pk", mining="semihard")
     objective = TeacherObjective(chosen, network, 3)
     loss, _ = objective(network, batch)
     embedded = network.features(batch.images)
@@ -56,7 +57,7 @@ def test_center_and_triplet_are_added_with_their_weights(batch: Batch) -> None:
 def test_centres_fit_every_method_s_embedding(method: str, batch: Batch) -> None:
     network = network_of(method)
     modes = [module.training for module in network.modules()]
-    objective = TeacherObjective(recipe(center_weight=0.003), network, 3)
+    objective = TeacherObjective(config(center_weight=0.003), network, 3)
     assert [module.training for module in network.modules()] == modes
     loss, _ = objective(network.train(), batch)
     assert torch.isfinite(loss)
@@ -64,7 +65,7 @@ def test_centres_fit_every_method_s_embedding(method: str, batch: Batch) -> None
 
 def test_a_mixed_batch_is_judged_by_its_targets(batch: Batch) -> None:
     network = network_of().eval()
-    objective = TeacherObjective(recipe(mix="mixup", label_smoothing=0.0), network, 3)
+    objective = TeacherObjective(config(mix="mixup", label_smoothing=0.0), network, 3)
     torch.manual_seed(4)
     loss, logits = objective(network, batch)
     torch.manual_seed(4)
@@ -81,11 +82,11 @@ def test_a_mixed_batch_is_judged_by_its_targets(batch: Batch) -> None:
 @pytest.mark.parametrize("weights", [{"center_weight": 0.003}, {"triplet_weight": 1.0, "sampler": "pk"}])
 @pytest.mark.parametrize("mix", ["mixup", "cutmix", "snapmix"])
 def test_mixed_images_have_no_class_to_be_drawn_to(mix: str, weights: dict[str, object]) -> None:
-    with pytest.raises(TrainingError, match=rf"{mix} and a center or triplet loss .* leave out --mix"):
-        TeacherObjective(recipe(mix=mix, **weights), network_of(), 3)
+    with pytest.raises(TrainingError, match=rf"{mix} cannot be combined with a center or triplet loss.* Remove --mix"):
+        TeacherObjective(config(mix=mix, **weights), network_of(), 3)
 
 
 @pytest.mark.parametrize("sampler", ["shuffle", "balanced"])
 def test_a_triplet_loss_needs_the_pk_sampler(sampler: str) -> None:
-    with pytest.raises(TrainingError, match="add --sampler pk"):
-        TeacherObjective(recipe(triplet_weight=1.0, sampler=sampler), network_of(), 3)
+    with pytest.raises(TrainingError, match="Add --sampler pk"):
+        TeacherObjective(config(triplet_weight=1.0, sampler=sampler), network_of(), 3)

@@ -12,8 +12,10 @@ from msgspec.structs import replace
 from edgefg.artifact.hashes import sha256
 from edgefg.errors import CheckpointError, TrainingError, WeightsError
 from edgefg.preprocess import InputSpec
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
 from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training import weights
 from edgefg.training.checkpoint import SCHEMA, Header, read_header, save
 from edgefg.training.models.backbone import build_backbone
@@ -113,15 +115,18 @@ def test_another_one_lends_its_backbone_alone(
 
 def test_training_goes_on_from_a_checkpoint_of_this_very_file(tmp_path: Path) -> None:
     birds = write_dataset(tmp_path / "birds", classes=2, per_class=8, size=32, seed=2)
-    recipe, here = Recipe(epochs=1, image_size=32, lr=1e-6), Hardware(accelerator="cpu", workers=0)
+    config, here = (
+        TrainingConfig(image_size=32, schedule=Schedule(epochs=1, lr=1e-6)),
+        Hardware(accelerator="cpu", workers=0),
+    )
     options = {"backbone": "test_efficientnet", "hardware": here}
-    first = train_teacher(birds, tmp_path / "a", recipe, weights="none", **options)
-    again = train_teacher(birds, tmp_path / "b", recipe, weights=str(first), **options)
+    first = train_teacher(birds, tmp_path / "a", config, weights="none", **options)
+    again = train_teacher(birds, tmp_path / "b", config, weights=str(first), **options)
     heads = [safetensors.torch.load_file(path)["backbone.classifier.weight"] for path in (first, again)]
     torch.testing.assert_close(*heads, rtol=0, atol=1e-4)
     assert f"from {first} ({sha256(first)[:12]})" in read_header(again).recipe
     with pytest.raises(TrainingError, match="--freeze-epochs 1 trains what is new, and the starting weights bring"):
-        train_teacher(birds, tmp_path / "c", replace(recipe, freeze_epochs=1), weights=str(first), **options)
+        train_teacher(birds, tmp_path / "c", with_options(config, freeze_epochs=1), weights=str(first), **options)
 
 
 def test_a_checkpoint_of_a_later_edgefg_is_no_state_dict(tmp_path: Path) -> None:

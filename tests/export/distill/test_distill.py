@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 from torch import nn
@@ -17,46 +16,53 @@ from edgefg.export.distill.objective import Distillation
 from edgefg.export.export import export_checkpoint
 from edgefg.export.prune.prune import prune
 from edgefg.image_io import image_files
-from edgefg.settings.training import Pruning, Recipe, Transfer
+from edgefg.settings.distillation import DistillationConfig
+from edgefg.settings.options import with_options
+from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.checkpoint import Header, load, read_header
 from edgefg.training.methods import METHODS
 from edgefg.training.teacher import train_teacher
 from tests.export.search.searching import HERE
 from tests.synthetic import write_dataset
 
-RECIPE = Recipe(epochs=1, image_size=32, batch_size=16)
+CONFIG = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, batch_size=16))
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "snapmix"])
 def test_distil_with_mixing(mix: str, birds_teacher: Path, two_birds: Path, tmp_path: Path) -> None:
-    mixed = msgspec.structs.replace(RECIPE, mix=mix)
+    mixed = with_options(CONFIG, mix=mix)
     options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
     network, header = load(distill(birds_teacher, two_birds, tmp_path / "mixed", mixed, **options))
     assert f'"mix":"{mix}"' in header.recipe
-    plain, _ = load(distill(birds_teacher, two_birds, tmp_path / "plain", RECIPE, **options))
+    plain, _ = load(distill(birds_teacher, two_birds, tmp_path / "plain", CONFIG, **options))
     weights = zip(network.parameters(), plain.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in weights)
 
 
 TRANSFERS = [
-    Transfer(loss="dkd", dkd_beta=2.0),
-    Transfer(loss="dist"),
-    Transfer(feature_weight=1.0, attention_weight=1.0),
+    DistillationConfig(loss="dkd", dkd_beta=2.0),
+    DistillationConfig(loss="dist"),
+    DistillationConfig(feature_weight=1.0, attention_weight=1.0),
 ]
 
 
-@pytest.mark.parametrize("transfer", TRANSFERS, ids=["dkd", "dist", "maps"])
-def test_distil_with_every_loss(transfer: Transfer, birds_teacher: Path, two_birds: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("distillation", TRANSFERS, ids=["dkd", "dist", "maps"])
+def test_distil_with_every_loss(
+    distillation: DistillationConfig, birds_teacher: Path, two_birds: Path, tmp_path: Path
+) -> None:
     options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
-    recipe = msgspec.structs.replace(RECIPE, mix="mixup", mix_share=0.5)
-    network, header = load(distill(birds_teacher, two_birds, tmp_path / "it", recipe, transfer=transfer, **options))
-    plain, _ = load(distill(birds_teacher, two_birds, tmp_path / "plain", recipe, **options))
+    config = with_options(CONFIG, mix="mixup", mix_share=0.5)
+    network, header = load(
+        distill(birds_teacher, two_birds, tmp_path / "it", config, distillation=distillation, **options)
+    )
+    plain, _ = load(distill(birds_teacher, two_birds, tmp_path / "plain", config, **options))
     # A checkpoint of the student and nothing else: `load` is strict, and this is the plain one's set of tensors.
     assert network.state_dict().keys() == plain.state_dict().keys()
     weights = zip(network.parameters(), plain.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in weights)
-    said = {"dkd": "loss=dkd β=2", "dist": "loss=dist", "kl": "features=1, attention=1"}[transfer.loss]
-    hard = {"dkd": "0.5", "dist": "0.5", "kl": "0"}[transfer.loss]
+    said = {"dkd": "loss=dkd β=2", "dist": "loss=dist", "kl": "features=1, attention=1"}[distillation.loss]
+    hard = {"dkd": "0.5", "dist": "0.5", "kl": "0"}[distillation.loss]
     assert f"T=1, hard={hard}, {said} {{" in header.recipe
 
 
@@ -78,17 +84,17 @@ def test_the_regressors_learn_and_a_cut_off_run_goes_on_with_them(
                 raise KeyboardInterrupt
             return super().forward(*args)
 
-    recipe = msgspec.structs.replace(RECIPE, epochs=2)
+    config = with_options(CONFIG, epochs=2)
     options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
-    options["transfer"] = Transfer(feature_weight=1.0)
+    options["distillation"] = DistillationConfig(feature_weight=1.0)
     steps = 3  # 36 images in batches of 16
     stops = [2 * steps, steps, steps]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edgefg.export.distill.distill.Distillation", Spied)
-        whole = distill(birds_teacher, two_birds, tmp_path / "whole", recipe, **options)
+        whole = distill(birds_teacher, two_birds, tmp_path / "whole", config, **options)
         with pytest.raises(KeyboardInterrupt):
-            distill(birds_teacher, two_birds, tmp_path / "cut", recipe, **options)
-        resumed = distill(birds_teacher, two_birds, tmp_path / "cut", recipe, **options)
+            distill(birds_teacher, two_birds, tmp_path / "cut", config, **options)
+        resumed = distill(birds_teacher, two_birds, tmp_path / "cut", config, **options)
     assert all(not torch.equal(value, made[0].before[name]) for name, value in made[0].state_dict().items())
     for name, value in made[0].state_dict().items():
         assert torch.equal(value, made[2].state_dict()[name])
@@ -114,14 +120,14 @@ def test_students_of_two_sizes_share_the_answers_to_one_set_of_crops(
         "student": "test_efficientnet",
         "weights": "none",
         "hardware": HERE,
-        "transfer": Transfer(teacher_size=40),
+        "distillation": DistillationConfig(teacher_size=40),
     }
-    answers = {"answers": tmp_path / "answers.bin"}
-    first, second = RECIPE, msgspec.structs.replace(RECIPE, image_size=24, epochs=RECIPE.epochs + 1)
-    distill(birds_teacher, two_birds, tmp_path / "first", first, **options, **answers)
+    teacher_cache = {"teacher_cache": tmp_path / "teacher_cache.bin"}
+    first, second = CONFIG, with_options(CONFIG, image_size=24, epochs=CONFIG.schedule.epochs + 1)
+    distill(birds_teacher, two_birds, tmp_path / "first", first, **options, **teacher_cache)
     known = sum(asked)
-    kept = distill(birds_teacher, two_birds, tmp_path / "kept", second, **options, **answers)
-    assert sum(asked) - known == known // RECIPE.epochs  # of the one epoch more alone
+    kept = distill(birds_teacher, two_birds, tmp_path / "kept", second, **options, **teacher_cache)
+    assert sum(asked) - known == known // CONFIG.schedule.epochs  # of the one epoch more alone
     anew = distill(birds_teacher, two_birds, tmp_path / "anew", second, **options)
     pairs = zip(load(kept)[0].state_dict().values(), load(anew)[0].state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -130,32 +136,32 @@ def test_students_of_two_sizes_share_the_answers_to_one_set_of_crops(
 def test_crops_that_come_again_are_asked_about_once(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, asked: list[int]
 ) -> None:
-    recipe = msgspec.structs.replace(RECIPE, epochs=4, crop_epochs=2)
+    config = with_options(CONFIG, epochs=4, crop_epochs=2)
     distill(
-        birds_teacher, two_birds, tmp_path / "s", recipe, student="test_efficientnet", weights="none", hardware=HERE,
-        answers=tmp_path / "answers.bin",
+        birds_teacher, two_birds, tmp_path / "s", config, student="test_efficientnet", weights="none", hardware=HERE,
+        teacher_cache=tmp_path / "teacher_cache.bin",
     )  # fmt: skip
     assert sum(asked) == 2 * len(load_data(two_birds).splits["train"])
 
 
 def test_answers_are_not_kept_of_mixed_images(birds_teacher: Path, two_birds: Path, tmp_path: Path) -> None:
-    recipe = msgspec.structs.replace(RECIPE, mix="mixup")
+    config = with_options(CONFIG, mix="mixup")
     with pytest.raises(DataError, match="cannot be kept where images are mixed"):
         distill(
-            birds_teacher, two_birds, tmp_path / "s", recipe, student="test_efficientnet", weights="none",
-            hardware=HERE, answers=tmp_path / "answers.bin",
+            birds_teacher, two_birds, tmp_path / "s", config, student="test_efficientnet", weights="none",
+            hardware=HERE, teacher_cache=tmp_path / "teacher_cache.bin",
         )  # fmt: skip
 
 
 def test_several_teachers_and_images_without_labels(birds_teacher: Path, two_birds: Path, tmp_path: Path) -> None:
     second = train_teacher(
-        two_birds, tmp_path / "second", msgspec.structs.replace(RECIPE, image_size=48), backbone="test_resnet",
+        two_birds, tmp_path / "second", with_options(CONFIG, image_size=48), backbone="test_resnet",
         method="wsdan", options={"maps": 4}, weights="none", hardware=HERE,
     )  # fmt: skip
     wild = write_dataset(tmp_path / "wild", classes=3, per_class=5, size=40, seed=9)
-    recipe = msgspec.structs.replace(RECIPE, mix="cutmix")
+    config = with_options(CONFIG, mix="cutmix")
     options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE, "also": [second], "extra": wild}
-    runs = [distill(birds_teacher, two_birds, tmp_path / name, recipe, **options) for name in "ab"]
+    runs = [distill(birds_teacher, two_birds, tmp_path / name, config, **options) for name in "ab"]
     (network, header), (again, _) = map(load, runs)
     assert header.teacher == sha256(birds_teacher)
     assert f"also teacher {sha256(second)}, extra 15 images " in header.recipe
@@ -176,8 +182,8 @@ def test_extra_images_join_the_training_split_alone(
     monkeypatch.setattr("edgefg.export.distill.distill.train_and_save", spied)
     wild = write_dataset(tmp_path / "wild", classes=2, per_class=5, size=40, seed=9)
     options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
-    distill(birds_teacher, two_birds, tmp_path, RECIPE, **options)
-    distill(birds_teacher, two_birds, tmp_path, RECIPE, extra=wild, **options)
+    distill(birds_teacher, two_birds, tmp_path, CONFIG, **options)
+    distill(birds_teacher, two_birds, tmp_path, CONFIG, extra=wild, **options)
     without, joined = trained
     extra = joined.splits["train"][len(without.splits["train"]) :]
     assert [sample.path for sample in extra] == image_files(wild)
@@ -185,20 +191,21 @@ def test_extra_images_join_the_training_split_alone(
     assert (joined.splits["val"], joined.splits["test"]) == (without.splits["val"], without.splits["test"])
     with pytest.raises(DataError, match="the sampler balanced goes by class, and extra images have none"):
         distill(
-            birds_teacher, two_birds, tmp_path, msgspec.structs.replace(RECIPE, sampler="balanced"), extra=wild,
+            birds_teacher, two_birds, tmp_path, with_options(CONFIG, sampler="balanced"), extra=wild,
             **options,
         )  # fmt: skip
 
 
 def test_distil_then_prune(birds_teacher: Path, two_birds: Path, tmp_path: Path) -> None:
     student = distill(
-        birds_teacher, two_birds, tmp_path, RECIPE, student="test_efficientnet", weights="none", hardware=HERE
+        birds_teacher, two_birds, tmp_path, CONFIG, student="test_efficientnet", weights="none", hardware=HERE
     )  # fmt: skip
     header = read_header(student)
     assert (header.kind, header.teacher) == ("student", sha256(birds_teacher))
     assert header.labels == read_header(birds_teacher).labels
     pruned = prune(
-        student, two_birds, tmp_path, RECIPE, Pruning(macs=0.8, round_to=4), teacher_path=birds_teacher, hardware=HERE
+        student, two_birds, tmp_path, CONFIG, PruningConfig(macs=0.8, round_to=4), teacher_path=birds_teacher,
+        hardware=HERE,
     )  # fmt: skip
     network, header = load(pruned)
     assert (header.kind, header.parent, header.teacher) == ("pruned", sha256(student), sha256(birds_teacher))
@@ -223,9 +230,9 @@ def test_boxes_of_parts_do_not_hold_back_the_augmentation(
 
     monkeypatch.setattr(f"edgefg.export.{stage}.train_and_save", spied)
     if stage == "distill":
-        distill(birds_teacher, two_birds, tmp_path, RECIPE, student="test_efficientnet", weights="none", hardware=HERE)
+        distill(birds_teacher, two_birds, tmp_path, CONFIG, student="test_efficientnet", weights="none", hardware=HERE)
     else:
-        prune(birds_teacher, two_birds, tmp_path, RECIPE, Pruning(macs=0.95, round_to=4), hardware=HERE)
+        prune(birds_teacher, two_birds, tmp_path, CONFIG, PruningConfig(macs=0.95, round_to=4), hardware=HERE)
     assert (two_birds / "boxes.csv").is_file()
     assert [data.boxes for data in trained] == [None]
 
@@ -246,15 +253,15 @@ def test_every_kind_of_teacher_distils_and_is_not_pruned(
     method: str, options: dict[str, object], two_birds: Path, tmp_path: Path
 ) -> None:
     teacher = train_teacher(
-        two_birds, tmp_path, RECIPE, backbone="resnet10t", method=method, options=options, weights="none", hardware=HERE
+        two_birds, tmp_path, CONFIG, backbone="resnet10t", method=method, options=options, weights="none", hardware=HERE
     )
-    student = distill(teacher, two_birds, tmp_path, RECIPE, student="test_efficientnet", weights="none", hardware=HERE)
+    student = distill(teacher, two_birds, tmp_path, CONFIG, student="test_efficientnet", weights="none", hardware=HERE)
     network, header = load(student)
     assert (header.method, header.teacher) == ("plain", sha256(teacher))
     assert header.validation is not None
     assert network(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape == (1, 2)
     with pytest.raises(DataError, match=f"is a {method} teacher, and only a plain network can be pruned"):
-        prune(teacher, two_birds, tmp_path, RECIPE, hardware=HERE)
+        prune(teacher, two_birds, tmp_path, CONFIG, hardware=HERE)
     artifact = tmp_path / "artifact"
     if not METHODS[method].single_pass:
         with pytest.raises(ExportError, match=f"is a {method} teacher, which looks at an image several times"):
@@ -265,6 +272,6 @@ def test_every_kind_of_teacher_distils_and_is_not_pruned(
 def test_wrong_data_and_targets(birds_teacher: Path, two_birds: Path, tmp_path: Path) -> None:
     other = write_dataset(tmp_path / "other", classes=3, per_class=10, size=48, seed=2)
     with pytest.raises(DataError, match="has 3 classes, the checkpoint 2"):
-        distill(birds_teacher, other, tmp_path, RECIPE, student="test_efficientnet", weights="none", hardware=HERE)
-    with pytest.raises(DataError, match=r"--macs 1\.5 is out of range: needed a share between 0 and 1"):
-        prune(birds_teacher, two_birds, tmp_path, RECIPE, Pruning(macs=1.5), hardware=HERE)
+        distill(birds_teacher, other, tmp_path, CONFIG, student="test_efficientnet", weights="none", hardware=HERE)
+    with pytest.raises(DataError, match=r"--macs 1\.5 is out of range. Give a share between 0 and 1"):
+        prune(birds_teacher, two_birds, tmp_path, CONFIG, PruningConfig(macs=1.5), hardware=HERE)

@@ -15,15 +15,17 @@ from edgefg.errors import DataError, WeightsError
 from edgefg.export.distill.losses import attention_distance, dkd, feature_distance, kl_divergence
 from edgefg.export.distill.objective import Distillation, Teacher, read_teachers
 from edgefg.preprocess import InputSpec
+from edgefg.settings.distillation import DistillationConfig
+from edgefg.settings.options import with_options
 from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Recipe, Transfer
+from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.data.mix import evaluating
 from edgefg.training.methods import build
 from edgefg.training.models import backbone as parts
 from edgefg.training.models.network import Batch, Network
 
-RECIPE = Recipe(epochs=1, image_size=32, batch_size=16, label_smoothing=0.0)
+CONFIG = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, batch_size=16, label_smoothing=0.0))
 MEAN, STD = (127.0,) * 3, (60.0,) * 3
 HEADER = Header(
     schema=SCHEMA, kind="teacher", method="plain", backbone="test_resnet", labels=("a", "b", "c"),
@@ -67,7 +69,7 @@ def noise(count: int = 3) -> torch.Tensor:
 
 def test_teacher_and_student_see_identical_crops() -> None:
     big, small = Recorder(2.0, 0.0, 0.0), Recorder(0.0, 0.0, 0.0)
-    objective = Distillation([teacher(big)], small, RECIPE, Transfer(hard_weight=0.25))
+    objective = Distillation([teacher(big)], small, CONFIG, DistillationConfig(hard_weight=0.25))
     loss, logits = objective(small, Batch(noise(), torch.tensor([0, 1, 1])))
     assert torch.equal(big.seen[0], small.seen[0])
     assert logits.shape == (3, 3)
@@ -83,7 +85,7 @@ def test_a_teacher_of_another_size_sees_the_same_crop_resized() -> None:
     teachers = [Recorder(1.0, 0.0, 0.0), Recorder(1.0, 0.0, 0.0)]
     small = Recorder(0.0, 0.0, 0.0)
     images = torch.full((2, 32, 32, 3), 77, dtype=torch.uint8)
-    objective = Distillation([teacher(teachers[0], 64, 48), teacher(teachers[1])], small, RECIPE)
+    objective = Distillation([teacher(teachers[0], 64, 48), teacher(teachers[1])], small, CONFIG)
     objective(small, Batch(images, torch.tensor([0, 1])))
     assert teachers[0].seen[0].shape == (2, 64, 48, 3)
     assert torch.allclose(teachers[0].seen[0], torch.tensor(77.0))
@@ -92,7 +94,9 @@ def test_a_teacher_of_another_size_sees_the_same_crop_resized() -> None:
 
 def test_teacher_and_student_see_identically_mixed_crops() -> None:
     big, small = Recorder(2.0, 0.0, 0.0), Recorder(1.0, 0.0, 0.0)
-    objective = Distillation([teacher(big)], small, replace(RECIPE, mix="mixup"), Transfer(hard_weight=1.0))
+    objective = Distillation(
+        [teacher(big)], small, with_options(CONFIG, mix="mixup"), DistillationConfig(hard_weight=1.0)
+    )
     images = torch.tensor([0, 200], dtype=torch.uint8)[:, None, None, None].expand(-1, 32, 32, 3)
     torch.manual_seed(0)
     loss, _ = objective(small, Batch(images, torch.tensor([0, 1])))
@@ -111,7 +115,7 @@ def test_the_target_of_several_teachers_is_the_mean_of_their_softmaxes(temperatu
     student = torch.tensor([0.3, 0.1, 0.0])
     small = Recorder(*student.tolist())
     objective = Distillation(
-        [teacher(Recorder(*row.tolist())) for row in logits], small, RECIPE, Transfer(temperature=temperature)
+        [teacher(Recorder(*row.tolist())) for row in logits], small, CONFIG, DistillationConfig(temperature=temperature)
     )
     loss, _ = objective(small, Batch(noise(1), torch.tensor([0])))
     p, q = torch.softmax(logits / temperature, 1).mean(0), torch.softmax(student / temperature, 0)
@@ -122,7 +126,10 @@ def test_the_target_of_several_teachers_is_the_mean_of_their_softmaxes(temperatu
 def test_dkd_takes_the_label_and_where_there_is_no_single_one_the_teacher_s_top_class(mix: str) -> None:
     big, small = Reader(), Recorder(0.0, 1.0, 0.5)
     objective = Distillation(
-        [teacher(big)], small, replace(RECIPE, mix=mix), Transfer(loss="dkd", dkd_beta=2.0, hard_weight=0.0)
+        [teacher(big)],
+        small,
+        with_options(CONFIG, mix=mix),
+        DistillationConfig(loss="dkd", dkd_beta=2.0, hard_weight=0.0),
     )
     images = torch.zeros(3, 32, 32, 3, dtype=torch.uint8)
     images[:, 0, 0] = torch.tensor([[250, 10, 0], [0, 20, 240], [3, 200, 90]])
@@ -150,18 +157,18 @@ def apart(p: np.ndarray, q: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("transfer", "beta"),
+    ("distillation", "beta"),
     [
-        (Transfer(), None),
-        (Transfer(temperature=2.0), None),
-        (Transfer(loss="dist"), None),
-        (Transfer(loss="dist", temperature=2.0), None),
-        (Transfer(loss="dkd"), 0.5),
-        (Transfer(loss="dkd", temperature=4.0), 8.0),
-        (Transfer(loss="dkd", temperature=4.0, dkd_beta=3.0), 3.0),
+        (DistillationConfig(), None),
+        (DistillationConfig(temperature=2.0), None),
+        (DistillationConfig(loss="dist"), None),
+        (DistillationConfig(loss="dist", temperature=2.0), None),
+        (DistillationConfig(loss="dkd"), 0.5),
+        (DistillationConfig(loss="dkd", temperature=4.0), 8.0),
+        (DistillationConfig(loss="dkd", temperature=4.0, dkd_beta=3.0), 3.0),
     ],
 )
-def test_by_default_the_loss_is_the_paper_s_sum(transfer: Transfer, beta: float | None) -> None:
+def test_by_default_the_loss_is_the_paper_s_sum(distillation: DistillationConfig, beta: float | None) -> None:
     images = torch.zeros(3, 32, 32, 3, dtype=torch.uint8)
     images[:, 0, 0] = torch.tensor([[250, 10, 0], [0, 120, 240], [30, 200, 90]])
     student = np.array([[1.0, 0.5, -0.5], [0.2, 0.9, 0.4], [-1.0, 0.7, 0.3]])
@@ -171,19 +178,21 @@ def test_by_default_the_loss_is_the_paper_s_sum(transfer: Transfer, beta: float 
         def forward(self, _: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(student).float()
 
-    t, rows = transfer.temperature, np.arange(3)
+    t, rows = distillation.temperature, np.arange(3)
     p, q = softmax(images[:, 0, 0].numpy() / 100 / t), softmax(student / t)
     hard = -float(np.log(softmax(student)[rows, labels]).mean())
-    if transfer.loss == "kl":
+    if distillation.loss == "kl":
         expected = t**2 * kl(p, q)
-    elif transfer.loss == "dist":
+    elif distillation.loss == "dist":
         expected = (hard + 2 * t**2 * apart(p, q) + 2 * t**2 * apart(p.T, q.T)) / 2
     else:
         pairs = [np.stack([x[rows, labels], 1 - x[rows, labels]], axis=1) for x in (p, q)]
         mask = np.eye(3, dtype=bool)[labels]
         others = [x[~mask].reshape(3, 2) / (1 - x[mask])[:, None] for x in (p, q)]
         expected = (hard + t**2 * (kl(*pairs) + beta * kl(*others))) / 2
-    loss, _ = Distillation([teacher(Reader())], Fixed(), RECIPE, transfer)(Fixed(), Batch(images, torch.tensor(labels)))
+    loss, _ = Distillation([teacher(Reader())], Fixed(), CONFIG, distillation)(
+        Fixed(), Batch(images, torch.tensor(labels))
+    )
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -203,28 +212,28 @@ def test_with_dist_a_student_that_is_hardly_sure_of_what_is_right_has_much_to_le
     images[:, 0, 0] = torch.tensor([[250, 10, 0], [0, 20, 240], [3, 200, 90]])
     batch = Batch(images, torch.tensor([0, 2, 1]))
     sure, pale = (
-        Distillation([teacher(Reader())], student, RECIPE, Transfer(loss="dist"))(student, batch)[0].item()
+        Distillation([teacher(Reader())], student, CONFIG, DistillationConfig(loss="dist"))(student, batch)[0].item()
         for student in (Paler(0.0), Paler(0.99))
     )
     assert pale == pytest.approx(np.log(3) / 2, rel=0.05)
     assert sure < 0.5 * pale
     # The relations alone tell the two from each other by nothing.
     student = Paler(0.99)
-    alone = Distillation([teacher(Reader())], student, RECIPE, Transfer(loss="dist", hard_weight=0.0))
+    alone = Distillation([teacher(Reader())], student, CONFIG, DistillationConfig(loss="dist", hard_weight=0.0))
     assert alone(student, batch)[0].item() == pytest.approx(0, abs=1e-4)
 
 
 def test_images_without_label_have_no_cross_entropy_and_learn_from_the_teacher() -> None:
     big, small = Recorder(2.0, 0.0, 0.0), Recorder(1.0, 0.0, 0.0)
     log = torch.log_softmax(small.logits.detach()[0], 0)
-    hard = Distillation([teacher(big)], small, RECIPE, Transfer(hard_weight=1.0))
+    hard = Distillation([teacher(big)], small, CONFIG, DistillationConfig(hard_weight=1.0))
     loss, _ = hard(small, Batch(noise(4), torch.tensor([0, UNLABELLED, 2, UNLABELLED])))
     # Two of four images; each labelled one weighs as in any other batch.
     assert loss.item() == pytest.approx(-(log[0] + log[2]).item() / 4, rel=1e-5)
     nothing, _ = hard(small, Batch(noise(2), torch.full((2,), UNLABELLED)))
     assert nothing.item() == 0
     nothing.backward()
-    soft = Distillation([teacher(big)], small, RECIPE)
+    soft = Distillation([teacher(big)], small, CONFIG)
     loss, logits = soft(small, Batch(noise(2), torch.full((2,), UNLABELLED)))
     assert loss.item() == pytest.approx(kl_divergence(logits, big.logits.expand(2, -1)).item())
 
@@ -233,7 +242,7 @@ def test_images_without_label_have_no_cross_entropy_and_learn_from_the_teacher()
 def test_an_image_mixed_with_one_without_label_has_no_cross_entropy(mix: str) -> None:
     small = Recorder(1.0, 0.0, 0.0)
     objective = Distillation(
-        [teacher(Recorder(0.0, 0.0, 0.0))], small, replace(RECIPE, mix=mix), Transfer(hard_weight=1.0)
+        [teacher(Recorder(0.0, 0.0, 0.0))], small, with_options(CONFIG, mix=mix), DistillationConfig(hard_weight=1.0)
     )
     # Images 2 and 3, mixed with the ones before them, are the only pairs of labelled ones; all of those are of class 1.
     loss, _ = objective(small, Batch(noise(4), torch.tensor([UNLABELLED, 1, 1, 1])))
@@ -242,7 +251,7 @@ def test_an_image_mixed_with_one_without_label_has_no_cross_entropy(mix: str) ->
 
 def test_snapmix_takes_images_without_label() -> None:
     student = plain("test_resnet")
-    objective = Distillation([teacher(plain("resnet10t").eval())], student, replace(RECIPE, mix="snapmix"))
+    objective = Distillation([teacher(plain("resnet10t").eval())], student, with_options(CONFIG, mix="snapmix"))
     loss, _ = objective(student, Batch(noise(4), torch.tensor([UNLABELLED, 1, UNLABELLED, 2])))
     assert loss.isfinite()
 
@@ -250,8 +259,8 @@ def test_snapmix_takes_images_without_label() -> None:
 def test_maps_of_every_teacher_are_matched_by_a_regressor_of_its_own() -> None:
     teachers = [teacher(plain("resnet10t").eval(), 64, 64), teacher(plain("test_efficientnet").eval())]
     student = plain("test_resnet").eval()
-    transfer = Transfer(feature_weight=0.5, attention_weight=2.0)
-    objective = Distillation(teachers, student, RECIPE, transfer)
+    distillation = DistillationConfig(feature_weight=0.5, attention_weight=2.0)
+    objective = Distillation(teachers, student, CONFIG, distillation)
     batch = Batch(noise(), torch.tensor([0, 1, 2]))
     loss, logits = objective(student, batch)
     images = batch.images
@@ -260,7 +269,7 @@ def test_maps_of_every_teacher_are_matched_by_a_regressor_of_its_own() -> None:
         ours = parts.maps(student.backbone, student.normalised(images))
         features = [feature_distance(a(ours), t) for a, t in zip(objective._adapters, theirs, strict=True)]
         attention = [attention_distance(ours, t) for t in theirs]
-        soft, _ = Distillation(teachers, student, RECIPE)(student, batch)
+        soft, _ = Distillation(teachers, student, CONFIG)(student, batch)
     assert torch.allclose(logits, student(images), atol=1e-5)
     expected = soft + 0.5 * torch.stack(features).mean() + 2 * torch.stack(attention).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -274,15 +283,17 @@ def test_maps_of_every_teacher_are_matched_by_a_regressor_of_its_own() -> None:
 
 def test_attention_alone_needs_no_regressor() -> None:
     student = plain("test_resnet")
-    objective = Distillation([teacher(plain("resnet10t").eval())], student, RECIPE, Transfer(attention_weight=1.0))
+    objective = Distillation(
+        [teacher(plain("resnet10t").eval())], student, CONFIG, DistillationConfig(attention_weight=1.0)
+    )
     assert not list(objective.parameters())
     assert objective(student, Batch(noise(), torch.tensor([0, 1, 2])))[0].isfinite()
 
 
-@pytest.mark.parametrize("weights", [Transfer(feature_weight=1.0), Transfer(attention_weight=1.0)])
-def test_a_student_without_maps_is_told_so(weights: Transfer) -> None:
+@pytest.mark.parametrize("weights", [DistillationConfig(feature_weight=1.0), DistillationConfig(attention_weight=1.0)])
+def test_a_student_without_maps_is_told_so(weights: DistillationConfig) -> None:
     with pytest.raises(WeightsError, match=r"--feature-weight and --attention-weight match feature maps, and .*convol"):
-        Distillation([teacher(plain("test_resnet").eval())], plain("test_vit"), RECIPE, weights)
+        Distillation([teacher(plain("test_resnet").eval())], plain("test_vit"), CONFIG, weights)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from edgefg.preprocess import InputSpec
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.models.network import Batch, Network
 from edgefg.training.objective import TeacherObjective
 
@@ -22,7 +22,9 @@ def gradients_of(spec: InputSpec = SPEC, classes: int = 3) -> Callable[[Network]
 
     def fill(network: Network) -> None:
         network.train()
-        objective = TeacherObjective(Recipe(epochs=1, image_size=spec.height), network, classes)
+        objective = TeacherObjective(
+            TrainingConfig(image_size=spec.height, schedule=Schedule(epochs=1)), network, classes
+        )
         objective(network, Batch(images, torch.arange(8) % classes))[0].backward()
 
     return fill

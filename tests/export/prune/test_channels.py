@@ -13,7 +13,7 @@ from edgefg.errors import ExportError
 from edgefg.export.prune.channels import remove_channels
 from edgefg.export.prune.cost import Shares, Yardstick
 from edgefg.preprocess import InputSpec
-from edgefg.settings.training import Pruning
+from edgefg.settings.pruning import PruningConfig
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
 from tests.export.prune.pruning import SIDE, SPEC, gradients_of
@@ -82,7 +82,7 @@ def widths_of(network: nn.Module) -> dict[str, int]:
     return {name: module.out_channels for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
 
 
-def remove(network: Network, pruning: Pruning, share: float | None = None) -> tuple[Network, list[Shares]]:
+def remove(network: Network, pruning: PruningConfig, share: float | None = None) -> tuple[Network, list[Shares]]:
     """Prune a copy; return it with what was left before the first step and after each that removed something."""
     left: list[Shares] = []
 
@@ -123,7 +123,7 @@ def test_the_worthless_channel_goes_first(importance: str) -> None:
     kill(network.backbone, importance)
     # A channel's bias tells which ones are left.
     network.backbone.norm2.bias.data = torch.arange(16.0)
-    pruned, left = remove(network, Pruning(importance=importance, round_to=1), 0.9999)
+    pruned, left = remove(network, PruningConfig(importance=importance, round_to=1), 0.9999)
     assert len(left) == 2
     gone = set(range(16)) - set(pruned.backbone.norm2.bias.int().tolist())
     # Duplicates are equally far from all others, so they go together.
@@ -143,7 +143,9 @@ def gone_by_loss(body: nn.Module, parameter: str, norm: str, worthless: list[int
         one.data.fill_(0.5)
         one.grad.fill_(-0.01).index_fill_(dim, torch.tensor(worthless), 0)
 
-    remove_channels(network, Pruning(uniform=True, round_to=1), Yardstick(copy.deepcopy(network), SPEC), 0.9999, fill)
+    remove_channels(
+        network, PruningConfig(uniform=True, round_to=1), Yardstick(copy.deepcopy(network), SPEC), 0.9999, fill
+    )
     return set(range(16)) - set(body.get_submodule(norm).running_mean.int().tolist())
 
 
@@ -179,7 +181,9 @@ def test_two_parameters_of_a_norm_weigh_as_much_as_hundreds_of_a_filter() -> Non
         body.norm.weight.grad[DEAD] = 0
         body.second.weight.grad[:, 9] *= 0.95
 
-    remove_channels(network, Pruning(uniform=True, round_to=1), Yardstick(copy.deepcopy(network), SPEC), 0.9999, fill)
+    remove_channels(
+        network, PruningConfig(uniform=True, round_to=1), Yardstick(copy.deepcopy(network), SPEC), 0.9999, fill
+    )
     assert set(range(16)) - set(body.norm.running_mean.int().tolist()) == {DEAD}
 
 
@@ -190,7 +194,7 @@ def test_what_one_importance_calls_worthless_another_keeps() -> None:
     network.backbone.norm2.weight.data[11] = 0
     network.backbone.norm2.bias.data = torch.arange(16.0)
     for importance, gone in (("fpgm", {2, DEAD}), ("bn-scale", {11})):
-        pruned, _ = remove(network, Pruning(importance=importance, round_to=1), 0.9999)
+        pruned, _ = remove(network, PruningConfig(importance=importance, round_to=1), 0.9999)
         assert set(range(16)) - set(pruned.backbone.norm2.bias.int().tolist()) <= gone
 
 
@@ -200,7 +204,7 @@ def test_a_layer_of_zeros_is_no_obstacle() -> None:
     network.backbone.second.weight.data.zero_()
     network.backbone.norm2.weight.data.zero_()
     network.backbone.third.weight.data.zero_()
-    pruned, _ = remove(network, Pruning(importance="magnitude", round_to=4), 0.9999)
+    pruned, _ = remove(network, PruningConfig(importance="magnitude", round_to=4), 0.9999)
     assert widths_of(pruned.backbone) == {"first": 16, "second": 12, "third": 16}
 
 
@@ -219,7 +223,7 @@ def test_cap_multiples_and_target_hold_for_all_settings(
     importance: str, ranking: str, round_to: int, max_ratio: float, share: float, measure: str, width: int, groups: int
 ) -> None:
     network = plain(width=width, groups=groups)
-    pruning = Pruning(
+    pruning = PruningConfig(
         importance=importance, isomorphic=ranking == "isomorphic", uniform=ranking == "uniform",
         round_to=round_to, max_ratio=max_ratio, **{measure: share},
     )  # fmt: skip
@@ -251,7 +255,7 @@ def test_cap_multiples_and_target_hold_for_all_settings(
 )
 def test_no_layer_loses_more_than_the_cap(width: int, round_to: int, max_ratio: float, least: int) -> None:
     network = plain(width=width)
-    pruning = Pruning(importance="magnitude", round_to=round_to, max_ratio=max_ratio)
+    pruning = PruningConfig(importance="magnitude", round_to=round_to, max_ratio=max_ratio)
     complaint = f"at most {max_ratio:.0%} .* and multiples of {round_to} kept, .* raise --max-ratio, lower --round-to"
     with pytest.raises(ExportError, match=complaint):
         remove_channels(network, pruning, Yardstick(copy.deepcopy(network), SPEC), 0.001, gradients_of())
@@ -265,7 +269,7 @@ def test_usual_targets_are_within_the_cap(backbone: str, share: float, max_ratio
     """By the defaults, and with the cap that a search gives to half of the operations."""
     network = Network(build_backbone(backbone, 3), (127.0,) * 3, (60.0,) * 3).eval()
     before, yardstick = widths_of(network), Yardstick(copy.deepcopy(network), InputSpec(height=64, width=64))
-    pruning = Pruning(importance="magnitude", max_ratio=max_ratio)
+    pruning = PruningConfig(importance="magnitude", max_ratio=max_ratio)
     assert remove_channels(network, pruning, yardstick, share, gradients_of()).macs <= share
     assert all(width >= before[name] * (1 - max_ratio) - 1e-6 for name, width in widths_of(network).items())
 
@@ -273,7 +277,7 @@ def test_usual_targets_are_within_the_cap(backbone: str, share: float, max_ratio
 @pytest.mark.parametrize("importance", IMPORTANCES)
 def test_the_step_that_crosses_the_target_is_the_last(importance: str) -> None:
     for target in ({"macs": 0.8}, {"params": 0.8}):
-        pruning = Pruning(importance=importance, round_to=4, **target)
+        pruning = PruningConfig(importance=importance, round_to=4, **target)
         measure, share = pruning.target()
         _, left = remove(timm_network(), pruning)
         assert left[0] == Shares(1.0, 1.0)
@@ -283,20 +287,20 @@ def test_the_step_that_crosses_the_target_is_the_last(importance: str) -> None:
 def test_each_ranking_removes_other_channels() -> None:
     settings = {"importance": "magnitude", "round_to": 8, "max_ratio": 0.5, "macs": 0.6}
     found = [
-        widths_of(remove(timm_network(), Pruning(**settings, **ranking))[0])
+        widths_of(remove(timm_network(), PruningConfig(**settings, **ranking))[0])
         for ranking in ({}, {"isomorphic": True}, {"uniform": True})
     ]
     assert found[0] != found[1] != found[2] != found[0]
 
 
 def test_uniform_takes_about_the_same_share_of_every_layer() -> None:
-    pruned, _ = remove(plain(width=40), Pruning(uniform=True, round_to=4, max_ratio=0.5, importance="magnitude"))
+    pruned, _ = remove(plain(width=40), PruningConfig(uniform=True, round_to=4, max_ratio=0.5, importance="magnitude"))
     assert len(set(widths_of(pruned.backbone).values())) == 1
 
 
 def test_the_cap_counts_from_the_unpruned_network_however_often_one_prunes() -> None:
     network = timm_network()
-    pruning = Pruning(importance="magnitude", round_to=8)
+    pruning = PruningConfig(importance="magnitude", round_to=8)
     pruned = copy.deepcopy(network)
     yardstick = Yardstick(network, SPEC)
     with pytest.raises(ExportError, match="raise --max-ratio"):
@@ -310,9 +314,9 @@ def test_the_cap_counts_from_the_unpruned_network_however_often_one_prunes() -> 
 
 def test_a_network_that_is_small_enough_stays_as_it_is() -> None:
     network = timm_network()
-    pruned, _ = remove(network, Pruning(importance="magnitude", round_to=4), 0.8)
+    pruned, _ = remove(network, PruningConfig(importance="magnitude", round_to=4), 0.8)
     again = copy.deepcopy(pruned)
-    left = remove_channels(again, Pruning(round_to=4), Yardstick(network, SPEC), 0.8, gradients_of())
+    left = remove_channels(again, PruningConfig(round_to=4), Yardstick(network, SPEC), 0.8, gradients_of())
     assert left.macs <= 0.8
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), pruned.parameters(), strict=True))
 
@@ -321,4 +325,4 @@ def test_bn_scale_without_batch_norms() -> None:
     network = plain()
     network.backbone.norm = network.backbone.norm2 = network.backbone.norm3 = nn.Identity()
     with pytest.raises(ExportError, match="no layer has what importance bn-scale looks at"):
-        remove(network, Pruning(importance="bn-scale", round_to=4))
+        remove(network, PruningConfig(importance="bn-scale", round_to=4))

@@ -14,7 +14,7 @@ from edgefg.export.prune.cost import Shares, Stopwatch, Yardstick, relative_time
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.preprocess import InputSpec
 from edgefg.runtime import TensorSpec
-from edgefg.settings.training import Pruning
+from edgefg.settings.pruning import PruningConfig
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
 from tests.export.prune.pruning import SPEC, gradients_of
@@ -130,7 +130,7 @@ def test_pruning_to_a_latency_stops_at_the_first_step_that_is_quick_enough() -> 
             return next(times)
 
     original, lines = network(), []
-    pruning = Pruning(latency=0.9, importance="magnitude", round_to=4, max_ratio=0.75)
+    pruning = PruningConfig(latency=0.9, importance="magnitude", round_to=4, max_ratio=0.75)
     left = remove_channels(
         network(), pruning, Yardstick(original, SPEC, Scripted()), 0.9, gradients_of(), lines.append
     )  # fmt: skip

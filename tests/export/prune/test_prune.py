@@ -16,16 +16,18 @@ from edgefg.export.prune import prune as stage
 from edgefg.export.prune.cost import Stopwatch
 from edgefg.export.prune.prune import ROUNDS, prune
 from edgefg.preprocess import InputSpec
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Hardware, Pruning, Recipe
+from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, load, read_header, save
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
 from tests.synthetic import write_dataset
 
 HERE = Hardware(accelerator="cpu", workers=0)
-RECIPE = Recipe(epochs=1, image_size=32, batch_size=16)
-IN_ROUNDS = Pruning(macs=0.8, round_to=4, rounds=2)
+CONFIG = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, batch_size=16))
+IN_ROUNDS = PruningConfig(macs=0.8, round_to=4, rounds=2)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -53,7 +55,7 @@ def student(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_rounds(student: Path, birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed; not to be spoilt."""
     out = tmp_path_factory.mktemp("whole")
-    prune(student, birds, out, RECIPE, IN_ROUNDS, teacher_path=student, hardware=HERE)
+    prune(student, birds, out, CONFIG, IN_ROUNDS, teacher_path=student, hardware=HERE)
     return out
 
 
@@ -72,7 +74,7 @@ def share_of(line: str) -> float:
 def test_rounds_go_equal_ways_and_leave_one_checkpoint(in_rounds: Path, student: Path, birds: Path) -> None:
     lines: list[str] = []
     out = in_rounds.with_name("again")
-    prune(student, birds, out, RECIPE, IN_ROUNDS, teacher_path=student, hardware=HERE, progress=lines.append)
+    prune(student, birds, out, CONFIG, IN_ROUNDS, teacher_path=student, hardware=HERE, progress=lines.append)
     assert equal(out / "pruned.safetensors", in_rounds / "pruned.safetensors")
     rounds = [line for line in lines if line.startswith("round ")]
     assert [line.partition(",")[0] for line in rounds] == ["round 1 of 2", "round 2 of 2"]
@@ -108,10 +110,10 @@ def test_a_killed_run_goes_on_where_it_was(
         monkeypatch.setattr(stage, name, counted(name, getattr(stage, name)))
     options: dict[str, Any] = {"teacher_path": student, "hardware": HERE}
     with pytest.raises(Killed):
-        prune(student, birds, tmp_path, RECIPE, IN_ROUNDS, **options)
+        prune(student, birds, tmp_path, CONFIG, IN_ROUNDS, **options)
     before = list(done)
     done.append("resumed")
-    path = prune(student, birds, tmp_path, RECIPE, IN_ROUNDS, **options)
+    path = prune(student, birds, tmp_path, CONFIG, IN_ROUNDS, **options)
     assert done[len(before) + 1 :].count("remove_channels") == 2 - before.count("remove_channels")
     assert equal(path, in_rounds / "pruned.safetensors")
     assert not (tmp_path / ROUNDS).exists()
@@ -123,11 +125,11 @@ def test_another_runs_rounds_are_not_taken_over(
     with monkeypatch.context() as patch:
         patch.setattr(stage, "train_and_save", lambda *args, **others: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
-            prune(student, birds, tmp_path, RECIPE, Pruning(macs=0.95, round_to=8), hardware=HERE)
-    other = Pruning(macs=0.9, round_to=8)
+            prune(student, birds, tmp_path, CONFIG, PruningConfig(macs=0.95, round_to=8), hardware=HERE)
+    other = PruningConfig(macs=0.9, round_to=8)
     with pytest.raises(TrainingError, match="of an unfinished run with other data or settings"):
-        prune(student, birds, tmp_path, RECIPE, other, hardware=HERE)
-    path = prune(student, birds, tmp_path, RECIPE, other, hardware=HERE, restart=True)
+        prune(student, birds, tmp_path, CONFIG, other, hardware=HERE)
+    path = prune(student, birds, tmp_path, CONFIG, other, hardware=HERE, restart=True)
     assert "prune to 0.9 of macs" in read_header(path).recipe
 
 
@@ -138,35 +140,35 @@ def test_a_measured_share_is_not_measured_again(
     found = iter([1.0, 0.97, 0.93, 0.88])
     monkeypatch.setattr(Stopwatch, "__init__", lambda self, *args: None)
     monkeypatch.setattr(Stopwatch, "share", lambda self, network: next(found))
-    pruning = Pruning(latency=0.9, round_to=4, importance="magnitude", latency_precision="int8")
-    path = prune(student, birds, tmp_path, RECIPE, pruning, hardware=HERE)
+    pruning = PruningConfig(latency=0.9, round_to=4, importance="magnitude", latency_precision="int8")
+    path = prune(student, birds, tmp_path, CONFIG, pruning, hardware=HERE)
     assert next(found, None) is None
     header = read_header(path)
     assert "prune to 0.9 of int8 latency by magnitude" in header.recipe
     assert "0.880 of the latency" in header.recipe
     capsys.readouterr()
-    assert prune(student, birds, tmp_path, RECIPE, pruning, hardware=HERE) == path
+    assert prune(student, birds, tmp_path, CONFIG, pruning, hardware=HERE) == path
     assert "is there already, from the same data and settings" in capsys.readouterr().err
     with pytest.raises(TrainingError, match="from other data or settings"):
-        prune(student, birds, tmp_path, RECIPE, Pruning(latency=0.8, round_to=4), hardware=HERE)
+        prune(student, birds, tmp_path, CONFIG, PruningConfig(latency=0.8, round_to=4), hardware=HERE)
 
 
 def test_rounds_need_one_process(student: Path, birds: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--rounds 2 and --devices 2 were given"):
-        prune(student, birds, tmp_path, RECIPE, IN_ROUNDS, hardware=Hardware(devices=2))
+        prune(student, birds, tmp_path, CONFIG, IN_ROUNDS, hardware=Hardware(devices=2))
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ("--macs 0.7 --params 0.6", "--macs 0.7 and --params 0.6 were given; needed one target"),
-        ("--params 0.7 --latency 0.6", "--params 0.7 and --latency 0.6 were given; needed one target"),
-        ("--macs 0.7 --params 0.7 --latency 0.6", "--macs 0.7 and --params 0.7 and --latency 0.6 were given"),
-        ("--latency 1", "--latency 1 is out of range: needed a share between 0 and 1"),
-        ("--macs 0", "--macs 0 is out of range: needed a share between 0 and 1"),
-        ("--isomorphic --uniform", "--isomorphic and --uniform were given"),
-        ("--importance l1", "--importance 'l1': no such choice; needed one of taylor, magnitude, fpgm, bn-scale"),
-        ("--latency 0.5 --latency-precision fp8", "--latency-precision 'fp8': no such choice"),
+        ("--macs 0.7 --params 0.6", "--macs 0.7 and --params 0.6 exclude each other. Give one of them"),
+        ("--params 0.7 --latency 0.6", "--params 0.7 and --latency 0.6 exclude each other. Give one of them"),
+        ("--macs 0.7 --params 0.7 --latency 0.6", "--macs 0.7 and --params 0.7 and --latency 0.6 exclude each other"),
+        ("--latency 1", "--latency 1 is out of range. Give a share between 0 and 1"),
+        ("--macs 0", "--macs 0 is out of range. Give a share between 0 and 1"),
+        ("--isomorphic --uniform", "--isomorphic and --uniform exclude each other"),
+        ("--importance l1", "--importance 'l1' is not a choice. Use one of taylor, magnitude, fpgm, bn-scale"),
+        ("--latency 0.5 --latency-precision fp8", "--latency-precision 'fp8' is not a choice"),
         ("--max-ratio 1", "--max-ratio 1.0 is out of range"),
         ("--round-to 0", "--round-to 0 is out of range"),
         ("--rounds 0", "--rounds 0 is out of range"),

@@ -32,15 +32,18 @@ from edgefg.export.quantize.qdq import quantize_tensorrt
 from edgefg.export.tracing.onnx_exporter import to_graph, torch_logits, write_onnx
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
+from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Hardware, Pruning, Recipe
+from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, Quantized, Target, load, read_header, save
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
 from tests.synthetic import write_dataset
 
 HERE = Hardware(accelerator="cpu", workers=0)
-RECIPE = Recipe(epochs=1, image_size=32, batch_size=16, lr=1e-4)
+CONFIG = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, batch_size=16, lr=1e-4))
 SPEC = InputSpec(height=32, width=32)
 Run = Callable[..., tuple[int, str, str]]
 
@@ -82,8 +85,10 @@ def student(data: FolderData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_student(tmp_path_factory.mktemp("student") / "student.safetensors", data)
 
 
-def quantize(student: Path, birds: Path, out: Path, to: Target, recipe: Recipe = RECIPE, **options: Any) -> Path:
-    return qat(student, birds, out, recipe, to=to, images=16, hardware=HERE, **options)
+def quantize(
+    student: Path, birds: Path, out: Path, to: Target, config: TrainingConfig = CONFIG, **options: Any
+) -> Path:
+    return qat(student, birds, out, config, to=to, images=16, hardware=HERE, **options)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +134,7 @@ def test_rounds_where_the_quantiser_does_and_in_its_ranges(
     """One epoch changes weights, never the graph: node by node it is what calibration alone gives."""
     network, header = load(student)
     write_onnx(network, SPEC, tmp_path / "float.onnx")
-    calibration = read_calibration(choose_balanced(data.splits["train"], 16, RECIPE.seed), SPEC).inputs
+    calibration = read_calibration(choose_balanced(data.splits["train"], 16, CONFIG.schedule.seed), SPEC).inputs
     quantize_tensorrt(tmp_path / "float.onnx", tmp_path / "int8.onnx", calibration)
     after, before = onnx.load(trt_onnx), onnx.load(tmp_path / "int8.onnx")
     assert Counter(node.op_type for node in after.graph.node) == Counter(node.op_type for node in before.graph.node)
@@ -239,8 +244,8 @@ def test_training_recovers_what_rounding_lost(
     network, header = load(student)
     expected = _centred(torch_logits(network, inputs))
     before = np.abs(_centred(torch_logits(quantized_for(network, _header(header), inputs).eval(), inputs)) - expected)
-    recipe = replace(RECIPE, epochs=20, lr=3e-4, val_every=20)
-    quantized, _ = load_quantized(quantize(student, birds, tmp_path, "tensorrt-onnx", recipe))
+    config = with_options(CONFIG, epochs=20, lr=3e-4, val_every=20)
+    quantized, _ = load_quantized(quantize(student, birds, tmp_path, "tensorrt-onnx", config))
     after = np.abs(_centred(torch_logits(quantized, inputs)) - expected)
     assert before.mean() > 0.2 * np.abs(expected).max(), "nothing was lost"
     assert after.mean() < 0.4 * before.mean()
@@ -258,24 +263,24 @@ def test_a_killed_run_goes_on_where_it_was(student: Path, birds: Path, tmp_path:
                 raise KeyboardInterrupt
             return super().forward(*args)
 
-    recipe = replace(RECIPE, epochs=2)
+    config = with_options(CONFIG, epochs=2)
     stops = [1000]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "Distillation", Killed)
-        whole = quantize(student, birds, tmp_path / "whole", "tensorrt-onnx", recipe, teacher_path=student)
+        whole = quantize(student, birds, tmp_path / "whole", "tensorrt-onnx", config, teacher_path=student)
         steps = (1000 - stops[0]) // 2
         stops = [steps + 1]
         with pytest.raises(KeyboardInterrupt):
-            quantize(student, birds, tmp_path / "cut", "tensorrt-onnx", recipe, teacher_path=student)
+            quantize(student, birds, tmp_path / "cut", "tensorrt-onnx", config, teacher_path=student)
         stops = [steps]
-        resumed = quantize(student, birds, tmp_path / "cut", "tensorrt-onnx", recipe, teacher_path=student)
+        resumed = quantize(student, birds, tmp_path / "cut", "tensorrt-onnx", config, teacher_path=student)
     assert stops == [0]
     assert read_header(whole) == read_header(resumed)
     assert whole.read_bytes() == resumed.read_bytes()
 
 
 def test_a_pruned_student_is_rebuilt_from_its_plan(student: Path, birds: Path, tmp_path: Path) -> None:
-    pruned = prune(student, birds, tmp_path, RECIPE, Pruning(macs=0.8, round_to=4), hardware=HERE)
+    pruned = prune(student, birds, tmp_path, CONFIG, PruningConfig(macs=0.8, round_to=4), hardware=HERE)
     path = quantize(pruned, birds, tmp_path, "tensorrt-onnx", teacher_path=student)
     network, header = load_quantized(path)
     assert header.channels == read_header(pruned).channels != {}
@@ -351,7 +356,7 @@ def test_the_exported_graph_has_the_ranges_of_the_calibrator_asked_for(
     assert "16 images, mse" in read_header(trained).recipe
     path = export_checkpoint(trained, tmp_path / "a", to="tensorrt-onnx", precision="int8", calibration=birds)
     write_onnx(load(student)[0], SPEC, tmp_path / "float.onnx")
-    calibration = read_calibration(choose_balanced(data.splits["train"], 16, RECIPE.seed), SPEC).inputs
+    calibration = read_calibration(choose_balanced(data.splits["train"], 16, CONFIG.schedule.seed), SPEC).inputs
     scales = {}
     for calibrator in ("mse", "minmax"):
         quantize_tensorrt(tmp_path / "float.onnx", tmp_path / "int8.onnx", calibration, calibrator=calibrator)
@@ -379,5 +384,5 @@ def test_calibration_goes_by_condition_too(data: FolderData, tmp_path: Path, mon
     given_data = replace(data, conditions=conditions)
     student = write_student(tmp_path / "student.safetensors", data)
     with pytest.raises(KeyboardInterrupt):
-        qat(student, given_data, tmp_path / "out", RECIPE, to="openvino", images=8, hardware=HERE)
-    assert given[1:] == [8, RECIPE.seed, conditions]
+        qat(student, given_data, tmp_path / "out", CONFIG, to="openvino", images=8, hardware=HERE)
+    assert given[1:] == [8, CONFIG.schedule.seed, conditions]

@@ -7,10 +7,12 @@ from msgspec.structs import replace
 from edgefg.export.search.candidates import Student, space_of
 from edgefg.export.search.context import Training
 from edgefg.export.search.search import Request
-from edgefg.settings.training import Hardware, Pruning, Recipe
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.training import Schedule, TrainingConfig
 
 HERE = Hardware(accelerator="cpu", workers=0)
-RECIPE = Recipe(epochs=2, image_size=32, batch_size=16)
+CONFIG = TrainingConfig(image_size=32, schedule=Schedule(epochs=2, batch_size=16))
 STUDENTS = [Student(backbone="test_resnet", weights="none"), Student(backbone="test_efficientnet", weights="none")]
 
 
@@ -22,7 +24,7 @@ def request(**changed: object) -> Request:
         space=space_of(students=STUDENTS, sizes=[32], macs=[1.0, 0.8], precisions=["int8", "fp32"]),
         # In steps of 4 channels the narrow networks of the tests can be pruned so far.
         training=Training(
-            recipe=RECIPE, short_epochs=1, prune_epochs=1, train_share=0.8, images=8, pruning=Pruning(round_to=4)
+            config=CONFIG, short_epochs=1, prune_epochs=1, train_share=0.8, images=8, pruning=PruningConfig(round_to=4)
         ),
         trials=2,
         finalists=1,

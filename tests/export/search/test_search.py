@@ -18,8 +18,9 @@ from edgefg.errors import DataError, WeightsError
 from edgefg.export.search import artifacts, search, trials
 from edgefg.export.search.candidates import Candidate, Front, Precision, Shape, Student, read_front, render, space_of
 from edgefg.export.search.search import compress
+from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.gate import Gate
-from edgefg.settings.training import Transfer
+from edgefg.settings.options import with_options
 from tests.export.search.searching import HERE, STUDENTS, request
 from tests.synthetic import write_dataset
 
@@ -124,9 +125,14 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(
 
 
 def test_training_in_int8_neither_mixes_nor_averages() -> None:
-    recipe = replace(request().training.recipe, mix="snapmix", ema=0.9998, hue=0.1, randaugment=9)
-    asked = replace(request().training, recipe=recipe, qat_epochs=1).in_int8(32)
-    assert (asked.mix, asked.ema, asked.hue, asked.randaugment) == ("none", 0.0, 0.0, 0)
+    config = with_options(request().training.config, mix="snapmix", ema=0.9998, hue=0.1, randaugment=9)
+    asked = replace(request().training, config=config, qat_epochs=1).in_int8(32)
+    assert (asked.augmentation.mix, asked.schedule.ema, asked.augmentation.hue, asked.augmentation.randaugment) == (
+        "none",
+        0.0,
+        0.0,
+        0,
+    )
 
 
 def test_weights_that_cannot_be_had_stop_before_anything_is_made(
@@ -290,18 +296,18 @@ def test_a_search_that_was_cut_off_between_two_precisions_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transfer", [Transfer(temperature=4.0), Transfer(feature_weight=0.1)])
+@pytest.mark.parametrize("distillation", [DistillationConfig(temperature=4.0), DistillationConfig(feature_weight=0.1)])
 def test_whatever_is_learnt_reaches_every_training(
-    birds_teacher: Path, two_birds: Path, tmp_path: Path, transfer: Transfer
+    birds_teacher: Path, two_birds: Path, tmp_path: Path, distillation: DistillationConfig
 ) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[0.8], precisions=["fp32"])
-    asked = request(space=space, training=replace(request().training, transfer=transfer))
+    asked = request(space=space, training=replace(request().training, distillation=distillation))
     front, _ = compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
     assert front.chosen is not None
     recipe = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance.recipe
     distilled, pruned = recipe.split("; prune to ")
-    assert ", ".join(transfer.words()) in distilled
-    assert ", ".join(transfer.of_predictions().words()) in pruned
+    assert ", ".join(distillation.words()) in distilled
+    assert ", ".join(distillation.without_maps().words()) in pruned
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from edgefg.data.split import Sample
 from edgefg.preprocess import InputSpec
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import Augmentation
 from edgefg.training.data.augment import (
     ColourRandAugment,
     DropHidden,
@@ -28,8 +28,8 @@ _SIDE = 64
 _RED = (40, 40, 255)
 
 
-def _recipe(**fields: object) -> Recipe:
-    return Recipe(**({"epochs": 1, "image_size": _SIDE, "min_area": 0.5} | fields))
+def _augmentation(**fields: object) -> Augmentation:
+    return Augmentation(**{"min_area": 0.5} | fields)
 
 
 def _picture(folder: Path, box: tuple[int, int, int, int], size: tuple[int, int] = (140, 110)) -> Path:
@@ -61,8 +61,8 @@ def test_boxes_follow_the_pixels_through_crop_and_flip(
 ) -> None:
     box = (x, y, x + width, y + height)
     path = _picture(tmp_path_factory.mktemp("p"), box)
-    recipe, spec = _recipe(), InputSpec(height=_SIDE, width=_SIDE)
-    images = TrainingImages([Sample(path, 0)], spec, recipe, {path: np.array([box], np.float32)})
+    augmentation, spec = _augmentation(), InputSpec(height=_SIDE, width=_SIDE)
+    images = TrainingImages([Sample(path, 0)], spec, augmentation, {path: np.array([box], np.float32)})
     torch.manual_seed(seed)
     image, _, boxes, _ = images[0]
     assert boxes is not None
@@ -74,7 +74,7 @@ def test_boxes_follow_the_pixels_through_crop_and_flip(
     ("flip", "orders"),
     [("none", {(0, 1, 2, 3)}), ("horizontal", {(0, 1, 2, 3), (1, 0, 3, 2)}), ("both", None)],
 )
-def test_pictures_are_mirrored_as_the_recipe_says_and_boxes_with_them(
+def test_pictures_are_mirrored_as_the_settings_say_and_boxes_with_them(
     tmp_path: Path, flip: str, orders: set[tuple[int, ...]] | None
 ) -> None:
     box = (10, 10, 70, 40)  # red, in the upper left quarter
@@ -83,7 +83,7 @@ def test_pictures_are_mirrored_as_the_recipe_says_and_boxes_with_them(
     images = TrainingImages(
         [Sample(path, 0)],
         InputSpec(height=_SIDE, width=_SIDE),
-        _recipe(flip=flip, min_area=1.0, color=0.0),
+        _augmentation(flip=flip, min_area=1.0, color=0.0),
         {path: np.vstack([quarters, [box]]).astype(np.float32)},
     )
     torch.manual_seed(0)
@@ -101,7 +101,9 @@ def test_pictures_are_mirrored_as_the_recipe_says_and_boxes_with_them(
 def test_hue_turns_the_colours_and_leaves_grey(tmp_path: Path) -> None:
     path = _picture(tmp_path, (20, 20, 60, 60))
     images = TrainingImages(
-        [Sample(path, 0)], InputSpec(height=_SIDE, width=_SIDE), _recipe(hue=0.5, color=0.0, flip="none", min_area=1.0)
+        [Sample(path, 0)],
+        InputSpec(height=_SIDE, width=_SIDE),
+        _augmentation(hue=0.5, color=0.0, flip="none", min_area=1.0),
     )
     torch.manual_seed(0)
     pictures = torch.stack([images[0][0] for _ in range(12)]).int()
@@ -121,7 +123,7 @@ def test_the_defaults_draw_what_they_always_drew(tmp_path: Path) -> None:
             v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25),
         ]
     )
-    now = v2.Compose([geometric_transform(spec, _recipe()), colour_transform(_recipe(), boxed=False)])
+    now = v2.Compose([geometric_transform(spec, _augmentation()), colour_transform(_augmentation(), boxed=False)])
     for seed in range(6):
         torch.manual_seed(seed)
         expected = began(image)
@@ -138,7 +140,7 @@ def test_boxes_hold_the_pixels_after_a_rotation(tmp_path: Path, seed: int) -> No
     images = TrainingImages(
         [Sample(path, 0)],
         InputSpec(height=_SIDE, width=_SIDE),
-        _recipe(rotation=30.0, min_area=1.0, color=0.0),
+        _augmentation(rotation=30.0, min_area=1.0, color=0.0),
         {path: np.array([box], np.float32)},
     )
     torch.manual_seed(seed)
@@ -152,7 +154,9 @@ def test_absent_and_unlisted_parts_are_nan(tmp_path: Path) -> None:
     nan = float("nan")
     boxes = {listed: np.array([[20, 20, 60, 60], [nan] * 4], np.float32)}
     samples = [Sample(listed, 0), Sample(unlisted, 1)]
-    images = TrainingImages(samples, InputSpec(height=_SIDE, width=_SIDE), _recipe(min_area=1.0, rotation=9.0), boxes)
+    images = TrainingImages(
+        samples, InputSpec(height=_SIDE, width=_SIDE), _augmentation(min_area=1.0, rotation=9.0), boxes
+    )
     batch = collate([images[0], images[1]])
     assert batch.boxes is not None
     assert batch.boxes.shape == (2, 2, 4)
@@ -171,18 +175,18 @@ def test_a_part_that_is_mostly_out_is_absent_and_the_others_are_clamped() -> Non
 
 def test_without_boxes_none_come_out(tmp_path: Path) -> None:
     path = _picture(tmp_path, (20, 20, 60, 60))
-    image, label, boxes, index = TrainingImages([Sample(path, 3)], InputSpec(height=40, width=48), _recipe())[0]
+    image, label, boxes, index = TrainingImages([Sample(path, 3)], InputSpec(height=40, width=48), _augmentation())[0]
     assert (image.shape, image.dtype, label, boxes, index) == ((40, 48, 3), torch.uint8, 3, None, 0)
     assert image.is_contiguous()
 
 
-def test_colour_jitter_and_randaugment_follow_the_recipe() -> None:
-    kinds = [type(step) for step in colour_transform(_recipe(randaugment=9), boxed=False).transforms]
+def test_colour_jitter_and_randaugment_follow_the_augmentation() -> None:
+    kinds = [type(step) for step in colour_transform(_augmentation(randaugment=9), boxed=False).transforms]
     assert kinds == [v2.RandAugment, v2.ColorJitter]
-    kinds = [type(step) for step in colour_transform(_recipe(randaugment=9), boxed=True).transforms]
+    kinds = [type(step) for step in colour_transform(_augmentation(randaugment=9), boxed=True).transforms]
     assert kinds == [ColourRandAugment, v2.ColorJitter]
     image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(colour_transform(_recipe(color=0.0), boxed=False)(image), image)
+    assert torch.equal(colour_transform(_augmentation(color=0.0), boxed=False)(image), image)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -202,18 +206,18 @@ def test_randaugment_changes_the_picture(tmp_path: Path) -> None:
     spec = InputSpec(height=_SIDE, width=_SIDE)
     seen = []
     for magnitude in (0, 15):
-        images = TrainingImages([Sample(path, 0)], spec, _recipe(randaugment=magnitude, color=0.0, min_area=1.0))
+        images = TrainingImages([Sample(path, 0)], spec, _augmentation(randaugment=magnitude, color=0.0, min_area=1.0))
         torch.manual_seed(1)
         seen.append(torch.stack([images[0][0] for _ in range(4)]).float())
     assert (seen[0] - seen[1]).abs().mean() > 1
 
 
-def test_the_crop_keeps_at_least_the_recipes_share(tmp_path: Path) -> None:
+def test_the_crop_keeps_at_least_min_area(tmp_path: Path) -> None:
     frame = np.zeros((100, 100, 3), np.uint8)
     frame[..., 2] = np.arange(100)  # the level of red tells the column
     path = tmp_path / "ramp.png"
     cv2.imwrite(str(path), frame)
-    images = TrainingImages([Sample(path, 0)], InputSpec(height=50, width=50), _recipe(min_area=0.9, color=0.0))
+    images = TrainingImages([Sample(path, 0)], InputSpec(height=50, width=50), _augmentation(min_area=0.9, color=0.0))
     torch.manual_seed(0)
     for _ in range(20):
         reds = images[0][0][..., 0].int()

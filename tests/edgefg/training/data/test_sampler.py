@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from edgefg.data.load import load_data
 from edgefg.errors import DataError, TrainingError
 from edgefg.preprocess import InputSpec
-from edgefg.settings.training import Recipe
+from edgefg.settings.options import with_options
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.data.augment import TrainingImages
 from edgefg.training.data.loader import training_loader
 from edgefg.training.data.sampler import PKSampler, sampler_of
@@ -24,8 +25,8 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def recipe(sampler: str, **changes: object) -> Recipe:
-    return Recipe(epochs=1, image_size=32, sampler=sampler, **changes)
+def config(sampler: str, **changes: object) -> TrainingConfig:
+    return with_options(TrainingConfig(), epochs=1, image_size=32, sampler=sampler, **changes)
 
 
 def of_three_classes(samples: tuple) -> list:
@@ -90,18 +91,18 @@ def test_one_class_is_refused() -> None:
 def test_balanced_draws_each_class_alike_often() -> None:
     # Class 1 has no image: labels of a split need not be all of them.
     labels = [0] * 3 + [2] * 20 + [3] * 177
-    sampler = sampler_of(labels, recipe("balanced"), count=6000, generator=generator())
+    sampler = sampler_of(labels, config("balanced"), count=6000, generator=generator())
     assert sampler is not None
     counts = np.bincount([labels[position] for position in sampler])
     np.testing.assert_allclose(counts / 6000, [1 / 3, 0, 1 / 3, 1 / 3], atol=0.025)
-    assert sampler_of(labels, recipe("shuffle"), count=200, generator=generator()) is None
+    assert sampler_of(labels, config("shuffle"), count=200, generator=generator()) is None
 
 
 @pytest.mark.parametrize("sampler", ["balanced", "pk", "shuffle"])
 def test_the_loader_s_epoch_is_seeded_and_has_its_length(birds: Path, sampler: str) -> None:
     samples = of_three_classes(load_data(birds).splits["train"])
     images = TrainingImages(samples, SPEC)
-    settings = recipe(sampler, batch_size=8)
+    settings = config(sampler, batch_size=8)
 
     def epoch(seed: int, share: tuple[int, int] = (1, 0)) -> list[list[int]]:
         loader = training_loader(images, settings, workers=0, seed=seed, share=share)

@@ -9,7 +9,7 @@ import pytest
 
 from edgefg.data.split import Sample
 from edgefg.preprocess import InputSpec
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.data import loader
 from edgefg.training.data.augment import EvaluationImages, TrainingImages
 
@@ -32,7 +32,12 @@ def test_both_loaders_do_so_before_they_fork(monkeypatch: pytest.MonkeyPatch, wo
     samples, spec = [Sample(Path("a.jpg"), 0), Sample(Path("b.jpg"), 1)], InputSpec(height=32, width=32)
     calls: list[None] = []
     monkeypatch.setattr(loader, "release_freed_memory", lambda: calls.append(None))
-    loader.training_loader(TrainingImages(samples, spec), Recipe(epochs=1, image_size=32), workers=workers, seed=0)
+    loader.training_loader(
+        TrainingImages(samples, spec),
+        TrainingConfig(image_size=32, schedule=Schedule(epochs=1)),
+        workers=workers,
+        seed=0,
+    )
     loader.evaluation_loader(EvaluationImages(samples, spec), 2, workers=workers)
     assert len(calls) == times
 

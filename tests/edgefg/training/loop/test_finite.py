@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from edgefg.errors import TrainingError
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.loop import fit as loop
 from edgefg.training.loop.finite import layers_stay_finite
 from edgefg.training.losses import cross_entropy
@@ -37,10 +39,10 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(few: Path, out: Path, hardware: Hardware, method: str = "plain", **changes: object) -> Path:
-    recipe = Recipe(**({"epochs": 3, "image_size": 64, "batch_size": 8, "warmup": 0.0} | changes))
+    config = with_options(TrainingConfig(), **{"epochs": 3, "image_size": 64, "batch_size": 8, "warmup": 0.0} | changes)
     options = OPTIONS.get(method, {})
     return train_teacher(
-        few, out, recipe, method=method, backbone="resnet10t", weights="none", options=options, hardware=hardware
+        few, out, config, method=method, backbone="resnet10t", weights="none", options=options, hardware=hardware
     )
 
 

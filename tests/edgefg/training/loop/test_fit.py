@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -12,7 +11,9 @@ from edgefg.data.load import load_data
 from edgefg.errors import TrainingError
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, prepare
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
+from edgefg.settings.training import FineTuning, Schedule, TrainingConfig
 from edgefg.training.checkpoint import load, read_header
 from edgefg.training.data.augment import EvaluationImages, TrainingImages
 from edgefg.training.loop import fit as loop
@@ -24,13 +25,15 @@ from edgefg.training.models.network import Batch
 from edgefg.training.teacher import train_teacher
 
 
-def run(birds: Path, out: Path, recipe: Recipe, hardware: Hardware, **options: object) -> Path:
-    return train_teacher(birds, out, recipe, backbone="test_efficientnet", weights="none", hardware=hardware, **options)
+def run(birds: Path, out: Path, config: TrainingConfig, hardware: Hardware, **options: object) -> Path:
+    return train_teacher(birds, out, config, backbone="test_efficientnet", weights="none", hardware=hardware, **options)
 
 
 def test_a_teacher_learns_and_leaves_a_checkpoint_and_logs(birds: Path, tmp_path: Path, hardware: Hardware) -> None:
-    recipe = Recipe(epochs=12, image_size=48, batch_size=16, lr=4e-3, head_lr_ratio=1.0)
-    path = run(birds, tmp_path, recipe, hardware)
+    config = TrainingConfig(
+        image_size=48, schedule=Schedule(epochs=12, batch_size=16, lr=4e-3), fine_tuning=FineTuning(head_lr_ratio=1.0)
+    )
+    path = run(birds, tmp_path, config, hardware)
     assert path == tmp_path / "teacher.safetensors"
     header = read_header(path)
     assert header.labels == tuple(sorted(entry.name for entry in (birds / "train").iterdir()))
@@ -45,9 +48,9 @@ def test_a_teacher_learns_and_leaves_a_checkpoint_and_logs(birds: Path, tmp_path
 
 
 def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
-    birds: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+    birds: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(birds, tmp_path / "whole", recipe, hardware)
+    whole = run(birds, tmp_path / "whole", config, hardware)
     epoch = loop._Loop.epoch
 
     def killed(self: object, training: object, progress: Progress, *args: object) -> float:
@@ -57,44 +60,44 @@ def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
 
     monkeypatch.setattr(loop._Loop, "epoch", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(birds, tmp_path / "cut", recipe, hardware)
+        run(birds, tmp_path / "cut", config, hardware)
     assert not (tmp_path / "cut" / "teacher.safetensors").exists()
     monkeypatch.undo()
-    resumed = run(birds, tmp_path / "cut", recipe, hardware)
+    resumed = run(birds, tmp_path / "cut", config, hardware)
     assert resumed.read_bytes() == whole.read_bytes()
     assert len((tmp_path / "cut" / "teacher.csv").read_text().splitlines()) == 3
 
 
 def test_an_unfinished_run_of_another_recipe_is_not_overwritten(
-    birds: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+    birds: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("edgefg.training.loop.stage.save", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(birds, tmp_path, recipe, hardware)
+        run(birds, tmp_path, config, hardware)
     monkeypatch.undo()
     state = tmp_path / "teacher.resume.safetensors"
-    other = msgspec.structs.replace(recipe, lr=9e-3)
+    other = with_options(config, lr=9e-3)
     with pytest.raises(TrainingError, match=r"unfinished run with lr=0\.001, now 0\.009.*--restart"):
         run(birds, tmp_path, other, hardware)
     assert state.exists()
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(TrainingError, match="cannot be resumed"):
-        run(birds, tmp_path, recipe, hardware)
+        run(birds, tmp_path, config, hardware)
     run(birds, tmp_path, other, hardware, restart=True)
     assert not state.exists()
 
 
 def test_a_finished_run_is_kept_and_another_one_does_not_overwrite_it(
-    birds: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware
+    birds: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
-    path = run(birds, tmp_path, recipe, hardware)
+    path = run(birds, tmp_path, config, hardware)
     before = path.stat().st_mtime_ns
-    assert run(birds, tmp_path, recipe, hardware) == path
+    assert run(birds, tmp_path, config, hardware) == path
     assert path.stat().st_mtime_ns == before
-    other = msgspec.structs.replace(recipe, seed=9)
+    other = with_options(config, seed=9)
     with pytest.raises(TrainingError, match="is there already, from other data or settings"):
         run(birds, tmp_path, other, hardware)
     assert path.stat().st_mtime_ns == before
@@ -103,11 +106,13 @@ def test_a_finished_run_is_kept_and_another_one_does_not_overwrite_it(
 
 
 @pytest.mark.parametrize("wrong", [{"accelerator": "bogus"}, {"precision": "bogus"}, {"accelerator": "cuda"}])
-def test_hardware_that_is_not_there_is_one_line(birds: Path, tmp_path: Path, recipe: Recipe, wrong: dict) -> None:
+def test_hardware_that_is_not_there_is_one_line(
+    birds: Path, tmp_path: Path, config: TrainingConfig, wrong: dict
+) -> None:
     if wrong.get("accelerator") == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     with pytest.raises(TrainingError, match="cannot train on 1 × ") as caught:
-        run(birds, tmp_path, recipe, Hardware(workers=0, **wrong))
+        run(birds, tmp_path, config, Hardware(workers=0, **wrong))
     assert "\n" not in str(caught.value)
 
 
@@ -123,7 +128,12 @@ def test_a_size_that_the_backbone_does_not_take_is_one_line_and_leaves_nothing(
         TrainingError, match=f"{backbone} takes no images of {size} px .*{reason}.*--image-size"
     ) as found:
         train_teacher(
-            birds, out, Recipe(epochs=1, image_size=size), backbone=backbone, weights="none", hardware=hardware
+            birds,
+            out,
+            TrainingConfig(image_size=size, schedule=Schedule(epochs=1)),
+            backbone=backbone,
+            weights="none",
+            hardware=hardware,
         )
     assert "\n" not in str(found.value)
     assert not out.exists()
@@ -131,13 +141,20 @@ def test_a_size_that_the_backbone_does_not_take_is_one_line_and_leaves_nothing(
 
 def test_a_loss_that_is_not_finite_stops(birds: Path, tmp_path: Path, hardware: Hardware) -> None:
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at epoch \d, step \d"):
-        run(birds, tmp_path, Recipe(epochs=3, image_size=32, batch_size=16, lr=1e30), hardware)
+        run(
+            birds,
+            tmp_path,
+            TrainingConfig(image_size=32, schedule=Schedule(epochs=3, batch_size=16, lr=1e30)),
+            hardware,
+        )
 
 
-def test_an_unwritable_folder_is_one_line(birds: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware) -> None:
+def test_an_unwritable_folder_is_one_line(
+    birds: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="cannot write below"):
-        run(birds, tmp_path / "file" / "out", recipe, hardware)
+        run(birds, tmp_path / "file" / "out", config, hardware)
 
 
 def test_evaluation_sees_exactly_what_the_classifier_prepares(birds: Path) -> None:
@@ -161,8 +178,8 @@ def test_training_images_are_uint8_of_the_network_s_size_and_vary(birds: Path) -
     assert torch.equal(first, images[0][0])
 
 
-def test_predict_keeps_order_and_mode(birds: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware) -> None:
-    network, header = load(run(birds, tmp_path, recipe, hardware))
+def test_predict_keeps_order_and_mode(birds: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware) -> None:
+    network, header = load(run(birds, tmp_path, config, hardware))
     samples = load_data(birds).splits["test"]
     network.train()
     logits, labels = predict(network, samples, header.input, batch_size=5, workers=0)
@@ -182,6 +199,6 @@ def test_cross_entropy_with_smoothing_by_hand() -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    recipe = Recipe(epochs=1, image_size=32, lr=2.0, warmup=0.25)
-    rates = [rate_at(recipe, progress) for progress in (0.125, 0.25, 0.625, 1.0)]
+    config = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, lr=2.0, warmup=0.25))
+    rates = [rate_at(config, progress) for progress in (0.125, 0.25, 0.625, 1.0)]
     assert rates == pytest.approx([1.0, 2.0, 1.0, 0.0])

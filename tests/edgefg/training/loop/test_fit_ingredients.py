@@ -17,7 +17,9 @@ from edgefg import metrics
 from edgefg.data.load import FolderData, load_data
 from edgefg.errors import TrainingError
 from edgefg.preprocess import InputSpec
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
+from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.checkpoint import load
 from edgefg.training.loop import fit as loop
 from edgefg.training.loop.fit import fit
@@ -31,7 +33,7 @@ INGREDIENTS: dict[str, dict[str, object]] = {
     "ema": {"ema": 0.9},
     "patience": {"patience": 3},
     "freeze": {"freeze_epochs": 2},
-    "thaw": {"thaw_epochs": 2},
+    "unfreeze": {"unfreeze_epochs": 2},
     "sgd": {"optimizer": "sgd", "lr": 0.05},
     "layer decay": {"layer_decay": 0.7},
     "mixup": {"mix": "mixup", "mix_share": 0.5},
@@ -52,12 +54,12 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe() -> Recipe:
-    return Recipe(epochs=3, image_size=32, batch_size=8, seed=3)
+def config() -> TrainingConfig:
+    return TrainingConfig(image_size=32, schedule=Schedule(epochs=3, batch_size=8, seed=3))
 
 
-def run(data: Path, out: Path, recipe: Recipe, hardware: Hardware) -> Path:
-    return train_teacher(data, out, recipe, backbone="test_efficientnet", weights="none", hardware=hardware)
+def run(data: Path, out: Path, config: TrainingConfig, hardware: Hardware) -> Path:
+    return train_teacher(data, out, config, backbone="test_efficientnet", weights="none", hardware=hardware)
 
 
 def cut_off(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
@@ -79,15 +81,15 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", INGREDIENTS)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    name: str, few: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+    name: str, few: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(recipe, **INGREDIENTS[name])
-    whole = run(few, tmp_path / "whole", recipe, hardware)
+    config = with_options(config, **INGREDIENTS[name])
+    whole = run(few, tmp_path / "whole", config, hardware)
     cut_off(monkeypatch, after=1)
     with pytest.raises(KeyboardInterrupt):
-        run(few, tmp_path / "cut", recipe, hardware)
+        run(few, tmp_path / "cut", config, hardware)
     monkeypatch.undo()
-    resumed = run(few, tmp_path / "cut", recipe, hardware)
+    resumed = run(few, tmp_path / "cut", config, hardware)
     assert resumed.read_bytes() == whole.read_bytes()
     assert [row["loss"] for row in rows(tmp_path / "cut")] == [row["loss"] for row in rows(tmp_path / "whole")]
 
@@ -126,24 +128,24 @@ class Small(nn.Module):
 
 
 def trained(
-    data: FolderData, out: Path, recipe: Recipe, hardware: Hardware, objective: object
+    data: FolderData, out: Path, config: TrainingConfig, hardware: Hardware, objective: object
 ) -> tuple[Small, metrics.Scores | None]:
     torch.manual_seed(0)
     network = Small()
     spec = InputSpec(height=32, width=32)
     scores = fit(
-        network, data.splits, spec, recipe, objective, out, stage="teacher", fingerprint="f",
-        fresh=[network.head], hardware=hardware,
+        network, data.splits, spec, config, objective, out, stage="teacher", fingerprint="f",
+        new_modules=[network.head], hardware=hardware,
     )  # fmt: skip
     return network, scores
 
 
 def test_ema_is_the_moving_average_of_the_weights(
-    data: FolderData, tmp_path: Path, recipe: Recipe, hardware: Hardware
+    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
     spy = Spy()
-    averaged, _ = trained(data, tmp_path / "ema", replace(recipe, ema=0.8), hardware, spy)
-    last, _ = trained(data, tmp_path / "plain", recipe, hardware, Spy())
+    averaged, _ = trained(data, tmp_path / "ema", with_options(config, ema=0.8), hardware, spy)
+    last, _ = trained(data, tmp_path / "plain", config, hardware, Spy())
     steps = [*spy.weights[1:], last.state_dict()]
     for name in ("body.weight", "head.bias", "norm.running_mean"):
         expected = steps[0][name].double()
@@ -153,21 +155,21 @@ def test_ema_is_the_moving_average_of_the_weights(
 
 
 def test_frozen_epochs_train_the_head_alone(
-    data: FolderData, tmp_path: Path, recipe: Recipe, hardware: Hardware
+    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
     spy = Spy()
-    network, _ = trained(data, tmp_path, replace(recipe, freeze_epochs=1), hardware, spy)
+    network, _ = trained(data, tmp_path, with_options(config, freeze_epochs=1), hardware, spy)
     steps = len(spy.weights) // 3
-    first, thawed, last = spy.weights[0], spy.weights[steps], spy.weights[-1]
+    first, unfrozen, last = spy.weights[0], spy.weights[steps], spy.weights[-1]
     for name in ("body.weight", "norm.weight", "norm.running_mean"):
-        assert torch.equal(first[name], thawed[name]), name
-        assert not torch.equal(thawed[name], last[name]), name
-    assert not torch.equal(first["head.weight"], thawed["head.weight"])
+        assert torch.equal(first[name], unfrozen[name]), name
+        assert not torch.equal(unfrozen[name], last[name]), name
+    assert not torch.equal(first["head.weight"], unfrozen["head.weight"])
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_patience_stops_and_keeps_the_best(
-    data: FolderData, tmp_path: Path, recipe: Recipe, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, torch.Tensor]] = []
     planned = iter([0.2, 0.6, 0.6, 0.5, 0.9, 0.9])
@@ -180,7 +182,7 @@ def test_patience_stops_and_keeps_the_best(
         return replace(scores, top1=next(planned))
 
     monkeypatch.setattr(loop, "score", scored)
-    network, scores = trained(data, tmp_path, replace(recipe, epochs=9, patience=2), hardware, Spy())
+    network, scores = trained(data, tmp_path, with_options(config, epochs=9, patience=2), hardware, Spy())
     # The best is that of epoch 2, which epochs 3 and 4 do not beat; then it is scored once more.
     assert [float(row["top1"]) for row in rows(tmp_path)] == [0.2, 0.6, 0.6, 0.5]
     assert all(torch.equal(value, seen[1][name]) for name, value in network.state_dict().items())
@@ -191,20 +193,22 @@ def test_patience_stops_and_keeps_the_best(
 
 def test_patience_counts_to_the_last_scored_epoch() -> None:
     best = Progress(epochs_done=3, best_epoch=3, best_top1=0.5)
-    every_third = Recipe(epochs=20, image_size=32, val_every=3, patience=2)
+    every_third = TrainingConfig(image_size=32, schedule=Schedule(epochs=20, val_every=3, patience=2))
     over = [done for done in range(3, 9) if loop._is_over(replace(best, epochs_done=done), every_third, nn.Module())]
     assert over == [6, 7, 8]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_run_resumes_on_a_gpu(few: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_on_a_gpu(
+    few: Path, tmp_path: Path, config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = Hardware(accelerator="cuda", workers=0)
-    recipe = replace(recipe, ema=0.9, patience=3)
+    config = with_options(config, ema=0.9, patience=3)
     cut_off(monkeypatch, after=1)
     with pytest.raises(KeyboardInterrupt):
-        run(few, tmp_path, recipe, there)
+        run(few, tmp_path, config, there)
     monkeypatch.undo()
-    run(few, tmp_path, recipe, there)
+    run(few, tmp_path, config, there)
     assert len(rows(tmp_path)) == 3
 
 
@@ -239,10 +243,10 @@ class Learning(nn.Module):
 
 
 def test_what_an_objective_learns_is_no_part_of_the_network(
-    data: FolderData, tmp_path: Path, recipe: Recipe, hardware: Hardware
+    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
     objective = Learning()
-    network, _ = trained(data, tmp_path, replace(recipe, weight_decay=0.0), hardware, objective)
+    network, _ = trained(data, tmp_path, with_options(config, weight_decay=0.0), hardware, objective)
     assert objective.shift.abs().min() > 0
     assert torch.equal(objective.idle, torch.ones(3))
     assert network.state_dict().keys() == Small().state_dict().keys()
@@ -261,24 +265,26 @@ def test_processes_share_the_gradients_of_what_an_objective_learns() -> None:
     assert [id(gradient) for gradient in shared] == [id(parameter.grad) for parameter in objective.parameters()]
 
 
-def test_without_val_patience_never_stops(data: FolderData, tmp_path: Path, recipe: Recipe, hardware: Hardware) -> None:
+def test_without_val_patience_never_stops(
+    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
+) -> None:
     data = replace(data, splits={**data.splits, "val": ()})
-    _, scores = trained(data, tmp_path, replace(recipe, patience=1), hardware, Spy())
+    _, scores = trained(data, tmp_path, with_options(config, patience=1), hardware, Spy())
     assert scores is None
     assert len(rows(tmp_path)) == 3
 
 
 def test_patience_of_a_teacher_is_what_its_checkpoint_holds(
-    few: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware
+    few: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
-    path = run(few, tmp_path, replace(recipe, epochs=5, patience=2, lr=3e-3), hardware)
+    path = run(few, tmp_path, with_options(config, epochs=5, patience=2, lr=3e-3), hardware)
     _, header = load(path)
     assert header.validation is not None
     assert header.validation.top1 == pytest.approx(max(float(row["top1"]) for row in rows(tmp_path)), abs=1e-5)
 
 
 def test_a_lost_loss_names_step_files_and_last_good_state(
-    data: FolderData, tmp_path: Path, recipe: Recipe, hardware: Hardware
+    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
     steps = -(-len(data.splits["train"]) // 8)
     shown: list[list[int]] = []
@@ -290,7 +296,7 @@ def test_a_lost_loss_names_step_files_and_last_good_state(
         return logits.mean() * (torch.nan if len(shown) == steps + 2 else 1), logits
 
     with pytest.raises(TrainingError) as caught:
-        trained(data, tmp_path, recipe, hardware, lost)
+        trained(data, tmp_path, config, hardware, lost)
     message = str(caught.value)
     assert message.startswith("the loss is nan at epoch 2, step 2; the batch: ")
     for index in shown[-1]:
@@ -304,26 +310,26 @@ def test_a_lost_loss_names_step_files_and_last_good_state(
 
 
 def test_the_first_epoch_has_no_good_state_to_name(
-    data: FolderData, tmp_path: Path, recipe: Recipe, hardware: Hardware
+    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
     def lost(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         logits = network(batch.images)
         return logits.mean() * torch.inf, logits
 
     with pytest.raises(TrainingError, match=r"epoch 1, step 1; .*; no epoch was finished"):
-        trained(data, tmp_path, recipe, hardware, lost)
+        trained(data, tmp_path, config, hardware, lost)
 
 
 @pytest.mark.parametrize(
     "wrong", [{"sampler": "pk", "per_class": 3}, {"mix": "mixup", "center_weight": 0.1}, {"triplet_weight": 1.0}]
 )
 def test_what_does_not_go_together_ends_before_the_first_step(
-    wrong: dict[str, object], few: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware,
+    wrong: dict[str, object], few: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("edgefg.training.loop.fit.set_rate", lambda *_: pytest.fail("a step began"))
     with pytest.raises(TrainingError):
-        run(few, tmp_path, replace(recipe, **wrong), hardware)
+        run(few, tmp_path, with_options(config, **wrong), hardware)
 
 
 def test_patience_counts_the_epochs_of_the_classifiers_alone(
@@ -331,10 +337,10 @@ def test_patience_counts_the_epochs_of_the_classifiers_alone(
 ) -> None:
     score = loop.score
     monkeypatch.setattr(loop, "score", lambda *args: replace(score(*args), top1=0.0))
-    recipe = Recipe(epochs=10, image_size=32, batch_size=27, patience=2)
+    config = TrainingConfig(image_size=32, schedule=Schedule(epochs=10, batch_size=27, patience=2))
     options = {"size2": 1.0, "size3": 1.0, "hidden": 8, "grid": 2, "warm_share": 0.0, "peak_share": 0.4}
     train_teacher(
-        birds, tmp_path, recipe, backbone="test_efficientnet", method="racnn", options=options, weights="none",
+        birds, tmp_path, config, backbone="test_efficientnet", method="racnn", options=options, weights="none",
         hardware=hardware,
     )  # fmt: skip
     phases = [phase_of(epoch, 10, RACNNOptions(warm_share=0, peak_share=0.4)) for epoch in range(10)]

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgefg.settings.training import Recipe
-from edgefg.training.loop.optimizer import depths, freeze, optimizer_of, set_rate, thaw
+from edgefg.settings.options import with_options
+from edgefg.settings.training import TrainingConfig
+from edgefg.training.loop.optimizer import depths, freeze, optimizer_of, set_rate, unfreeze
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
 from edgefg.training.models.network import Network
@@ -15,8 +16,8 @@ def network_of(backbone: str, method: str = "plain", **options: object) -> Netwo
     return build(method, build_backbone(backbone, 3), IMAGENET_MEAN, IMAGENET_STD, options)
 
 
-def recipe(**changes: object) -> Recipe:
-    return Recipe(epochs=1, image_size=32, **changes)
+def config(**changes: object) -> TrainingConfig:
+    return with_options(TrainingConfig(), epochs=1, image_size=32, **changes)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,8 @@ def rates(network: Network, optimizer: torch.optim.Optimizer) -> dict[str, tuple
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_every_parameter_has_its_rate_and_decay(kind: str) -> None:
     network = network_of("resnet18")
-    settings = recipe(optimizer=kind, layer_decay=0.5, head_lr_ratio=10.0, weight_decay=0.02)
-    optimizer = optimizer_of(network, network.fresh(), settings)
+    settings = config(optimizer=kind, layer_decay=0.5, head_lr_ratio=10.0, weight_decay=0.02)
+    optimizer = optimizer_of(network, network.new_modules(), settings)
     set_rate(optimizer, 0.1)
     found = rates(network, optimizer)
     assert found.keys() == {name for name, _ in network.named_parameters()}
@@ -89,7 +90,7 @@ def test_every_parameter_has_its_rate_and_decay(kind: str) -> None:
 
 def test_what_an_objective_learns_has_the_rate_of_what_is_fresh() -> None:
     layer, objective = nn.Linear(2, 2), nn.Conv2d(2, 3, 1)
-    optimizer = optimizer_of(layer, [], recipe(head_lr_ratio=4.0, weight_decay=0.02), objective)
+    optimizer = optimizer_of(layer, [], config(head_lr_ratio=4.0, weight_decay=0.02), objective)
     set_rate(optimizer, 0.1)
     found = rates(nn.ModuleDict({"layer": layer, "objective": objective}), optimizer)
     assert found["layer.weight"] == pytest.approx((0.1, 0.02))
@@ -100,7 +101,7 @@ def test_what_an_objective_learns_has_the_rate_of_what_is_fresh() -> None:
 def test_sgd_is_nesterov_s_by_hand() -> None:
     layer = nn.Linear(1, 1, bias=False)
     nn.init.constant_(layer.weight, 1.0)
-    optimizer = optimizer_of(layer, [], recipe(optimizer="sgd", lr=0.1, weight_decay=0.0))
+    optimizer = optimizer_of(layer, [], config(optimizer="sgd", lr=0.1, weight_decay=0.0))
     weight, momentum = 1.0, 0.0
     for step in range(3):
         optimizer.zero_grad()
@@ -114,14 +115,14 @@ def test_sgd_is_nesterov_s_by_hand() -> None:
 def test_freezing_holds_all_but_what_is_fresh() -> None:
     network = network_of("resnet10t").train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    freeze(network, network.fresh(), True)
-    optimizer = optimizer_of(network, network.fresh(), recipe(lr=0.1))
+    freeze(network, network.new_modules(), True)
+    optimizer = optimizer_of(network, network.new_modules(), config(lr=0.1))
     network(torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)).square().sum().backward()
     optimizer.step()
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"backbone.fc.weight", "backbone.fc.bias"}
     network.train()
-    freeze(network, network.fresh(), False)
+    freeze(network, network.new_modules(), False)
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert network.backbone.layer1[0].bn1.training
 
@@ -134,10 +135,10 @@ def test_freezing_holds_all_but_what_is_fresh() -> None:
 def test_blocks_thaw_from_the_last_to_the_first(epochs: int, blocks: list[int]) -> None:
     network = network_of("resnet18")
     depth = depths(network)
-    settings = recipe(freeze_epochs=1, thaw_epochs=epochs)
+    settings = config(freeze_epochs=1, unfreeze_epochs=epochs)
     for epoch, learning in enumerate(blocks):
         network.train()
-        thaw(network, network.fresh(), settings, epoch)
+        unfreeze(network, network.new_modules(), settings, epoch)
         expected = {name for name, level in depth.items() if level < learning or name.startswith("backbone.fc.")}
         assert {name for name, parameter in network.named_parameters() if parameter.requires_grad} == expected
         for name, module in network.named_modules():

@@ -8,10 +8,11 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
-from msgspec.structs import replace
 
 from edgefg.errors import TrainingError
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.loop import fit as loop
 from edgefg.training.models.network import Batch, Criterion, Network, Step
 from edgefg.training.teacher import train_teacher
@@ -23,8 +24,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("few"), classes=3, per_class=12, size=40, seed=1)
 
 
-def run(few: Path, out: Path, recipe: Recipe, hardware: Hardware) -> Path:
-    return train_teacher(few, out, recipe, backbone="test_efficientnet", weights="none", hardware=hardware)
+def run(few: Path, out: Path, config: TrainingConfig, hardware: Hardware) -> Path:
+    return train_teacher(few, out, config, backbone="test_efficientnet", weights="none", hardware=hardware)
 
 
 def scaled_by(monkeypatch: pytest.MonkeyPatch, scale: float) -> list[torch.amp.GradScaler]:
@@ -62,7 +63,7 @@ def test_a_gpu_that_only_emulates_bfloat16_gets_float16(
 
 
 def test_the_loss_of_a_method_is_computed_in_the_chosen_precision(
-    few: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds: set[torch.dtype] = set()
     loss = Network.loss
@@ -73,21 +74,21 @@ def test_the_loss_of_a_method_is_computed_in_the_chosen_precision(
         return step
 
     monkeypatch.setattr(Network, "loss", seen)
-    run(few, tmp_path, recipe, Hardware(accelerator="cpu", workers=0, precision="bf16-mixed"))
+    run(few, tmp_path, config, Hardware(accelerator="cpu", workers=0, precision="bf16-mixed"))
     assert kinds == {torch.bfloat16}
 
 
 def test_steps_whose_scaled_gradients_overflow_are_skipped_and_training_goes_on(
-    few: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scalers = scaled_by(monkeypatch, 2.0**22)
-    run(few, tmp_path, replace(recipe, batch_size=8), hardware)
+    run(few, tmp_path, with_options(config, batch_size=8), hardware)
     # Halved at least once, and since then some steps were taken.
     assert 1 < scalers[0].get_scale() < 2.0**22
 
 
 def test_gradients_that_overflow_without_a_scale_stop_the_run(
-    few: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scaled_by(monkeypatch, 1.0)
 
@@ -97,15 +98,15 @@ def test_gradients_that_overflow_without_a_scale_stop_the_run(
 
     monkeypatch.setattr(loop._Loop, "share_gradients", spoil)
     with pytest.raises(TrainingError, match="gradients is not finite at epoch 1, step 2"):
-        run(few, tmp_path, replace(recipe, batch_size=8), hardware)
+        run(few, tmp_path, with_options(config, batch_size=8), hardware)
 
 
 def test_the_scale_is_resumed(
-    few: Path, tmp_path: Path, recipe: Recipe, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(recipe, batch_size=8)
+    config = with_options(config, batch_size=8)
     scalers = scaled_by(monkeypatch, 2.0**22)
-    whole = run(few, tmp_path / "whole", recipe, hardware)
+    whole = run(few, tmp_path / "whole", config, hardware)
     epoch = loop._Loop.epoch
 
     def killed(self: loop._Loop, training: object, progress: object, *args: object) -> float:
@@ -116,7 +117,7 @@ def test_the_scale_is_resumed(
     with monkeypatch.context() as patch:
         patch.setattr(loop._Loop, "epoch", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(few, tmp_path / "cut", recipe, hardware)
-    assert run(few, tmp_path / "cut", recipe, hardware).read_bytes() == whole.read_bytes()
+            run(few, tmp_path / "cut", config, hardware)
+    assert run(few, tmp_path / "cut", config, hardware).read_bytes() == whole.read_bytes()
     assert scalers[2].state_dict() == scalers[0].state_dict()
     assert 1 < scalers[0].get_scale() < 2.0**22

@@ -186,7 +186,7 @@ def test_a_checkpoint_gives_the_same_network(method: str, name: str, tmp_path: P
 
 def test_gates_and_head_are_new() -> None:
     network = gated("cbam", "resnet10t")
-    freeze(network.train(), network.fresh(), frozen=True)
+    freeze(network.train(), network.new_modules(), frozen=True)
     learning = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
     new = [parameter for module in (*network.gates, head_of(network.backbone)) for parameter in module.parameters()]
     assert learning == {id(parameter) for parameter in new}

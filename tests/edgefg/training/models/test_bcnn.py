@@ -170,7 +170,7 @@ def test_a_checkpoint_gives_the_same_network(name: str, options: dict[str, Any],
 
 def test_the_classifier_learns_first() -> None:
     network = bcnn(projection=8, streams=2)
-    freeze(network, network.fresh(), frozen=True)
+    freeze(network, network.new_modules(), frozen=True)
     learning = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert learning == ["projections.0.weight", "projections.1.weight", "head.weight", "head.bias"]
 

@@ -15,12 +15,12 @@ from edgefg.data.load import load_data
 from edgefg.errors import DataError, TrainingError
 from edgefg.preprocess import InputSpec
 from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import Augmentation, Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.data.augment import TrainingImages
 from edgefg.training.data.loader import collate
 from edgefg.training.losses import cross_entropy
-from edgefg.training.methods import build, options_of
+from edgefg.training.methods import build, method_options
 from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone, maps
 from edgefg.training.models.geometry import Constraint, PositionPrior, best_configuration, relative
 from edgefg.training.models.network import Batch, Network
@@ -213,19 +213,19 @@ def test_prepare_says_how_many_images_have_no_object(birds: Path, capsys: pytest
     data = load_data(birds)
     assert data.boxes is not None
     capsys.readouterr()
-    PartRCNN.prepare(options_of("partrcnn", {}), data)
+    PartRCNN.prepare(method_options("partrcnn", {}), data)
     assert capsys.readouterr().err == ""
     training = [sample.path for sample in data.splits["train"]]
     boxes = {path: found.copy() for path, found in data.boxes.items() if path not in training[:3]}
     boxes[training[3]][data.parts.index("object")] = _NAN
-    _, used = PartRCNN.prepare(options_of("partrcnn", {}), replace(data, boxes=boxes))
+    _, used = PartRCNN.prepare(method_options("partrcnn", {}), replace(data, boxes=boxes))
     assert used.boxes is not None
     assert not set(training[:4]) & set(used.boxes)
     (line,) = capsys.readouterr().err.splitlines()
     assert f"warning: 4 of {len(training)} training images have no box of 'object' (first: train/" in line
     boxes = {path: found for path, found in boxes.items() if path not in training}
     with pytest.raises(DataError, match=r"none of the \d+ training images of .* has a box of 'object'; add some"):
-        PartRCNN.prepare(options_of("partrcnn", {}), replace(data, boxes=boxes))
+        PartRCNN.prepare(method_options("partrcnn", {}), replace(data, boxes=boxes))
 
 
 def test_the_loss_falls(batch: Batch) -> None:
@@ -285,25 +285,25 @@ def test_checkpoint_round_trip(batch: Batch, tmp_path: Path) -> None:
 
 def test_prepare_takes_parts_and_boxes_from_the_data(birds: Path) -> None:
     data = load_data(birds)
-    options, used = PartRCNN.prepare(options_of("partrcnn", {}), data)
+    options, used = PartRCNN.prepare(method_options("partrcnn", {}), data)
     assert isinstance(options, PartRCNNOptions)
     assert options.parts == ",".join(data.parts)
-    options, used = PartRCNN.prepare(options_of("partrcnn", {"parts": "mark, object"}), data)
+    options, used = PartRCNN.prepare(method_options("partrcnn", {"parts": "mark, object"}), data)
     assert used.parts == ("object", "mark")
     assert used.boxes is not None
     assert next(iter(used.boxes.values())).shape == (2, 4)
-    options, used = Network.prepare(options_of("plain", {}), data)
+    options, used = Network.prepare(method_options("plain", {}), data)
     assert (used.parts, used.boxes) == ((), None)
 
 
 def test_what_is_missing_is_said(birds: Path, batch: Batch, tmp_path: Path) -> None:
     data = load_data(birds)
     with pytest.raises(DataError, match="no part 'beek' has boxes"):
-        PartRCNN.prepare(options_of("partrcnn", {"parts": "object,beek"}), data)
+        PartRCNN.prepare(method_options("partrcnn", {"parts": "object,beek"}), data)
     bare = write_dataset(tmp_path / "bare", classes=2, per_class=3, size=32)
     (bare / "boxes.csv").unlink()
     with pytest.raises(DataError, match=r"has no boxes\.csv; partrcnn needs boxes"):
-        PartRCNN.prepare(options_of("partrcnn", {}), load_data(bare))
+        PartRCNN.prepare(method_options("partrcnn", {}), load_data(bare))
     for parts in ("", "head,mark"):
         with pytest.raises(DataError, match="needed 'object'"):
             _network(parts=parts)
@@ -312,15 +312,19 @@ def test_what_is_missing_is_said(birds: Path, batch: Batch, tmp_path: Path) -> N
     with pytest.raises(DataError, match="the batch has no boxes"):
         _network().loss(batch._replace(boxes=None), cross_entropy(0.0))
     with pytest.raises(TrainingError, match="cutmix was asked for, but PartRCNN learns from boxes of parts"):
-        TeacherObjective(Recipe(epochs=1, image_size=_SIDE, mix="cutmix"), _network(), 3)
+        TeacherObjective(
+            TrainingConfig(image_size=_SIDE, schedule=Schedule(epochs=1), augmentation=Augmentation(mix="cutmix")),
+            _network(),
+            3,
+        )
 
 
 @pytest.mark.slow
 def test_finds_the_parts_of_birds_and_beats_plain(tmp_path: Path) -> None:
-    recipe = Recipe(epochs=10, image_size=96, batch_size=16, val_every=10)
+    config = TrainingConfig(image_size=96, schedule=Schedule(epochs=10, batch_size=16, val_every=10))
     options = {"parts": "object,head,wing,mark", "region_size": 0.67}
-    found = experiment(tmp_path, recipe, method="partrcnn", options=options, per_class=40, size=96, far=False)
-    plain = experiment(tmp_path, recipe, method="plain", per_class=40, size=96, far=False)
+    found = experiment(tmp_path, config, method="partrcnn", options=options, per_class=40, size=96, far=False)
+    plain = experiment(tmp_path, config, method="plain", per_class=40, size=96, far=False)
     assert found.test > plain.test
     assert found.pcp["object"] > 0.8
     assert min(found.pcp.values()) > 0.5

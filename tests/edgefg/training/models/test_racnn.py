@@ -10,7 +10,8 @@ from torch import nn
 from edgefg.data.load import load_data
 from edgefg.errors import DataError
 from edgefg.preprocess import InputSpec
-from edgefg.settings.training import Hardware, Recipe
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.training import FineTuning, Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.data.augment import EvaluationImages
 from edgefg.training.data.loader import evaluation_loader
@@ -57,7 +58,7 @@ def batch(seed: int = 0, count: int = 4, side: int = 64) -> Batch:
 def begin(net: RACNN, phase: Phase) -> None:
     """As the loop does, at an epoch of that phase."""
     net.train()
-    freeze(net, net.fresh(), False)
+    freeze(net, net.new_modules(), False)
     epoch = next(epoch for epoch in range(20) if phase_of(epoch, 20, RACNNOptions()) is phase)
     net.begin_epoch(epoch, 20)
     assert net.phase is phase
@@ -262,13 +263,13 @@ def test_the_phases_go_by_turns_and_end_with_the_classifiers() -> None:
 def test_a_frozen_start_stays_frozen() -> None:
     net = network(fusion="learned")
     net.train()
-    freeze(net, net.fresh(), True)
+    freeze(net, net.new_modules(), True)
     net.begin_epoch(2, 10)
     assert net.phase is Phase.CLASSIFY
     assert not net.backbone.conv_stem.weight.requires_grad
     assert net.fusion.weight.requires_grad
     net.loss(batch(), CRITERION).loss.backward()
-    freeze(net, net.fresh(), True)
+    freeze(net, net.new_modules(), True)
     net.begin_epoch(4, 10)
     assert net.phase is Phase.PEAK
     net.loss(batch(), CRITERION).loss.backward()
@@ -277,7 +278,11 @@ def test_a_frozen_start_stays_frozen() -> None:
 
 def test_every_parameter_learns_in_some_phase_and_the_fusion_faster() -> None:
     net = network(fusion="learned")
-    optimizer = optimizer_of(net, net.fresh(), Recipe(epochs=10, image_size=64, head_lr_ratio=7.0))
+    optimizer = optimizer_of(
+        net,
+        net.new_modules(),
+        TrainingConfig(image_size=64, schedule=Schedule(epochs=10), fine_tuning=FineTuning(head_lr_ratio=7.0)),
+    )
     fast = {id(p) for group in optimizer.param_groups if group["ratio"] == 7.0 for p in group["params"]}
     assert {id(p) for p in net.fusion.parameters()} <= fast
     assert not {id(p) for p in net.proposals.parameters()} & fast
@@ -343,13 +348,13 @@ def test_it_trains_by_the_loop_and_resumes_equally(
 ) -> None:
     from edgefg.training.loop import fit as loop
 
-    recipe = Recipe(epochs=6, image_size=32, batch_size=27, lr=1e-3)
+    config = TrainingConfig(image_size=32, schedule=Schedule(epochs=6, batch_size=27, lr=1e-3))
     options = {"size2": 1.0, "size3": 1.0, "hidden": 8, "grid": 2, "warm_share": 0.0}
     assert {phase_of(epoch, 6, RACNNOptions(warm_share=0)) for epoch in range(6)} == set(Phase)
 
     def run(out: Path) -> Path:
         return train_teacher(
-            birds, out, recipe, backbone="test_efficientnet", method="racnn", options=options, weights="none",
+            birds, out, config, backbone="test_efficientnet", method="racnn", options=options, weights="none",
             hardware=hardware,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from edgefg import __version__
 from edgefg.errors import DataError, WeightsError
 from edgefg.preprocess import InputSpec
 from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Recipe
+from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.loop.optimizer import optimizer_of
 from edgefg.training.losses import cross_entropy
@@ -111,7 +111,9 @@ def test_the_centres_pull_features_but_the_optimiser_does_not_move_them() -> Non
     network.centres(feature, torch.tensor([1])).backward()
     expected = 2 * (feature - torch.nn.functional.normalize(before[1:2]))
     torch.testing.assert_close(feature.grad, expected.detach())
-    groups = optimizer_of(network, network.fresh(), Recipe(epochs=1, image_size=64)).param_groups
+    groups = optimizer_of(
+        network, network.new_modules(), TrainingConfig(image_size=64, schedule=Schedule(epochs=1))
+    ).param_groups
     assert all(p is not network.centres.centres for group in groups for p in group["params"])
 
 
@@ -269,8 +271,8 @@ def test_every_weight_learns_and_a_checkpoint_gives_the_network_back(name: str, 
     step.loss.backward()
     assert [key for key, p in network.named_parameters() if p.grad is None] == []
     assert step.logits.shape == (4, 3)
-    fresh = {id(p) for part in network.fresh() for p in part.parameters()}
-    assert fresh == {id(p) for key, p in network.named_parameters() if not key.startswith("backbone.")}
+    new_modules = {id(p) for part in network.new_modules() for p in part.parameters()}
+    assert new_modules == {id(p) for key, p in network.named_parameters() if not key.startswith("backbone.")}
     header = Header(
         schema=SCHEMA,
         kind="teacher",
@@ -328,9 +330,9 @@ def test_training_lowers_the_loss(birds: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_crop_finds_the_telling_part_and_more_birds_are_known_than_by_fine_tuning(tmp_path: Path) -> None:
     # Small birds anywhere. 0.6 instead of the paper's 0.1, which on maps of 4 × 4 leaves most of the image.
-    recipe = Recipe(epochs=10, image_size=128, batch_size=16, val_every=10)
-    plain = experiment(tmp_path, recipe, method="plain")
-    attentive = experiment(tmp_path, recipe, method="wsdan", options={"test_threshold": 0.6})
+    config = TrainingConfig(image_size=128, schedule=Schedule(epochs=10, batch_size=16, val_every=10))
+    plain = experiment(tmp_path, config, method="plain")
+    attentive = experiment(tmp_path, config, method="wsdan", options={"test_threshold": 0.6})
     looked = attentive.boxes["crop"]
     assert looked.found.hit > 0.9
     assert looked.found.hit > looked.chance.hit + 0.3

@@ -1,0 +1,54 @@
+import msgspec
+import pytest
+
+from edgefg.errors import DataError
+from edgefg.settings.distillation import DistillationConfig
+from edgefg.settings.gate import Gate
+from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import options_of, with_options
+from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.training import FineTuning, Schedule, TrainingConfig
+
+
+def test_groups_are_flattened() -> None:
+    options = options_of(TrainingConfig)
+    assert options["image_size"].path == ("image_size",)
+    assert options["unfreeze_epochs"].path == ("fine_tuning", "unfreeze_epochs")
+    assert options["unfreeze_epochs"].flag == "--unfreeze-epochs"
+    assert options["optimizer"].choices == ("adamw", "sgd")
+    assert options["lr"].value_in(TrainingConfig(schedule=Schedule(lr=0.5))) == 0.5
+
+
+def fields_of(settings: msgspec.Struct) -> list[str]:
+    values = [(name, getattr(settings, name)) for name in settings.__struct_fields__]
+    return [
+        field for name, value in values for field in (fields_of(value) if isinstance(value, msgspec.Struct) else [name])
+    ]
+
+
+@pytest.mark.parametrize("settings", [TrainingConfig, DistillationConfig, PruningConfig, Hardware, Gate])
+def test_option_names_are_unique_across_groups_and_have_a_help_text(settings: type[msgspec.Struct]) -> None:
+    options = options_of(settings)
+    assert fields_of(settings()) == list(options)
+    assert all(option.help for option in options.values())
+
+
+def test_options_are_set_in_their_groups() -> None:
+    config = with_options(TrainingConfig(), image_size=64, lr=0.1, freeze_epochs=2)
+    expected = TrainingConfig(image_size=64, schedule=Schedule(lr=0.1), fine_tuning=FineTuning(freeze_epochs=2))
+    assert config == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"lr": -1.0}, "--lr -1.0 is out of range: Expected `float` > 0.0"),
+        ({"optimizer": "adam"}, "--optimizer 'adam' is not a choice. Use one of adamw, sgd"),
+        ({"train_size": 3}, "--train-size 3 is too small. Use 0, or at least 16"),
+        ({"rate": 1.0}, "TrainingConfig has no option 'rate'. Use one of image_size, epochs,"),
+    ],
+)
+def test_wrong_values_are_named(values: dict, complaint: str) -> None:
+    with pytest.raises(DataError) as refusal:
+        with_options(TrainingConfig(), **values)
+    assert complaint in str(refusal.value)
