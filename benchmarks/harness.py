@@ -20,7 +20,7 @@ from edgefg.benchmarks.process import MeasuringProcess
 from edgefg.benchmarks.stats import percentile, summarize
 from edgefg.benchmarks.worker import Job, Round, RoundResult
 from edgefg.classifier import Classifier
-from edgefg.data.folders import read_split
+from edgefg.data import load_split
 from edgefg.decision import Timings
 from edgefg.errors import DataError
 from edgefg.evaluation.predictions import Evaluation, evaluate
@@ -187,7 +187,7 @@ def _photographs(data: Path, split: str | None, manifests: Sequence[Manifest], s
     # Most artifacts that are compared are of the same data, and where they are split here every image is read.
     origins = dict.fromkeys((found.labels, found.provenance.split, found.provenance.dataset) for found in manifests)
     for labels, spec, dataset in origins:
-        _, images = read_split(data, split, labels, spec, trained_on=dataset, skip_corrupt=skip_corrupt)
+        _, images = load_split(data, split, labels, spec, trained_on=dataset, skip_corrupt=skip_corrupt)
     chosen = []
     for image in images[:: max(1, len(images) // _PHOTOGRAPHS)][:_PHOTOGRAPHS]:
         try:

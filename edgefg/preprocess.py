@@ -1,13 +1,13 @@
-"""Frame → network input: the one crop, resize and colour conversion of the whole project.
+"""Frame → network input: the only crop, resize and colour conversion of the project.
 
-Training's evaluation and augmentation, calibration, golden sets, ``Classifier`` and the benchmark all call
-this module, so that the uint8 values that a network sees are bit-identical from training to device.
+Training, evaluation, calibration, golden sets, ``Classifier`` and the benchmark all use this module, so the uint8
+inputs of a network are bit-identical from training to device.
 
 * Crop first, then resize: dropped pixels are never touched.
-* Enlarging is linear. Shrinking is antialiased: halve (2×2 area) while the ratio is 4 or more, blur with a Gaussian
-  of the variance that Pillow's antialiased bilinear filter still has over what follows, then interpolate linearly.
-  ``benchmarks/LOG.md`` has the measurement that chose it: a third of area averaging's error in a third of its time.
-* A frame that already has the network's size is only put in the network's colour order.
+* Upscaling is linear. Downscaling is antialiased: halve (2×2 area) while the ratio is 4 or more, blur with a Gaussian,
+  then interpolate linearly. The Gaussian supplies the variance that Pillow's antialiased bilinear filter has in
+  addition. ``benchmarks/LOG.md`` has the measurement: a third of area averaging's error in a third of its time.
+* For a frame that already has the network's size, only the colour order changes.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ _NEGLIGIBLE_VARIANCE = 0.02
 
 
 class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the network takes, ``uint8 [N, height, width, 3]``, and how a frame becomes that."""
+    """Network input, ``uint8 [N, height, width, 3]``, and how a frame is converted to it."""
 
     height: Annotated[int, msgspec.Meta(ge=1, le=8192)]
     """Network input height in pixels."""
     width: Annotated[int, msgspec.Meta(ge=1, le=8192)]
     """Network input width in pixels."""
     color: Literal["rgb"] = "rgb"
-    """Order of the three channels that the network takes."""
+    """Order of the three input channels."""
     resize: Literal["blur-linear"] = "blur-linear"
-    """Resize rule; the module's docstring defines it."""
+    """Resize rule, defined in the module's docstring."""
     crop: Literal["center", "none"] = "center"
     """``center``: the largest centred rectangle of the network's aspect ratio; ``none``: the whole frame, squeezed."""
     crop_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    """Share of that rectangle's sides that is kept (evaluation crops of ImageNet recipes keep 0.875)."""
+    """Fraction of the rectangle's sides that is kept (0.875 in many ImageNet evaluations)."""
 
 
 def prepare(frame: UInt8Array, spec: InputSpec, *, color: Color = "bgr") -> UInt8Array:
-    """Turn one frame into one network input.
+    """Convert a frame to a network input.
 
     Args:
         frame: ``uint8 [H, W, 3]`` (``bgr``, ``rgb``), ``[H, W, 4]`` (``bgra``, ``rgba``; alpha is dropped) or
             ``[H, W]`` / ``[H, W, 1]`` (``gray``). Not modified.
-        spec: what the network takes.
-        color: the frame's channel order; OpenCV's BGR unless said otherwise.
+        spec: the network input.
+        color: the frame's channel order. Default: BGR, as in OpenCV.
 
     Returns:
-        ``uint8 [spec.height, spec.width, 3]``, RGB, C-contiguous. It shares memory with ``frame`` only where
-        ``frame`` is RGB already and of the network's size.
+        ``uint8 [spec.height, spec.width, 3]``, RGB, C-contiguous. It shares memory with ``frame`` only if ``frame`` is
+        already RGB and has the network's size.
 
     Raises:
-        FrameError: the array is not such a frame.
+        FrameError: the array is not a frame of that colour order.
     """
     check_frame(frame, color)
     if frame.shape[:2] != (spec.height, spec.width):
@@ -72,36 +72,36 @@ def check_frame(frame: Any, color: Color = "bgr") -> None:
     """Raise `FrameError` unless ``frame`` is a uint8 image of at least 1×1 pixels in the stated colour order."""
     channels = _CHANNELS.get(color) if isinstance(color, str) else None
     if channels is None:
-        raise FrameError(f"unknown colour order {color!r}; needed one of {', '.join(_CHANNELS)}")
+        raise FrameError(f"unknown colour order {color!r}; use one of {', '.join(_CHANNELS)}")
     if not isinstance(frame, np.ndarray):
         what = "None (did the camera or cv2.imread fail?)" if frame is None else f"a {type(frame).__name__}"
-        raise FrameError(f"the frame is {what}; needed a NumPy uint8 array [H, W, {channels}] ({color})")
+        raise FrameError(f"the frame is {what}; pass a NumPy uint8 array [H, W, {channels}] ({color})")
     shape_fits = (frame.ndim == 3 and frame.shape[2] == channels) or (frame.ndim == 2 and channels == 1)
     if frame.dtype != np.uint8 or not shape_fits or 0 in frame.shape:
         wanted = "uint8 [H, W]" if channels == 1 else f"uint8 [H, W, {channels}]"
-        advice = "say color='gray', 'bgra', 'rgba' or 'rgb' where that is what the camera gives"
+        advice = "set color='gray', 'bgra', 'rgba' or 'rgb' if the camera delivers that"
         if frame.dtype != np.uint8:
-            advice = "convert it to levels of 0 to 255 first"
+            advice = "convert it to levels from 0 to 255 first"
         raise FrameError(
-            f"the frame is {frame.dtype} {list(frame.shape)}; needed {wanted} for color={color!r}, at least 1×1 pixel"
-            f" ({advice})"
+            f"the frame is {frame.dtype} {list(frame.shape)}; color={color!r} requires {wanted} of at least 1×1"
+            f" pixels ({advice})"
         )
 
 
 def crop(frame: UInt8Array, spec: InputSpec) -> UInt8Array:
-    """Cut out, as a view without copying, the part of the frame that the network is to see."""
-    top, left, height, width = _crop_box(frame.shape[0], frame.shape[1], spec)
+    """Return the part of the frame that becomes the network input, as a view."""
+    top, left, height, width = _center_crop(frame.shape[0], frame.shape[1], spec)
     return frame[top : top + height, left : left + width]
 
 
-def seen_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
-    """Return which part of a frame `prepare` shows the network: top, left, height, width in the frame's pixels."""
+def crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+    """Return the part of a frame that `prepare` uses: top, left, height and width in pixels of the frame."""
     if (height, width) == (spec.height, spec.width):
         return 0, 0, height, width
-    return _crop_box(height, width, spec)
+    return _center_crop(height, width, spec)
 
 
-def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+def _center_crop(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
     if spec.crop == "none":
         return 0, 0, height, width
     scale = min(height / spec.height, width / spec.width) * spec.crop_fraction
@@ -111,9 +111,9 @@ def _crop_box(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, 
 
 
 def resize(image: UInt8Array, height: int, width: int) -> UInt8Array:
-    """Resize ``uint8 [H, W(, C)]`` by the project's one rule (``blur-linear``, see the module's docstring).
+    """Resize ``uint8 [H, W(, C)]`` by the rule ``blur-linear`` of the module's docstring.
 
-    Deviation from Pillow's antialiased bilinear filter: 0.2–0.5 levels on average on photographs.
+    Mean deviation from Pillow's antialiased bilinear filter: 0.2–0.5 levels on photographs.
     """
     import cv2
 
@@ -125,7 +125,7 @@ def resize(image: UInt8Array, height: int, width: int) -> UInt8Array:
         halve_x = image.shape[1] >= _HALVE_FROM * width
         if not (halve_y or halve_x):
             break
-        # An even size keeps OpenCV on its exact 2×2 average; the odd last row or column is below what is resolved.
+        # An even size keeps OpenCV on its exact 2×2 average; an odd last row or column is too small to matter.
         rows, columns = image.shape[0] // (1 + halve_y), image.shape[1] // (1 + halve_x)
         image = image[: rows * (1 + halve_y), : columns * (1 + halve_x)]
         image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
@@ -140,11 +140,11 @@ def resize(image: UInt8Array, height: int, width: int) -> UInt8Array:
 
 
 def _missing_variance(ratio: float, halvings: int) -> float:
-    """Variance, in squared pixels, that a blur has to add before a linear resize by ``ratio``.
+    """Return the variance, in squared pixels, that a blur must add before a linear resize by ``ratio``.
 
     Pillow's filter is a triangle of half-width ``ratio·2^halvings`` original pixels: variance ratio²·4^halvings/6. The
-    halvings gave a box of 2^halvings pixels, (4^halvings - 1)/12. Linear interpolation itself gives between 0 and 1/4
-    (of the coarser grid), by position; 1/12 measured best.
+    halvings add that of a box of 2^halvings pixels, (4^halvings - 1)/12. Linear interpolation adds between 0 and 1/4
+    (of the coarser grid), depending on position; 1/12 measured best.
     """
     if ratio <= 1.0:
         return 0.0
@@ -152,7 +152,7 @@ def _missing_variance(ratio: float, halvings: int) -> float:
 
 
 def _gaussian(variance: float) -> tuple[int, float]:
-    """Taps and sigma of a Gaussian kernel whose sampled weights have about ``variance`` squared pixels."""
+    """Return taps and sigma of a Gaussian kernel whose sampled weights have about this variance in squared pixels."""
     if variance <= _NEGLIGIBLE_VARIANCE:
         return 1, 1.0
     if variance > 0.5:

@@ -19,8 +19,8 @@ from edgefg.artifact.golden import FloatArray
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import Provenance
 from edgefg.classifier import Classifier
+from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
-from edgefg.data.load import FolderData, data_of
 from edgefg.errors import DataError, ExportError
 from edgefg.evaluation.measure import Measured, measure
 from edgefg.evaluation.package import Draft, check_target, golden_frames, write_artifact
@@ -76,7 +76,7 @@ def export_checkpoint(
     *,
     to: Target,
     precision: Precision,
-    calibration: Path | FolderData | None = None,
+    calibration: Path | ImageDataset | None = None,
     images: int = 300,
     batch: int = 1,
     calibrator: Calibrator = "minmax",
@@ -150,7 +150,7 @@ def export_checkpoint(
         need_one_graph(network, header, checkpoint, "export")
     if isinstance(calibration, Path):
         say(f"checking {calibration}")
-    data = None if calibration is None else data_of(calibration, header, skip_corrupt=skip_corrupt)
+    data = None if calibration is None else load_dataset(calibration, expected=header, skip_corrupt=skip_corrupt)
     calibrating, photographs = _read_data(header, data, calibrates, images, seed, say)
     frames = _golden_candidates(header.input, () if generated_golden else photographs)
     golden = golden_frames(frames, header.input, len(header.labels))
@@ -239,7 +239,7 @@ def _fp32_of(header: Header, reference: Path, data: object) -> Network:
 
 
 def _search_kept(
-    job: _Job, network: nn.Module, header: Header, data: FolderData, keep_within: float
+    job: _Job, network: nn.Module, header: Header, data: ImageDataset, keep_within: float
 ) -> tuple[str, ...]:
     """Search the layers to keep, on a graph of its own, since what is kept is stated beside the file to be written."""
     if not data.splits["val"]:
@@ -254,7 +254,7 @@ def _search_kept(
 
 def _read_data(
     header: Header,
-    data: FolderData | None,
+    data: ImageDataset | None,
     calibrates: bool,
     images: int,
     seed: int,
@@ -277,7 +277,7 @@ def _golden_candidates(spec: InputSpec, photographs: Sequence[Path]) -> list[UIn
 
 
 def _measure(
-    data: FolderData | None,
+    data: ImageDataset | None,
     network: nn.Module,
     spec: InputSpec,
     gate: Gate | None,

@@ -14,10 +14,10 @@ import msgspec
 
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import check_artifact, read_manifest
+from edgefg.data import ImageDataset, load_dataset
+from edgefg.data.csv_manifest import write_csv
 from edgefg.data.cub import is_cub
-from edgefg.data.folders import public_root
-from edgefg.data.index import write_csv
-from edgefg.data.load import FolderData, load_data
+from edgefg.data.public import public_root
 from edgefg.data.split import SPLITS
 from edgefg.errors import DataError, EdgefgError
 from edgefg.evaluation.verify import VerifyReport, verify
@@ -141,7 +141,7 @@ def run(
             student, data, out, plan.prune_config, PruningConfig(macs=plan.macs), teacher_path=teacher,
             hardware=hardware, skip_corrupt=skip_corrupt,
         )  # fmt: skip
-    checked = load_data(data, plan.split, skip_corrupt=skip_corrupt)
+    checked = load_dataset(data, plan.split, skip_corrupt=skip_corrupt)
     reports = [(artifact, _export(artifact, out, checked, plan, gate, say)) for artifact in ARTIFACTS]
     rows = [(artifact.row, _model_file(artifact, out)) for artifact in ARTIFACTS if artifact.row]
     split = "test" if checked.splits["test"] else "val"
@@ -155,7 +155,7 @@ def _model_file(artifact: Artifact, out: Path) -> Path:
 def _export(
     artifact: Artifact,
     out: Path,
-    data: FolderData,
+    data: ImageDataset,
     plan: Plan,
     gate: Gate,
     say: Callable[[str], None],
@@ -225,7 +225,7 @@ def _split_folders(data: Path, out: Path, split: SplitSpec, skip_corrupt: bool) 
     if public_root(data) is not None:  # which `bench` does not read
         manifest = out / _LINKS / "data.csv"
         if not manifest.is_file():
-            found = load_data(data, split, skip_corrupt=skip_corrupt)
+            found = load_dataset(data, split, skip_corrupt=skip_corrupt)
             write_csv(manifest, found.splits, found.labels, found.groups, found.taxonomy, found.conditions)
         return manifest
     if not data.is_dir() or is_cub(data) or (data / "train").is_dir():
@@ -233,7 +233,7 @@ def _split_folders(data: Path, out: Path, split: SplitSpec, skip_corrupt: bool) 
     target = out / _LINKS
     if target.is_dir():
         return target
-    loaded = load_data(data, split, skip_corrupt=skip_corrupt)
+    loaded = load_dataset(data, split, skip_corrupt=skip_corrupt)
     partial = out / f".{_LINKS}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     for name in SPLITS:

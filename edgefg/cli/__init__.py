@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from edgefg.cli import build, check, compress, data, device, doctor, export, folds, insight, sign, students, workstation
-from edgefg.cli.app import app
+from edgefg.cli.app import app, console
 from edgefg.errors import EdgefgError, ParityError
 
 __all__ = [
@@ -43,7 +43,8 @@ def main() -> None:
     # systemd's stop: unwind, so that temporary folders and child processes go.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))
     try:
-        app()
+        with console():
+            app()
     except ParityError as exc:
         _fail(exc, 1)
     except EdgefgError as exc:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
+import logging
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -17,6 +19,7 @@ from typer.models import OptionInfo
 
 from edgefg import __version__
 from edgefg.errors import DataError
+from edgefg.progress import T, progress_shown_by
 from edgefg.settings.options import Option, options_of, with_options
 
 app = typer.Typer(
@@ -166,3 +169,27 @@ def needs(extra: str, error: ImportError) -> DataError:
 def say(line: str) -> None:
     """Tell a person what begins, on standard error."""
     print(f"== {line}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def console() -> Iterator[None]:
+    """Show log messages on standard error, and progress bars if it is a terminal."""
+    logger, handler = logging.getLogger("edgefg"), logging.StreamHandler(sys.stderr)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with progress_shown_by(_progress_bar) if sys.stderr.isatty() else contextlib.nullcontext():
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _progress_bar(items: Iterable[T], description: str, total: int | None) -> Iterable[T]:
+    try:
+        from tqdm import tqdm
+    except ImportError:  # it comes with edgefg[train]
+        return items
+    bar: Iterable[T] = tqdm(items, description, total, leave=False)
+    return bar

@@ -1,4 +1,4 @@
-"""The verb that writes folds for cross-validation: folds."""
+"""The verb `folds`: cross-validation folds as CSV manifests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from edgefg.cli.app import Count, command, needs
-from edgefg.data.split import folds as deal
 from edgefg.settings.split import SplitSpec
 
 
@@ -17,46 +16,48 @@ def folds(
     data: Path,
     out: Annotated[Path, typer.Option()],
     count: Count = 3,
-    look_alikes: Annotated[int, typer.Option(min=0)] = 0,
+    clusters_per_class: Annotated[int, typer.Option(min=0)] = 0,
     group: str | None = None,
     backbone: str = "tf_efficientnet_lite0",
     weights: str = "hub",
     seed: int = 0,
     skip_corrupt: bool = False,
 ) -> None:
-    """Write folds of train and val, without test, as CSV manifests for `edgefg train`: OUT/fold-0.csv and so on.
+    """Write cross-validation folds of the training and validation images as CSV manifests: OUT/fold-0.csv and so on.
 
-    In each of them one fold is val and the others are train. Groups of the data stay whole. Where they have none,
-    pictures of one scene would fall into several folds, and the figures would flatter: --look-alikes groups by
-    appearance instead.
+    In each manifest one fold is val and the others are train; test images are not used. Groups of the data set stay
+    whole. If it has none, pictures of one scene would be in several folds and the figures too good:
+    --clusters-per-class groups images by appearance instead.
 
     Args:
         data: the data set.
         out: folder for the manifests.
-        count: how many folds.
-        look_alikes: cut every class into this many groups of pictures that look alike; 0 takes the data's own groups.
-        group: regular expression; images whose paths match alike stay in one fold.
-        backbone: whose embedding tells what looks alike.
-        weights: the backbone's pre-trained weights, see `edgefg train`.
-        seed: seed of the dealing.
+        count: number of folds.
+        clusters_per_class: divide each class into this many groups of similar images; 0: use the data set's groups.
+        group: regular expression; images whose paths have the same match stay in one fold.
+        backbone: backbone whose embeddings are clustered.
+        weights: pre-trained weights of the backbone, see `edgefg train`.
+        seed: seed of the assignment to folds.
         skip_corrupt: leave unreadable images out instead of stopping.
     """
-    try:
-        from edgefg.data.load import load_data, write_lists
-        from edgefg.training.data.appearance import appearance_groups
-    except ImportError as exc:
-        raise needs("train", exc) from exc
+    from edgefg.data.dataset import load_dataset, write_manifests
+    from edgefg.data.split import split_folds
+
     spec = SplitSpec(seed=seed, group=group)
-    loaded = load_data(data, spec, skip_corrupt=skip_corrupt)
+    loaded = load_dataset(data, spec, skip_corrupt=skip_corrupt)
     samples = loaded.splits["train"] + loaded.splits["val"]
     groups = loaded.groups
-    if look_alikes:
-        groups = appearance_groups(samples, look_alikes, backbone=backbone, weights=weights)
-    parts = deal(samples, count, loaded.root, spec, groups)
-    lists = {}
+    if clusters_per_class:
+        try:
+            from edgefg.training.data.appearance import cluster_by_appearance
+        except ImportError as exc:
+            raise needs("train", exc) from exc
+        groups = cluster_by_appearance(samples, clusters_per_class, backbone=backbone, weights=weights)
+    folds = split_folds(samples, count, loaded.root, spec, groups)
+    manifests = {}
     for held_out in range(count):
-        rest = [sample for part, members in enumerate(parts) if part != held_out for sample in members]
-        lists[out / f"fold-{held_out}.csv"] = {"train": sorted(rest), "val": parts[held_out]}
-    write_lists(lists, loaded, groups)
-    for path, splits in lists.items():
-        print(f"{path}: {len(splits['train'])} training images, {len(splits['val'])} held out")
+        rest = [sample for fold, members in enumerate(folds) if fold != held_out for sample in members]
+        manifests[out / f"fold-{held_out}.csv"] = {"train": sorted(rest), "val": folds[held_out]}
+    write_manifests(manifests, loaded, groups)
+    for path, splits in manifests.items():
+        print(f"{path}: {len(splits['train'])} training images, {len(splits['val'])} validation images")

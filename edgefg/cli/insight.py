@@ -15,7 +15,8 @@ import typer
 from edgefg.classifier import Classifier
 from edgefg.cli.app import Count, MaybeCount, command, needs, print_json
 from edgefg.cli.device import cpus
-from edgefg.data.folders import corrupt_message, read_split
+from edgefg.data import load_split
+from edgefg.data.checks import corrupt_message
 from edgefg.data.split import Sample
 from edgefg.errors import DataError
 from edgefg.image_io import decode_image, image_files
@@ -166,7 +167,7 @@ def _predictions(model: Path, request: _Request, unknown: Path | None) -> _Found
             found = found._replace(skipped=(*found.skipped, *problems))
         try:
             origin = classifier.manifest.provenance
-            _, training = read_split(
+            _, training = load_split(
                 data, "train", classifier.labels, origin.split, trained_on=origin.dataset, skip_corrupt=skip_corrupt
             )
         except DataError:  # the data have no training images, or not the artifact's, which is no one's fault
@@ -176,7 +177,7 @@ def _predictions(model: Path, request: _Request, unknown: Path | None) -> _Found
 
 def _by_checkpoint(model: Path, request: _Request, unknown: Sequence[Path]) -> _Found:
     try:
-        from edgefg.data.load import data_of
+        from edgefg.data import load_dataset
         from edgefg.training.checkpoint import load
         from edgefg.training.loop.fit import predict
     except ImportError as exc:
@@ -184,7 +185,7 @@ def _by_checkpoint(model: Path, request: _Request, unknown: Sequence[Path]) -> _
     from edgefg.evaluation.predictions import Predictions
 
     network, header = load(model)
-    loaded = data_of(request.data, header, skip_corrupt=request.skip_corrupt)
+    loaded = load_dataset(request.data, expected=header, skip_corrupt=request.skip_corrupt)
     present = [name for name, samples in loaded.splits.items() if samples]
     split = request.split or ("test" if "test" in present else "val")
     if split not in present:

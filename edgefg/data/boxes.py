@@ -1,7 +1,7 @@
-"""Boxes of the parts in a data set's pictures: ``DATA/boxes.csv``, one row a box.
+"""Boxes of object parts: ``DATA/boxes.csv``, one row per box.
 
-Columns, with this header: ``path`` (relative to DATA, with slashes, or absolute), ``part``, and ``x0,y0,x1,y1``, in
-pixels of the picture as decoded (EXIF orientation applied), the ends exclusive. A part that cannot be seen has no row.
+Columns: ``path`` (relative to DATA with slashes, or absolute), ``part``, and ``x0,y0,x1,y1`` in pixels of the decoded
+image (EXIF orientation applied), with x1 and y1 exclusive. A part that is not visible has no row.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgefg.data.index import BOXES_FILE, name_from
+from edgefg.data.index import BOXES_FILE, listed_path
 from edgefg.errors import DataError
 from edgefg.files import atomic_file
 
 OBJECT = "object"
-"""Name of the part that is the whole thing."""
+"""Name of the part that is the whole object."""
 _COLUMNS = ["path", "part", "x0", "y0", "x1", "y1"]
 
 Array = npt.NDArray[np.float32]
@@ -34,37 +34,38 @@ def read_boxes(
     Args:
         root: the data set's folder.
         known: its images.
-        left_out: images that are there but not used; their boxes are passed over.
+        left_out: images that exist but are not used; their boxes are ignored.
 
     Returns:
-        The names of the parts, `OBJECT` first where there is one and else in the file's order, and for every image with
-        a box ``float32 [parts, 4]``: x0, y0, x1, y1 in pixels, NaN where a part is absent. Both are empty where there
-        is no such file.
+        The names of the parts in the file's order, but `OBJECT` first. The boxes of every image that has any,
+        ``float32 [parts, 4]``: x0, y0, x1, y1 in pixels, NaN for an absent part. Both are empty without a file.
 
     Raises:
-        DataError: the file cannot be read, has other columns, names an image that the data set has not, has a box
-            twice, or one that is empty or no numbers; says in which line.
+        DataError: the file cannot be read, has other columns, names an unknown image, repeats a box, or has an empty
+            or invalid one. The message names the line.
     """
     path = root / BOXES_FILE
     if not path.is_file():
         return (), {}
-    images, passed = set(known), set(left_out)
+    images, ignored = set(known), set(left_out)
     found: dict[Path, dict[str, list[float]]] = {}
     parts: dict[str, None] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             if (header := next(reader, [])) != _COLUMNS:
-                raise DataError(f"{path} has the columns {','.join(header)}; needed {','.join(_COLUMNS)}")
+                raise DataError(f"{path} has the columns {','.join(header) or 'none'}; it needs {','.join(_COLUMNS)}")
             for row in reader:
                 if not row:
                     continue
                 where = f"{path}, line {reader.line_num}"
                 image, part, box = _parse(row, root, where)
-                if image not in images and image not in passed:
-                    raise DataError(f"{where}: {row[0]!r} is no image of this data set; paths are relative to {root}")
+                if image not in images and image not in ignored:
+                    raise DataError(
+                        f"{where}: {row[0]!r} is not an image of this data set; paths are relative to {root}"
+                    )
                 if part in found.setdefault(image, {}):
-                    raise DataError(f"{where}: {row[0]!r} has a second box of {part!r}; needed one at most")
+                    raise DataError(f"{where}: {row[0]!r} has a second box of {part!r}; remove one")
                 found[image][part] = box
                 parts[part] = None
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
@@ -79,10 +80,10 @@ def read_boxes(
 
 
 def write_boxes(folder: Path, names: tuple[str, ...], boxes: Mapping[Path, Array]) -> None:
-    """Write ``folder/boxes.csv``, from which `read_boxes` reads the same: for a CSV manifest in that folder.
+    """Write ``folder/boxes.csv`` for a CSV manifest in that folder, as `read_boxes` reads it.
 
     Raises:
-        DataError: it cannot be written, or one with other boxes lies there.
+        DataError: the file cannot be written, or exists with other boxes.
     """
     path = folder / BOXES_FILE
     text = io.StringIO()
@@ -91,10 +92,10 @@ def write_boxes(folder: Path, names: tuple[str, ...], boxes: Mapping[Path, Array
     for image, found in boxes.items():
         for part, box in zip(names, found, strict=True):
             if not np.isnan(box).any():
-                writer.writerow([name_from(folder.resolve(), image), part, *(f"{edge:.9g}" for edge in box)])
+                writer.writerow([listed_path(folder.resolve(), image), part, *(f"{edge:.9g}" for edge in box)])
     try:
         if path.exists() and path.read_bytes() != text.getvalue().encode():
-            raise DataError(f"{path} has other boxes, and would be replaced; name another folder")
+            raise DataError(f"{path} exists and has other boxes; write to another folder")
         with atomic_file(path) as temporary:
             temporary.write_bytes(text.getvalue().encode())
     except OSError as exc:
@@ -102,26 +103,26 @@ def write_boxes(folder: Path, names: tuple[str, ...], boxes: Mapping[Path, Array
 
 
 def choose_parts(names: tuple[str, ...], boxes: Mapping[Path, Array], wanted: tuple[str, ...]) -> dict[Path, Array]:
-    """Return the boxes of the ``wanted`` parts in that order. Raises `DataError` where one is not among ``names``."""
+    """Return the boxes of the ``wanted`` parts, in that order. Raises `DataError` if one is not among ``names``."""
     if unknown := [part for part in wanted if part not in names]:
-        raise DataError(f"no part {unknown[0]!r} has boxes; {BOXES_FILE} has: {', '.join(names) or 'none'}")
+        raise DataError(f"{BOXES_FILE} has no boxes of the part {unknown[0]!r}; it has: {', '.join(names) or 'none'}")
     columns = [names.index(part) for part in wanted]
     return {image: found[columns] for image, found in boxes.items()}
 
 
 def _parse(row: list[str], root: Path, where: str) -> tuple[Path, str, list[float]]:
-    """Return image, part and box of one row."""
+    """Return the image, part and box of one row."""
     if len(row) != len(_COLUMNS):
-        raise DataError(f"{where} has {len(row)} fields; needed {len(_COLUMNS)}: {','.join(_COLUMNS)}")
+        raise DataError(f"{where} has {len(row)} fields instead of {len(_COLUMNS)}: {','.join(_COLUMNS)}")
     try:
         box = [float(field) for field in row[2:]]
     except ValueError:
-        raise DataError(f"{where}: {','.join(row[2:])} are not four numbers of pixels") from None
+        raise DataError(f"{where}: {','.join(row[2:])} is not four numbers of pixels") from None
     x0, y0, x1, y1 = box
     if not all(map(math.isfinite, box)) or x1 <= x0 or y1 <= y0:
         raise DataError(
-            f"{where}: the box x0={x0:g}, y0={y0:g}, x1={x1:g}, y1={y1:g} is empty; needed x0 < x1 and y0 < y1"
-            " (leave the row of an invisible part out)"
+            f"{where}: the box x0={x0:g}, y0={y0:g}, x1={x1:g}, y1={y1:g} is empty; x0 < x1 and y0 < y1 is required. An"
+            " invisible part has no row"
         )
     if not row[1]:
         raise DataError(f"{where}: the part has no name")

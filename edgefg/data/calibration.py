@@ -1,7 +1,7 @@
-"""Calibration images, from the training split, through the project's one preprocessing.
+"""Calibration images: chosen from the training split and preprocessed as on the device.
 
-As many of each class and, where the data say under what an image was taken, as many of each condition within it: a
-network that is calibrated by daylight alone clips what it sees by night.
+They are balanced over the classes and, within a class, over the conditions that the data set names. A network that is
+calibrated only with daylight images clips activations at night.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from tqdm import tqdm
 
 from edgefg.data.split import Sample
 from edgefg.errors import DataError
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
+from edgefg.progress import track
 
 _SYNTHETIC_FRAMES = 8
 
 
 class Calibration(msgspec.Struct, frozen=True, eq=False):
-    """What calibrates a network."""
+    """Calibration inputs of a network."""
 
     inputs: UInt8Array
     """``uint8 [K, height, width, 3]`` RGB."""
@@ -34,37 +34,37 @@ class Calibration(msgspec.Struct, frozen=True, eq=False):
 
 
 def choose_balanced(
-    samples: Sequence[Sample], count: int, seed: int = 0, conditions: Mapping[Path, str] | None = None
+    samples: Sequence[Sample], num_samples: int, seed: int = 0, conditions: Mapping[Path, str] | None = None
 ) -> list[Path]:
-    """Choose at most ``count`` images, class by class in turn and within a class condition by condition, seeded.
+    """Choose at most ``num_samples`` images, balanced over classes and, within a class, over conditions.
 
-    No class has more than one image more than another, and within a class no condition more than one more than another,
-    unless the other has no more to give.
+    The numbers of images of two classes differ by at most 1, unless a class has too few; likewise for the conditions
+    within a class.
 
     Args:
         samples: labelled images.
-        count: how many to choose.
-        seed: orders the images.
-        conditions: under what an image was taken, by image; those that are absent are one condition more.
+        num_samples: number of images to choose.
+        seed: seed of the random order.
+        conditions: conditions of the images; images without one form a further condition.
 
     Raises:
-        DataError: ``count`` is not at least 1.
+        DataError: ``num_samples`` is less than 1.
     """
-    if count < 1:
-        raise DataError(f"{count} calibration images were asked for; needed at least 1, better 300")
+    if num_samples < 1:
+        raise DataError(f"cannot calibrate with {num_samples} images; choose at least 1, better 300")
     cells: dict[int, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for path, label in sorted(samples):
         cells[label][(conditions or {}).get(path, "")].append(path)
     generator = random.Random(seed)
-    by_class = {label: _in_turn(list(members.values()), generator) for label, members in cells.items()}
+    by_class = {label: _interleave(list(members.values()), generator) for label, members in cells.items()}
     turns = [(turn, label) for label, paths in by_class.items() for turn in range(len(paths))]
-    return [by_class[label][turn] for turn, label in sorted(turns)[:count]]
+    return [by_class[label][turn] for turn, label in sorted(turns)[:num_samples]]
 
 
-def _in_turn(cells: Sequence[list[Path]], generator: random.Random) -> list[Path]:
-    """Shuffle each list, then take one path of each in turn, the lists in another order from class to class.
+def _interleave(cells: Sequence[list[Path]], generator: random.Random) -> list[Path]:
+    """Shuffle each list, then take one path of each in turn, with the lists in random order.
 
-    With fewer images than cells the first condition would else be the only one that any class has.
+    With a fixed order, the first condition would be the only one if there are fewer images than cells.
     """
     for paths in cells:
         generator.shuffle(paths)
@@ -74,18 +74,18 @@ def _in_turn(cells: Sequence[list[Path]], generator: random.Random) -> list[Path
 
 
 def read_calibration(paths: Sequence[Path], spec: InputSpec) -> Calibration:
-    """Decode and prepare images as `Classifier` would. Raises `DataError` for one that cannot be read."""
+    """Decode and preprocess images as `Classifier` does. Raises `DataError` if one cannot be read."""
     if not paths:
-        raise DataError("there is no image to calibrate with; needed about 300, balanced by class")
-    rows = [prepare(read_image(path), spec) for path in tqdm(paths, "calibration images", disable=None, leave=False)]
+        raise DataError("there are no calibration images; give about 300, balanced by class")
+    rows = [prepare(read_image(path), spec) for path in track(paths, "reading calibration images")]
     inputs = np.stack(rows)
     return Calibration(inputs, hashlib.sha256(inputs.tobytes()).hexdigest())
 
 
 def synthetic_frames(spec: InputSpec) -> list[UInt8Array]:
-    """Make frames for a golden set where no photographs are given: the same ones every time, ``uint8 [H, W, 3]`` BGR.
+    """Return frames for a golden set if no photographs are given: always the same, ``uint8 [H, W, 3]`` BGR.
 
-    Smooth colour gradients under noise, larger than the network's input, so that crop and resize are proven as well.
+    Colour gradients with noise, larger than the network's input, so that crop and resize are tested as well.
     """
     generator = np.random.default_rng(0)
     height, width = spec.height * 5 // 4, spec.width * 3 // 2
@@ -99,7 +99,7 @@ def synthetic_frames(spec: InputSpec) -> list[UInt8Array]:
 
 
 def batches(inputs: UInt8Array, size: int) -> list[UInt8Array]:
-    """Cut inputs into batches of exactly ``size``; the last one is filled up from the beginning."""
+    """Cut inputs into batches of exactly ``size``; the last one is filled up with the first inputs."""
     missing = -len(inputs) % size
     filled = np.concatenate([inputs, np.resize(inputs, (missing, *inputs.shape[1:]))]) if missing else inputs
     return [filled[first : first + size] for first in range(0, len(filled), size)]

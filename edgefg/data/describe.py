@@ -1,4 +1,4 @@
-"""What a data set holds and what is wrong with it: `edgefg data`."""
+"""Summary of a data set: sizes, unreadable images, duplicates. Printed by `edgefg data`."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from pathlib import Path
 
 import msgspec
 
+from edgefg.data.dataset import ImageDataset
 from edgefg.data.duplicates import Duplicates, Pair, find_duplicates
-from edgefg.data.load import FolderData, kinds_of
-from edgefg.data.split import SPLITS, name_of
+from edgefg.data.index import count_by_suffix
+from edgefg.data.split import SPLITS, relative_name
 
-_SHOWN = 10
+_MAX_LINES = 10
 
 
 class SplitSize(msgspec.Struct, frozen=True, kw_only=True):
-    """How large a split is."""
+    """Size of a split."""
 
     images: int
     classes: int
-    """Classes with an image here."""
-    least: int
-    """Images of the smallest class that is here."""
-    median: float
-    most: int
+    """Classes with an image in the split."""
+    min_per_class: int
+    """Images of the smallest of these classes."""
+    median_per_class: float
+    max_per_class: int
     groups: int | None
-    """Groups with an image here; None where the data set names none."""
+    """Groups with an image in the split; None if the data set names no groups."""
 
 
-class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """What a data set holds."""
+class DatasetSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Summary of a data set."""
 
     data: str
     format: str
@@ -41,28 +42,27 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """Names of the coarser levels above the classes."""
     splits: dict[str, SplitSize]
     parts: tuple[str, ...]
-    boxed: int
-    """Images with a box."""
+    images_with_boxes: int
     unreadable: tuple[str, ...]
-    unread: dict[str, int]
-    """How many files in class folders have a suffix that is not read as an image, by suffix."""
-    smallest: tuple[tuple[str, int], ...]
-    """The classes with the fewest training images, and how many."""
+    ignored_files: dict[str, int]
+    """Number of files in class folders that are not images, by suffix."""
+    smallest_classes: tuple[tuple[str, int], ...]
+    """Classes with the fewest training images, and their number."""
     duplicates: Duplicates | None
-    """None where they were not looked for."""
+    """None if they were not searched for."""
 
 
-def describe(name: str, data: FolderData, *, duplicates: bool = True) -> Description:
-    """Count a data set's images by split and class, and look for pictures that it has twice.
+def describe(name: str, data: ImageDataset, *, duplicates: bool = True) -> DatasetSummary:
+    """Count a data set's images by split and class, and search for duplicates.
 
     Args:
-        name: what to call it.
-        data: the checked data set.
-        duplicates: whether to look for them, which decodes every image once more and compares each with each.
+        name: the data set's name in the summary.
+        data: the data set.
+        duplicates: whether to search for them, which decodes every image again and compares all pairs.
     """
     counts = Counter(sample.label for sample in data.splits["train"])
-    smallest = sorted(range(len(data.labels)), key=lambda label: (counts[label], label))[:_SHOWN]
-    return Description(
+    smallest = sorted(range(len(data.labels)), key=lambda label: (counts[label], label))[:_MAX_LINES]
+    return DatasetSummary(
         data=name,
         format=data.format,
         fingerprint=data.fingerprint,
@@ -70,64 +70,70 @@ def describe(name: str, data: FolderData, *, duplicates: bool = True) -> Descrip
         levels=tuple(level.name for level in data.taxonomy),
         splits={split: _size(data, split) for split in SPLITS if data.splits[split]},
         parts=data.parts,
-        boxed=len(data.boxes or {}),
-        unreadable=data.skipped,
-        unread=data.unread,
-        smallest=tuple((data.labels[label], counts[label]) for label in smallest),
+        images_with_boxes=len(data.boxes or {}),
+        unreadable=data.unreadable,
+        ignored_files=data.ignored_files,
+        smallest_classes=tuple((data.labels[label], counts[label]) for label in smallest),
         duplicates=find_duplicates(data.splits, data.digests) if duplicates else None,
     )
 
 
-def render(found: Description, data: FolderData) -> str:
-    """Write a description for a person; ``data`` gives the images their names."""
-    levels = f", below {', '.join(found.levels)}" if found.levels else ""
+def render(summary: DatasetSummary, data: ImageDataset) -> str:
+    """Format a summary of ``data`` as text."""
+    levels = f", below {', '.join(summary.levels)}" if summary.levels else ""
     lines = [
-        f"{found.data}: format {found.format}, {len(found.labels)} classes{levels}",
-        f"fingerprint {found.fingerprint}",
+        f"{summary.data}: format {summary.format}, {len(summary.labels)} classes{levels}",
+        f"fingerprint {summary.fingerprint}",
         "",
-        f"{'split':8}{'images':>8}{'classes':>9}{'groups':>8}   a class: least, median, most",
+        f"{'split':8}{'images':>8}{'classes':>9}{'groups':>8}   images per class: min, median, max",
     ]
-    for split, size in found.splits.items():
+    for split, size in summary.splits.items():
         groups = "–" if size.groups is None else size.groups
         lines.append(
-            f"{split:8}{size.images:8}{size.classes:9}{groups:>8}   {size.least}, {size.median:g}, {size.most}"
+            f"{split:8}{size.images:8}{size.classes:9}{groups:>8}   {size.min_per_class}, "
+            f"{size.median_per_class:g}, {size.max_per_class}"
         )
-    lines += ["", f"smallest in train: {', '.join(f'{label} {count}' for label, count in found.smallest)}"]
-    lines.append(f"parts: {', '.join(found.parts)} (boxes in {found.boxed} images)" if found.parts else "parts: none")
-    lines += _listed("unreadable images", found.unreadable)
-    kinds = f"{sum(found.unread.values())} ({kinds_of(found.unread)})" if found.unread else "none"
-    lines.append(f"files of other kinds: {kinds}")
-    if found.duplicates is not None:
-        twice = found.duplicates
-        lines += _listed("pictures in two splits", [_line(pair, data) for pair in twice.across])
-        lines += _listed("pictures under two labels", [_line(pair, data) for pair in twice.relabelled])
-        within = ", ".join(f"{split} {count}" for split, count in twice.within.items() if count)
-        lines.append(f"pictures twice within one split and class: {within or 'none'}")
+    smallest = ", ".join(f"{label} {count}" for label, count in summary.smallest_classes)
+    parts = f"{', '.join(summary.parts)} (boxes in {summary.images_with_boxes} images)" if summary.parts else "none"
+    lines += ["", f"smallest classes in train: {smallest}", f"parts: {parts}"]
+    lines += _listed("unreadable images", summary.unreadable)
+    ignored = summary.ignored_files
+    lines.append(f"ignored files: {f'{sum(ignored.values())} ({count_by_suffix(ignored)})' if ignored else 'none'}")
+    if summary.duplicates is not None:
+        duplicates = summary.duplicates
+        lines += _listed("duplicates in two splits", [_line(pair, data) for pair in duplicates.across_splits])
+        lines += _listed("duplicates with two labels", [_line(pair, data) for pair in duplicates.across_labels])
+        within = ", ".join(f"{split} {count}" for split, count in duplicates.within_split.items() if count)
+        lines.append(f"duplicates within one split and class: {within or 'none'}")
     return "\n".join(lines)
 
 
-def _size(data: FolderData, split: str) -> SplitSize:
+def _size(data: ImageDataset, split: str) -> SplitSize:
     samples = data.splits[split]
     counts = sorted(Counter(sample.label for sample in samples).values())
     return SplitSize(
         images=len(samples),
         classes=len(counts),
-        least=counts[0],
-        median=statistics.median(counts),
-        most=counts[-1],
+        min_per_class=counts[0],
+        median_per_class=statistics.median(counts),
+        max_per_class=counts[-1],
         groups=len({data.groups.get(path, path) for path, _ in samples}) if data.groups else None,
     )
 
 
 def _listed(title: str, lines: Sequence[str]) -> list[str]:
-    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return [f"{title}: {len(lines) or 'none'}", *(f"  {line}" for line in lines[:_SHOWN]), *more]
+    more = [f"  and {len(lines) - _MAX_LINES} more"] if len(lines) > _MAX_LINES else []
+    return [f"{title}: {len(lines) or 'none'}", *(f"  {line}" for line in lines[:_MAX_LINES]), *more]
 
 
-def _line(pair: Pair, data: FolderData) -> str:
-    kind = "same file" if pair.exact else f"{'mirrored, ' if pair.flipped else ''}correlation {pair.correlation:.3f}"
+def _line(pair: Pair, data: ImageDataset) -> str:
+    kind = (
+        "identical files"
+        if pair.exact
+        else f"{'mirrored, ' if pair.mirrored else ''}correlation {pair.correlation:.3f}"
+    )
     one, two = (
-        f"{name_of(Path(path), data.root)} ({split}, {data.labels[label]})"
+        f"{relative_name(Path(path), data.root)} ({split}, {data.labels[label]})"
         for path, split, label in zip((pair.first, pair.second), pair.splits, pair.labels, strict=True)
     )
     return f"{one} = {two}: {kind}"

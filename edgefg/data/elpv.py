@@ -1,9 +1,9 @@
-"""Write the photographs of the ``elpv-dataset`` package as a folder data set.
+"""Demo data: the photographs of the ``elpv-dataset`` package as class folders.
 
     python -m edgefg.data.elpv runs/demo/data
 
 2,624 electroluminescence images of solar cells, 300×300, with four levels of defect probability (Deitsch et al. 2019,
-Buerhop et al. 2018; CC BY-NC-SA 4.0). Split 70/15/15 by class and cell type with a fixed seed.
+Buerhop et al. 2018; CC BY-NC-SA 4.0). Split 70/15/15 with a fixed seed, stratified by class and cell type.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEVELS = ("functional", "possibly-defective", "probably-defective", "defective")
 
 
 def write_elpv(out: Path) -> Path:
-    """Write ``out/{train,val,test}/<level>/<number>-<mono|poly>.png`` and return ``out``; an existing folder is kept.
+    """Write ``out/{train,val,test}/<level>/<number>-<mono|poly>.png`` and return ``out``. An existing folder is kept.
 
     Raises:
         DataError: the package is not installed, or the folder cannot be written.
@@ -32,9 +32,9 @@ def write_elpv(out: Path) -> Path:
     try:
         from elpv_dataset.utils import load_dataset
     except ImportError as exc:
-        raise DataError("the elpv-dataset package is not installed: pip install 'edgefg[demo]'") from exc
+        raise DataError("the package elpv-dataset is not installed; pip install 'edgefg[demo]'") from exc
     images, probabilities, types = load_dataset()
-    # Mono- and polycrystalline cells of one level are dealt apart, so that each split gets its share of both.
+    # Stratified by mono- and polycrystalline cells too: each combination counts as a class.
     levels = [round(3 * float(probability)) for probability in probabilities]
     samples = [
         Sample(Path(LEVELS[level]) / f"{number:04d}-{kind}.png", 2 * level + (kind == "mono"))

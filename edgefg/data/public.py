@@ -1,40 +1,51 @@
-"""Public fine-grained data sets in their own files, read by torchvision: ``NAME:ROOT``, nothing is downloaded.
+"""Public fine-grained data sets, read by torchvision: ``NAME:ROOT``. Nothing is downloaded.
 
 - ``fgvc-aircraft:ROOT``: 100 variants, official train, val and test;
 - ``stanford-cars:ROOT``: 196 models, official train and test;
 - ``oxford-pets:ROOT``: 37 breeds, official trainval and test;
 - ``flowers-102:ROOT``: official train, val and test;
-- ``inaturalist:ROOT`` or ``inaturalist:VERSION:ROOT``: of 2021 the training images (``2021_train``, the default, or
-  ``2021_train_mini``) with ``2021_valid``, where it lies in ROOT too, as test, since the official test labels are not
-  public and published figures are those on it; ``2017``, ``2018``, ``2019`` and ``2021_valid`` alone are split here.
+- ``inaturalist:ROOT`` or ``inaturalist:VERSION:ROOT``. Versions ``2021_train`` (the default) and ``2021_train_mini``:
+  training images; ``2021_valid``, if it is in ROOT too, is test, as in published figures, since the official test
+  labels are not public. Versions ``2017``, ``2018``, ``2019`` and ``2021_valid``: edgefg splits the images.
 
-Where there is no official val, a part of the training images becomes it.
+Without an official val, a part of the training images is used.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgefg.data.index import Listing
+from edgefg.data.index import DatasetIndex
 from edgefg.data.split import Sample
 from edgefg.errors import DataError, one_line
 from edgefg.image_io import IMAGE_SUFFIXES
 from edgefg.taxonomy import TaxonomyLevel
 
+PUBLIC = ("fgvc-aircraft", "stanford-cars", "oxford-pets", "flowers-102", "inaturalist")
+"""Names of the public data sets."""
 _INAT_VERSIONS = ("2017", "2018", "2019", "2021_train", "2021_train_mini", "2021_valid")
+# `Path.resolve` puts a folder before the name; a relative root is then relative to that folder.
+_PUBLIC_ROOT = re.compile(rf"^(?P<base>(?:.*/)?)(?P<name>{'|'.join(PUBLIC)}):(?P<rest>.+)$")
 
 
-def read_public(name: str, root: Path) -> Listing:
+def public_root(data: Path) -> tuple[str, Path] | None:
+    """Split ``NAME:ROOT``, also as a resolved path, into name and root; None if it is not a public data set."""
+    match = _PUBLIC_ROOT.match(data.as_posix())
+    return (match["name"], Path(match["base"]) / match["rest"]) if match and not data.exists() else None
+
+
+def read_public(name: str, root: Path) -> DatasetIndex:
     """List the images of a public data set.
 
     Args:
-        name: one of `edgefg.data.folders.PUBLIC`.
-        root: the folder that torchvision would have downloaded it into; ``VERSION:ROOT`` with iNaturalist.
+        name: one of `PUBLIC`.
+        root: folder that torchvision would download it to; for iNaturalist, ``VERSION:ROOT`` too.
 
     Raises:
-        DataError: its files are not there, or torchvision cannot read them.
+        DataError: files are missing, or torchvision is missing or cannot read them.
     """
     if name == "inaturalist":
         return _inaturalist(root)
@@ -43,7 +54,7 @@ def read_public(name: str, root: Path) -> Listing:
         labels, found, taxonomy = read(root)
     except (ImportError, RuntimeError, OSError, ValueError, LookupError, TypeError) as exc:
         raise _missing(name, root, needed, exc) from exc
-    return _listing(name, root, labels, found, taxonomy)
+    return _index(name, root, labels, found, taxonomy)
 
 
 _Found = tuple[Sequence[str], dict[str, list[tuple[Any, int]]], tuple[TaxonomyLevel, ...]]
@@ -100,9 +111,9 @@ _READERS: dict[str, tuple[Callable[[Path], _Found], str]] = {
 }
 
 
-def _inaturalist(root: Path) -> Listing:
+def _inaturalist(root: Path) -> DatasetIndex:
     version, mark, rest = root.as_posix().partition(":")
-    # A relative root was joined to the folder it is relative to, version and all.
+    # A relative root was joined to its folder, the version included.
     base, _, version = version.rpartition("/")
     if mark and version in _INAT_VERSIONS:
         root = Path(base) / rest
@@ -114,24 +125,24 @@ def _inaturalist(root: Path) -> Listing:
         if "train" in found and (root / "2021_valid").is_dir():
             valid = _inat_version(root, "2021_valid")
             if valid.all_categories != data.all_categories:
-                raise ValueError("2021_valid has other categories")
+                raise ValueError("2021_valid has other categories than the training images")
             found["test"] = _inat_samples(valid)
     except (RuntimeError, OSError, ValueError) as exc:
-        needed = f"{version}/<category>/*.jpg, the version being one of {', '.join(_INAT_VERSIONS)}"
+        needed = f"{version}/<category>/*.jpg, with version one of {', '.join(_INAT_VERSIONS)}"
         raise _missing("inaturalist", root, needed, exc) from exc
     names = {level: {index: name for name, index in own.items()} for level, own in data.categories_index.items()}
     taxonomy = tuple(
         TaxonomyLevel(name=level, groups=tuple(own[category[level]] for category in data.categories_map))
         for level, own in names.items()
     )
-    return _listing("inaturalist", root, data.all_categories, found, taxonomy)
+    return _index("inaturalist", root, data.all_categories, found, taxonomy)
 
 
 def _inat_version(root: Path, version: str) -> Any:
     from torchvision.datasets import INaturalist
 
     if not (root / version).is_dir():  # torchvision would create the root
-        raise FileNotFoundError(f"{root / version} is not there")
+        raise FileNotFoundError(f"{root / version} does not exist")
     return INaturalist(root, version=version)
 
 
@@ -139,18 +150,18 @@ def _inat_samples(data: Any) -> list[tuple[Any, int]]:
     return [(Path(data.root) / data.all_categories[category] / name, category) for category, name in data.index]
 
 
-def _listing(
+def _index(
     name: str,
     root: Path,
     labels: Sequence[str],
     found: dict[str, list[tuple[Any, int]]],
     taxonomy: tuple[TaxonomyLevel, ...],
-) -> Listing:
-    return Listing(
+) -> DatasetIndex:
+    return DatasetIndex(
         format=name,
         root=root,
         labels=tuple(str(label) for label in labels),
-        found={
+        splits={
             split: tuple(
                 sorted(
                     Sample(Path(path), int(label))
@@ -165,4 +176,4 @@ def _listing(
 
 
 def _missing(name: str, root: Path, needed: str, error: Exception) -> DataError:
-    return DataError(f"{root} does not hold {name} as torchvision reads it ({one_line(error)}); needed {root}/{needed}")
+    return DataError(f"torchvision cannot read {name} in {root} ({one_line(error)}); it expects {root}/{needed}")

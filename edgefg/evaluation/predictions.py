@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from edgefg import metrics
 from edgefg.classifier import Classifier
-from edgefg.data.folders import corrupt_message, read_split
+from edgefg.data import load_split
+from edgefg.data.checks import corrupt_message
 from edgefg.data.split import Sample
 from edgefg.errors import DataError
 from edgefg.image_io import read_image
@@ -113,7 +114,7 @@ def predict_split(
     """
     manifest = classifier.manifest
     origin = manifest.provenance
-    name, images = read_split(
+    name, images = load_split(
         data, split, classifier.labels, origin.split, trained_on=origin.dataset, skip_corrupt=skip_corrupt
     )
     logits, kept, problems = classify_files(classifier, [image.path for image in images], skip_corrupt, progress)

@@ -18,7 +18,7 @@ from edgefg.artifact import golden
 from edgefg.artifact.golden import FloatArray, GoldenReport
 from edgefg.artifact.manifest import Accuracy, Comparison
 from edgefg.classifier import Classifier
-from edgefg.data.folders import read_split
+from edgefg.data import load_split
 from edgefg.data.split import Sample
 from edgefg.errors import DataError
 from edgefg.evaluation.gate import compare
@@ -94,7 +94,7 @@ def examine(
     Args:
         artifact: its model file.
         parent: model file of the artifact to compare with, for instance the FP32 one. Needs ``data``.
-        data: folder of labelled images, see `edgefg.data.folders.read_split`; or the samples (path, class index)
+        data: folder of labelled images, see `edgefg.data.load_split`; or the samples (path, class index)
             themselves.
         split: which split of ``data``; None takes ``val``. Names samples in the report.
         gate: how much worse than ``parent`` it may be; what does not hold is in the report's ``failures``.
@@ -136,7 +136,7 @@ def _samples(classifier: Classifier, data: Path | Sequence[Sample], split: str |
         return split or "given images", data
     origin = classifier.manifest.provenance
     # Training may have left unreadable images out; the fingerprint proves that the same ones are out here.
-    part, samples = read_split(
+    part, samples = load_split(
         *(data, split, classifier.labels, origin.split),
         prefer=("val",),
         trained_on=origin.dataset,

@@ -22,7 +22,7 @@ from edgefg.errors import CheckpointError, DataError
 from edgefg.files import atomic_file
 from edgefg.image_io import read_image
 from edgefg.metrics import softmax
-from edgefg.preprocess import InputSpec, UInt8Array, prepare, resize, seen_box
+from edgefg.preprocess import InputSpec, UInt8Array, crop_box, prepare, resize
 from edgefg.training.checkpoint import load
 from edgefg.training.models.network import Attention, Network
 
@@ -115,7 +115,7 @@ def look(network: Network, frame: UInt8Array, spec: InputSpec, top: int) -> Look
     attention = network.attention(images)
     boxes = {}
     if attention.boxes is not None:
-        top_edge, left, height, width = seen_box(frame.shape[0], frame.shape[1], spec)
+        top_edge, left, height, width = crop_box(frame.shape[0], frame.shape[1], spec)
         scale = np.array([width, height, width, height], np.float32)
         shift = np.array([left, top_edge, left, top_edge], np.float32)
         for name, box in zip(attention.names, attention.boxes[0].detach().float().cpu().numpy(), strict=True):
@@ -132,7 +132,7 @@ def draw(frame: UInt8Array, seen: Look, spec: InputSpec, best: Sequence[Candidat
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     enlarged = cv2.resize(frame, (columns, rows), interpolation=cv2.INTER_CUBIC) if scale > 1 else None
     picture = resize(frame, rows, columns) if enlarged is None else np.asarray(enlarged, np.uint8)
-    top, left, seen_height, seen_width = (round(v * scale) for v in seen_box(height, width, spec))
+    top, left, seen_height, seen_width = (round(v * scale) for v in crop_box(height, width, spec))
     region = (slice(top, top + max(1, seen_height)), slice(left, left + max(1, seen_width)))
     ground = (picture * _DARK).astype(np.uint8)
     ground[region] = picture[region]

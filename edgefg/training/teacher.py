@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from edgefg import __version__
-from edgefg.data.load import load_data
+from edgefg.data import load_dataset
 from edgefg.preprocess import InputSpec
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.split import SplitSpec
@@ -42,7 +42,7 @@ def train_teacher(
     """Train a teacher and return the path of ``out/teacher.safetensors``.
 
     Args:
-        data_root: see `edgefg.data.load.load_data`.
+        data_root: see `edgefg.data.load_dataset`.
         out: folder for the checkpoint, ``teacher.csv`` and TensorBoard's files.
         config: the settings.
         backbone: a timm or torchvision name.
@@ -60,7 +60,7 @@ def train_teacher(
     """
     chosen = method_options(method, options or {})
     split = split or SplitSpec()
-    data = load_data(data_root, split, skip_corrupt=skip_corrupt)
+    data = load_dataset(data_root, split, skip_corrupt=skip_corrupt)
     chosen, data = METHODS[method].prepare(chosen, data)
     torch.manual_seed(config.schedule.seed)
     body, mean, std = load_backbone(backbone, len(data.labels), weights)

@@ -15,7 +15,7 @@ import torch
 from msgspec.structs import replace
 
 from edgefg import __version__
-from edgefg.data.load import FolderData, data_of
+from edgefg.data import ImageDataset, load_dataset
 from edgefg.errors import DataError
 from edgefg.export.distill.objective import Distillation, Teacher, open_teacher_cache, read_teachers
 from edgefg.export.distill.unlabelled import Extra, read_extra
@@ -30,7 +30,7 @@ from edgefg.training.weights import continue_whole, load_backbone, named
 
 def distill(
     teacher_path: Path,
-    data: Path | FolderData,
+    data: Path | ImageDataset,
     out: Path,
     config: TrainingConfig,
     *,
@@ -48,7 +48,7 @@ def distill(
 
     Args:
         teacher_path: the teacher's checkpoint; the student takes over its labels, crop rule and split.
-        data: the data it was trained on, as a path, or as `load_data` returned them.
+        data: the data it was trained on, as a path, or loaded by `load_dataset`.
         out: folder for the checkpoint and the run's files.
         config: the settings; ``image_size`` is the student's.
         student: backbone, a timm or torchvision name.
@@ -68,7 +68,7 @@ def distill(
     distillation = distillation or DistillationConfig()
     teachers = read_teachers([teacher_path, *also])
     first = teachers[0].header
-    data = data_of(data, first, skip_corrupt=skip_corrupt)
+    data = load_dataset(data, expected=first, skip_corrupt=skip_corrupt)
     unlabelled = None if extra is None else read_extra(extra, data, skip_corrupt=skip_corrupt)
     _, data = Network.prepare(NoOptions(), data)
     torch.manual_seed(config.schedule.seed)
@@ -107,7 +107,7 @@ def distill(
     )
 
 
-def _joined(data: FolderData, extra: Extra | None, config: TrainingConfig) -> FolderData:
+def _joined(data: ImageDataset, extra: Extra | None, config: TrainingConfig) -> ImageDataset:
     """Put the images without labels behind the training images; the fingerprint stays that of the labelled data."""
     if extra is None:
         return data

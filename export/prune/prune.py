@@ -23,8 +23,8 @@ from torch import nn
 
 from edgefg import __version__
 from edgefg.artifact.hashes import sha256
+from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import choose_balanced, read_calibration
-from edgefg.data.load import FolderData, data_of
 from edgefg.errors import CheckpointError, DataError, ExportError, TrainingError, one_line
 from edgefg.export.distill.objective import Distillation, open_teacher_cache, read_teachers
 from edgefg.export.prune.channels import remove_channels
@@ -55,7 +55,7 @@ class _Job(NamedTuple):
     student: Network
     header: Header
     """The student's."""
-    data: FolderData
+    data: ImageDataset
     config: TrainingConfig
     pruning: PruningConfig
     objective: Objective
@@ -70,7 +70,7 @@ class _Job(NamedTuple):
 
 def prune(
     student_path: Path,
-    data: Path | FolderData,
+    data: Path | ImageDataset,
     out: Path,
     config: TrainingConfig,
     pruning: PruningConfig | None = None,
@@ -87,7 +87,7 @@ def prune(
 
     Args:
         student_path: the student's checkpoint.
-        data: the data it was trained on, as a path, or as `load_data` returned them.
+        data: the data it was trained on, as a path, or loaded by `load_dataset`.
         out: folder for the checkpoint and the run's files.
         config: the fine-tuning's settings; the input size stays the student's.
         pruning: which channels, and how many; 70 % of the multiply-accumulates where left out.
@@ -115,7 +115,7 @@ def prune(
             f"{student_path} is a {header.method} teacher, and only a plain network can be pruned; distil it with"
             " `edgefg distill` and prune the student"
         )
-    _, data = Network.prepare(NoOptions(), data_of(data, header, skip_corrupt=skip_corrupt))
+    _, data = Network.prepare(NoOptions(), load_dataset(data, expected=header, skip_corrupt=skip_corrupt))
     config = with_options(config, image_size=header.input.height)
     predictions = (distillation or DistillationConfig()).without_maps()
     objective, frozen_modules = _objective_of(

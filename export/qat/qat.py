@@ -21,8 +21,8 @@ from torch import nn
 
 from edgefg import __version__
 from edgefg.artifact.hashes import sha256
+from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import choose_balanced, read_calibration
-from edgefg.data.load import FolderData, data_of
 from edgefg.errors import DataError
 from edgefg.export.distill.objective import Distillation, Teacher, open_teacher_cache, read_teachers
 from edgefg.export.qat.fake_quantize import Rounding
@@ -46,7 +46,7 @@ from edgefg.training.models.network import Network, NoOptions
 
 def qat(
     student_path: Path,
-    data: Path | FolderData,
+    data: Path | ImageDataset,
     out: Path,
     config: TrainingConfig,
     *,
@@ -66,7 +66,7 @@ def qat(
 
     Args:
         student_path: checkpoint of a network of a single pass: a student, a pruned one, or a teacher.
-        data: the data it was trained on, as a path, or as `load_data` returned them.
+        data: the data it was trained on, as a path, or loaded by `load_dataset`.
         out: folder for the checkpoint and the run's files.
         config: the training's settings; the input size stays the student's.
         to: target, as for `edgefg.export.export.export_checkpoint`.
@@ -94,7 +94,7 @@ def qat(
     (teacher,) = read_teachers([teacher_path or student_path])
     if teacher.header.labels != header.labels:
         raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
-    _, data = Network.prepare(NoOptions(), data_of(data, header, skip_corrupt=skip_corrupt))
+    _, data = Network.prepare(NoOptions(), load_dataset(data, expected=header, skip_corrupt=skip_corrupt))
     config = with_options(config, image_size=header.input.height)
     quantized = Quantized(to=to, any_cpu=needs_seven_bits(to, any_cpu), torch=str(torch.__version__))
     if quantized.any_cpu and any_cpu is None:

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from edgefg import runtime
+from edgefg.data import load_dataset
 from edgefg.data.calibration import batches, choose_balanced, read_calibration
-from edgefg.data.load import data_of
 from edgefg.errors import DataError
 from edgefg.export.quantize.calibrators import Calibrator
 from edgefg.export.quantize.quantizer import Quantizer
@@ -88,7 +88,7 @@ def sensitivity(
     """
     network, header = load(checkpoint)
     need_one_graph(network, header, checkpoint, "scan")
-    loaded = data_of(data, header, skip_corrupt=skip_corrupt)
+    loaded = load_dataset(data, expected=header, skip_corrupt=skip_corrupt)
     if not loaded.splits["val"]:
         raise DataError(f"{data} has no validation images; needed some to compare INT8 with FP32 on")
     chosen = (

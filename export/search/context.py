@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from edgefg.artifact.manifest import Accuracy
-from edgefg.data.load import FolderData
+from edgefg.data import ImageDataset
 from edgefg.errors import EdgefgError, HardwareError
 from edgefg.export.quantize.calibrators import Calibrator
 from edgefg.export.search.candidates import Precision, Shape, Stage, Target
@@ -96,7 +96,7 @@ class Site(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     teacher: Path
     """A checkpoint."""
     teacher_accuracy: Accuracy
-    data: FolderData
+    data: ImageDataset
     input: InputSpec
     """The teacher's; candidates have its crop rule."""
     out: Path

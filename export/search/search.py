@@ -19,7 +19,7 @@ import msgspec
 
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import Accuracy
-from edgefg.data.load import FolderData, data_of
+from edgefg.data import ImageDataset, load_dataset
 from edgefg.errors import DataError, EdgefgError, ExportError, TrainingError, one_line
 from edgefg.evaluation.package import copy_artifact, remove_stale_below
 from edgefg.evaluation.verify import VerifyReport, verify
@@ -119,7 +119,7 @@ def compress(
     """
     say = say or (lambda _: None)
     header = read_header(teacher)
-    data = data_of(data_root, header, skip_corrupt=skip_corrupt)
+    data = load_dataset(data_root, expected=header, skip_corrupt=skip_corrupt)
     if not data.splits["val"]:
         raise DataError(f"{data_root} has no validation images; needed some to choose a student by")
     _need_nothing_idle(request)
@@ -285,7 +285,7 @@ def _claim(identity: _Identity, out: Path) -> None:
         raise DataError(f"cannot write below {out}: {exc.strerror}") from exc
 
 
-def _teacher_accuracy(teacher: Path, data: FolderData, out: Path, say: Callable[[str], None]) -> Accuracy:
+def _teacher_accuracy(teacher: Path, data: ImageDataset, out: Path, say: Callable[[str], None]) -> Accuracy:
     """Measure the teacher on validation data, once."""
     path = out / "teacher.json"
     if path.is_file():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from edgefg.errors import DataError
-from edgefg.image_io import decode_image, image_files, read_frames, read_image
+from edgefg.image_io import decode_image, image_files, list_images, read_image
 from edgefg.preprocess import UInt8Array
 from tests.synthetic import draw
 
@@ -141,7 +141,7 @@ def test_empty_missing_and_folder(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     with pytest.raises(DataError, match=r"empty\.png is empty"):
         read_image(tmp_path / "empty.png")
-    with pytest.raises(DataError, match=r"none\.png is not there"):
+    with pytest.raises(DataError, match=r"none\.png does not exist"):
         read_image(tmp_path / "none.png")
     with pytest.raises(DataError, match="cannot read"):
         read_image(tmp_path)
@@ -156,15 +156,15 @@ def test_listing_is_sorted_and_holds_images_only(tmp_path: Path, picture: UInt8A
     found = image_files(tmp_path)
     assert [path.relative_to(tmp_path).as_posix() for path in found] == sorted(names)
     assert image_files(str(tmp_path / "notes.txt")) == [tmp_path / "notes.txt"]
-    assert [path for path, _ in read_frames(found)] == found
-    for _, frame in read_frames(found):
-        np.testing.assert_array_equal(frame, picture)
+    for path in found:
+        np.testing.assert_array_equal(read_image(path), picture)
+    assert list_images(tmp_path) == (found, {".txt": 1, ".csv": 1})
 
 
 def test_folders_without_images(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="has no images"):
         image_files(tmp_path)
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="does not exist"):
         image_files(tmp_path / "nowhere")
 
 
@@ -172,5 +172,5 @@ def test_folders_without_images(tmp_path: Path) -> None:
 def test_real_photographs(grocery: Path) -> None:
     files = image_files(grocery / "val")
     assert len(files) == 296
-    for path, frame in read_frames(files[::10]):
-        assert min(frame.shape[:2]) >= 100, path
+    for path in files[::10]:
+        assert min(read_image(path).shape[:2]) >= 100, path

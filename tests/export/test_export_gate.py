@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from edgefg import Classifier
 from edgefg.artifact.manifest import read_manifest
-from edgefg.data.load import FolderData
+from edgefg.data import ImageDataset
 from edgefg.errors import GateError
 from edgefg.export.export import export_checkpoint
 from edgefg.export.tensorrt.build import build_engine
@@ -70,13 +70,13 @@ def loud(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path: Path, monk
         )
 
 
-def logits_on_val(model: Path, data: FolderData) -> tuple[np.ndarray, np.ndarray]:
+def logits_on_val(model: Path, data: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
     with Classifier(model) as classifier:
         rows = classifier.predict_batch([read_image(sample.path) for sample in data.splits["val"]])
     return np.stack([row.logits for row in rows]), np.array([sample.label for sample in data.splits["val"]])
 
 
-def test_what_passed_is_in_the_manifest(int8: Path, lite0: Path, data: FolderData) -> None:
+def test_what_passed_is_in_the_manifest(int8: Path, lite0: Path, data: ImageDataset) -> None:
     network, header = load(lite0)
     before = torch_logits(network, np.stack([prepare(read_image(s.path), header.input) for s in data.splits["val"]]))
     after, labels = logits_on_val(int8, data)
@@ -162,7 +162,7 @@ def test_a_limit_out_of_range_is_refused(option: tuple[str, object], lite0: Path
     assert str(option[0]) in err
 
 
-def test_the_temperature_is_fitted_on_the_artifact_s_own_logits(loud: Path, int8: Path, data: FolderData) -> None:
+def test_the_temperature_is_fitted_on_the_artifact_s_own_logits(loud: Path, int8: Path, data: ImageDataset) -> None:
     """Not on the parent's, which is calibrated enough for its temperature to stay at 1."""
     manifest = read_manifest(loud)
     temperature, found = manifest.output.temperature, manifest.temperature_scaling
@@ -183,7 +183,7 @@ def test_the_temperature_is_fitted_on_the_artifact_s_own_logits(loud: Path, int8
     assert untouched.output.temperature == 1
 
 
-def test_the_artifact_s_confidence_uses_the_temperature(loud: Path, data: FolderData) -> None:
+def test_the_artifact_s_confidence_uses_the_temperature(loud: Path, data: ImageDataset) -> None:
     temperature = read_manifest(loud).output.temperature
     with Classifier(loud, verify=True) as classifier:
         for sample in data.splits["val"]:
@@ -202,7 +202,7 @@ def test_a_plan_of_it_keeps_the_temperature(loud: Path, device: Books) -> None:
 
 
 def test_without_validation_images_nothing_is_compared(
-    lite0: Path, lite0_onnx: Path, data: FolderData, tmp_path: Path
+    lite0: Path, lite0_onnx: Path, data: ImageDataset, tmp_path: Path
 ) -> None:
     said: list[str] = []
     without = msgspec.structs.replace(data, splits={**data.splits, "val": ()})

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgefg import Classifier, __version__
-from edgefg.data.load import FolderData
+from edgefg.data import ImageDataset
 from edgefg.export.export import export_checkpoint
 from edgefg.export.targets.openvino import convert
 from edgefg.export.tracing.onnx_exporter import PARITY, check_parity, torch_logits, write_onnx
@@ -74,7 +74,7 @@ def test_onnx_and_openvino_compute_what_torch_computes(name: str, unseen: UInt8A
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["se", "cbam", "bcnn", "bcnn two streams", "bcnn compact"])
-def test_a_checkpoint_becomes_an_artifact(name: str, data: FolderData, tmp_path: Path) -> None:
+def test_a_checkpoint_becomes_an_artifact(name: str, data: ImageDataset, tmp_path: Path) -> None:
     method, backbone, options = CASES[name]
     network = network_of(name)
     header = Header(

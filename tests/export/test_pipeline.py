@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from edgefg import cli
-from edgefg.data.load import load_data
+from edgefg.data import load_dataset
 from edgefg.errors import DataError
 from edgefg.export import pipeline
 from edgefg.export.pipeline import ARTIFACTS, Plan
@@ -83,7 +83,7 @@ def test_cub_stays_as_it_is_and_public_data_become_a_list(tmp_path: Path) -> Non
     public = Path(f"inaturalist:2018:{tmp_path / 'inat'}")
     listed = pipeline._split_folders(public, tmp_path / "out", split, False)
     assert listed.suffix == ".csv"
-    assert load_data(listed).splits == load_data(public, split).splits
+    assert load_dataset(listed).splits == load_dataset(public, split).splits
 
 
 @pytest.mark.slow

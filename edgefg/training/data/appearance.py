@@ -1,7 +1,8 @@
-"""Groups for data without a location or session column: pictures of a class that look alike stay together.
+"""Groups of similar images, for data sets without a location or session column.
 
-Photographs of one class come in runs of the same scene. Folds that part such a run test memory, not generalisation:
-on the grocery photographs a linear probe scores 93 % on random folds and 61 % on the published validation split.
+Photographs of a class are often taken in runs of the same scene. Folds that divide such a run measure memory instead
+of generalisation: on the grocery photographs a linear probe scores 93 % on random folds and 61 % on the published
+validation split.
 """
 
 from __future__ import annotations
@@ -23,22 +24,25 @@ from edgefg.training.models.network import Network
 from edgefg.training.weights import load_backbone
 
 
-def appearance_groups(
-    samples: Sequence[Sample], per_class: int, *, backbone: str, weights: str, image_size: int = 160
+def cluster_by_appearance(
+    samples: Sequence[Sample], clusters_per_class: int, *, backbone: str, weights: str, image_size: int = 160
 ) -> dict[Path, str]:
-    """Cut every class into groups of pictures that look alike; return the group's name by path.
+    """Divide every class into clusters of similar images.
 
-    Agglomerative clustering (Ward 1963) of the pre-trained backbone's centred, normalised embedding.
+    Agglomerative clustering (Ward 1963) of the centred, normalised embeddings of a pre-trained backbone.
 
     Args:
-        samples: the pictures.
-        per_class: groups of each class, where it has that many pictures.
+        samples: labelled images.
+        clusters_per_class: number of clusters per class, at most its number of images.
         backbone: see `load_backbone`.
-        weights: likewise.
-        image_size: network input, pixels.
+        weights: see `load_backbone`.
+        image_size: network input in pixels.
+
+    Returns:
+        The cluster's name for each image.
 
     Raises:
-        WeightsError: the weights cannot be had.
+        WeightsError: the weights are not available.
     """
     body, mean, std = load_backbone(backbone, 2, weights)
     network = Network(body, mean, std).eval()
@@ -51,7 +55,7 @@ def appearance_groups(
         members[sample.label].append(position)
     groups: dict[Path, str] = {}
     for label, positions in members.items():
-        count = min(per_class, len(positions))
+        count = min(clusters_per_class, len(positions))
         numbers = (
             AgglomerativeClustering(count, linkage="ward").fit_predict(features[positions])
             if len(positions) > 1

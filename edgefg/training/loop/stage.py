@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from edgefg.artifact.manifest import Accuracy
-from edgefg.data.load import FolderData
+from edgefg.data import ImageDataset
 from edgefg.errors import TrainingError
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.training import TrainingConfig
@@ -27,7 +27,7 @@ from edgefg.training.objective import Objective
 def train_and_save(
     network: nn.Module,
     header: Header,
-    data: FolderData,
+    data: ImageDataset,
     config: TrainingConfig,
     objective: Objective,
     out: Path,

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from torch import nn
 from torch.nn import functional as F
 
-from edgefg.data.load import FolderData
+from edgefg.data import ImageDataset
 from edgefg.training.models import backbone as parts
 from edgefg.training.models.backbone import Triple
 
@@ -106,7 +106,7 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
-    def prepare(cls, options: msgspec.Struct, data: FolderData) -> tuple[msgspec.Struct, FolderData]:
+    def prepare(cls, options: msgspec.Struct, data: ImageDataset) -> tuple[msgspec.Struct, ImageDataset]:
         """Complete the options from the data, and keep of the data what the method trains on: here no part boxes.
 
         Raises:

@@ -19,10 +19,10 @@ from msgspec.structs import replace
 from torch import nn
 from torchvision.ops import roi_align
 
+from edgefg.data import ImageDataset
 from edgefg.data.boxes import OBJECT, choose_parts
 from edgefg.data.index import BOXES_FILE
-from edgefg.data.load import FolderData
-from edgefg.data.split import name_of
+from edgefg.data.split import relative_name
 from edgefg.errors import DataError
 from edgefg.training.models import backbone as layers
 from edgefg.training.models.backbone import Triple
@@ -88,7 +88,7 @@ class PartRCNN(Network):
         _widen_head(backbone, len(self.names))
 
     @classmethod
-    def prepare(cls, options: msgspec.Struct, data: FolderData) -> tuple[msgspec.Struct, FolderData]:
+    def prepare(cls, options: msgspec.Struct, data: ImageDataset) -> tuple[msgspec.Struct, ImageDataset]:
         """Take the parts from the data, and of the data's boxes those of the parts that the options name.
 
         Images without a box of the object lose those of their parts too, so that the detector learns nothing from them:
@@ -202,7 +202,7 @@ def _names(options: PartRCNNOptions) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: name != OBJECT))
 
 
-def _warn_of_unmarked(data: FolderData, boxes: Collection[Path]) -> None:
+def _warn_of_unmarked(data: ImageDataset, boxes: Collection[Path]) -> None:
     """Say in one line on standard error how many training images teach the classifier alone; raise if all do."""
     training = data.splits["train"]
     unmarked = [sample.path for sample in training if sample.path not in boxes]
@@ -211,7 +211,7 @@ def _warn_of_unmarked(data: FolderData, boxes: Collection[Path]) -> None:
     if unmarked:
         print(
             f"warning: {len(unmarked)} of {len(training)} training images have no box of {OBJECT!r} (first:"
-            f" {name_of(unmarked[0], data.root)}); the detector does not learn from them, only the classifier does",
+            f" {relative_name(unmarked[0], data.root)}); only the classifier learns from them, not the detector",
             file=sys.stderr,
         )
 

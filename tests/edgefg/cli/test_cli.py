@@ -188,7 +188,7 @@ def test_an_artifact_that_cannot_be_trusted_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "{tiny}", "no-such.jpg"], "no-such.jpg is not there"),
+        (["predict", "{tiny}", "no-such.jpg"], "no-such.jpg does not exist"),
         (["predict", "{tiny}", "{text}"], "is not an image"),
         (["evaluate", "{tiny}", "/no/such"], "/no/such"),
         (["evaluate", "{tiny}", "{birds}", "--split", "holdout"], "holdout"),
@@ -208,7 +208,7 @@ def test_an_artifact_that_cannot_be_trusted_is_one_line_and_status_2(
             "--train-size 3 is too small. Use 0, or at least 16",
         ),
         (["train", "{birds}", "--out", "{out}", "--method", "bcnn", "-o", "pooling=x"], "Use one of full, compact"),
-        (["folds", "{birds}", "--out", "{out}", "--look-alikes", "-3"], "--look-alikes"),
+        (["folds", "{birds}", "--out", "{out}", "--clusters-per-class", "-3"], "--clusters-per-class"),
         (["train", "{birds}", "--out", "{out}", "--batch-size", "1"], "batch-size"),
         (["predict", "{folder}", "{text}"], "is a folder; give the model file in it"),
         (["verify", "x.safetensors"], "is a checkpoint; `edgefg export` makes an artifact of it"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgefg.data.index import read_csv
+from edgefg.data.csv_manifest import read_csv
 from tests.synthetic import write_dataset
 
 Run = Callable[..., tuple[int, str, str]]
@@ -42,11 +42,11 @@ def test_what_it_says(run: Run, birds: Path) -> None:
     assert "val            3        2       –   1, 1.5, 2" in out
     assert "unreadable images: 1\n" in out
     assert "is cut off after" in out
-    assert "pictures in two splits: 1\n" in out
-    assert "pictures under two labels: 1\n" in out
+    assert "duplicates in two splits: 1\n" in out
+    assert "duplicates with two labels: 1\n" in out
     assert "zz.jpg (train, " in out
-    assert ": same file" in out
-    assert "warning: 1 images lie in a second split too" in err
+    assert ": identical files" in out
+    assert "1 images are also in another split" in err
 
 
 def test_as_json(run: Run, birds: Path) -> None:
@@ -54,13 +54,13 @@ def test_as_json(run: Run, birds: Path) -> None:
     assert found["splits"]["train"] == {
         "images": 13,
         "classes": 2,
-        "least": 6,
-        "median": 6.5,
-        "most": 7,
+        "min_per_class": 6,
+        "median_per_class": 6.5,
+        "max_per_class": 7,
         "groups": None,
     }
-    assert found["smallest"] == [[found["labels"][0], 6], [found["labels"][1], 7]]
-    (pair,) = found["duplicates"]["across"]
+    assert found["smallest_classes"] == [[found["labels"][0], 6], [found["labels"][1], 7]]
+    (pair,) = found["duplicates"]["across_splits"]
     assert (pair["exact"], pair["labels"], pair["splits"]) == (True, [1, 0], ["train", "test"])
     assert json.loads(run(birds, "--json", "--quick")[1])["duplicates"] is None
 
@@ -74,14 +74,14 @@ def test_the_list_it_writes_is_the_same_data(run: Run, birds: Path, tmp_path: Pa
     assert listed["format"] == "csv"
     assert (listed["splits"], listed["labels"]) == (folders["splits"], folders["labels"])
     assert not listed["unreadable"]
-    assert all(path.is_relative_to(birds) for path, _ in read_csv(list_).found["train"])
+    assert all(path.is_relative_to(birds) for path, _ in read_csv(list_).splits["train"])
 
 
 def test_files_that_are_not_read_are_counted(run: Run, birds: Path) -> None:
-    assert "files of other kinds: none\n" in run(birds, "--quick")[1]
+    assert "ignored files: none\n" in run(birds, "--quick")[1]
     next((birds / "train").rglob("*.*g")).with_suffix(".heic").write_text("x")
-    assert "files of other kinds: 1 (.heic 1)" in run(birds, "--quick")[1]
-    assert json.loads(run(birds, "--json", "--quick")[1])["unread"] == {".heic": 1}
+    assert "ignored files: 1 (.heic 1)" in run(birds, "--quick")[1]
+    assert json.loads(run(birds, "--json", "--quick")[1])["ignored_files"] == {".heic": 1}
 
 
 def test_groups_are_counted(run: Run, birds: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgefg.data.load import load_data
+from edgefg.data import load_dataset
 from edgefg.preprocess import InputSpec
 from edgefg.settings.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, save
@@ -33,7 +33,7 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained network of the birds' classes."""
     torch.manual_seed(0)
-    data = load_data(birds)
+    data = load_dataset(birds)
     network = Network(build_backbone("test_efficientnet", 4), _LEVELS, _LEVELS).eval()
     header = Header(
         schema=SCHEMA,
@@ -151,11 +151,11 @@ def test_explain_goes_on_after_an_unreadable_image(run, birds: Path, checkpoint:
     ("arguments", "message"),
     [
         (["evaluate", "{tiny}", "{birds}", "--positive", "albatross"], "--positive albatross: no such class"),
-        (["evaluate", "{tiny}", "{birds}", "--unknown", "/no/such"], "/no/such is not there"),
+        (["evaluate", "{tiny}", "{birds}", "--unknown", "/no/such"], "/no/such does not exist"),
         (["evaluate", "{tiny}", "{birds}", "--against", "/no/such.onnx"], "neither is such.onnx"),
         (["evaluate", "{checkpoint}", "{birds}", "--split", "holdout"], "no split 'holdout'; needed one of train, val"),
         (["explain", "{tiny}", "{birds}", "--out", "{out}"], "is not a checkpoint"),
-        (["explain", "{checkpoint}", "/no/such.jpg", "--out", "{out}"], "/no/such.jpg is not there"),
+        (["explain", "{checkpoint}", "/no/such.jpg", "--out", "{out}"], "/no/such.jpg does not exist"),
         (["explain", "/no/such.safetensors", "{birds}", "--out", "{out}"], "is not there"),
         (["explain", "{checkpoint}", "{birds}", "--out", "{file}"], "cannot write"),
     ],

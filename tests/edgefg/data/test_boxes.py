@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgefg.data import load_dataset
 from edgefg.data.boxes import choose_parts, read_boxes
-from edgefg.data.load import load_data, write_lists
+from edgefg.data.dataset import write_manifests
 from edgefg.errors import DataError
 from tests.synthetic import write_dataset
 
@@ -40,15 +41,15 @@ def test_boxes_of_left_out_images_are_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has the columns ; needed path,part"),
+        ("", "has the columns none; it needs path,part"),
         ("file,part,x0,y0,x1,y1\n", "has the columns file,part"),
-        (_HEADER + "a/1.png,head,1,2,3\n", "line 2 has 5 fields; needed 6"),
-        (_HEADER + "a/1.png,head,1,2,3,four\n", "line 2: 1,2,3,four are not four numbers"),
+        (_HEADER + "a/1.png,head,1,2,3\n", "line 2 has 5 fields instead of 6"),
+        (_HEADER + "a/1.png,head,1,2,3,four\n", "line 2: 1,2,3,four is not four numbers"),
         (_HEADER + "a/1.png,head,3,2,3,4\n", "x0=3, y0=2, x1=3, y1=4 is empty"),
-        (_HEADER + "a/1.png,head,1,5,3,4\n", "is empty; needed x0 < x1 and y0 < y1"),
+        (_HEADER + "a/1.png,head,1,5,3,4\n", "is empty; x0 < x1 and y0 < y1 is required"),
         (_HEADER + "a/1.png,head,nan,2,3,4\n", "is empty"),
         (_HEADER + "a/1.png,,1,2,3,4\n", "the part has no name"),
-        (_HEADER + "c/3.png,head,1,2,3,4\n", "line 2: 'c/3.png' is no image of this data set"),
+        (_HEADER + "c/3.png,head,1,2,3,4\n", "line 2: 'c/3.png' is not an image of this data set"),
         (_HEADER + 2 * "a/1.png,head,1,2,3,4\n", "line 3: 'a/1.png' has a second box of 'head'"),
     ],
 )
@@ -70,13 +71,13 @@ def test_choose_parts_takes_columns_in_the_asked_order() -> None:
     box = np.arange(12, dtype=np.float32).reshape(3, 4)
     chosen = choose_parts(("object", "head", "wing"), {Path("x"): box}, ("object", "wing"))
     np.testing.assert_array_equal(chosen[Path("x")], box[[0, 2]])
-    with pytest.raises(DataError, match=r"no part 'beak' has boxes; boxes\.csv has: object, head, wing"):
+    with pytest.raises(DataError, match=r"boxes\.csv has no boxes of the part 'beak'; it has: object, head, wing"):
         choose_parts(("object", "head", "wing"), {}, ("beak",))
 
 
-def test_load_data_carries_boxes_and_they_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+def test_load_dataset_carries_boxes_and_they_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "birds", classes=2, per_class=5, size=48)
-    data = load_data(root)
+    data = load_dataset(root)
     assert data.parts[0] == "object"
     assert set(data.parts) >= {"head", "wing", "mark"}
     assert data.boxes is not None
@@ -84,18 +85,18 @@ def test_load_data_carries_boxes_and_they_are_part_of_the_fingerprint(tmp_path: 
     assert all(found.shape == (len(data.parts), 4) and not np.isnan(found).any() for found in data.boxes.values())
     lines = (root / "boxes.csv").read_text().splitlines()
     (root / "boxes.csv").write_text("\n".join(lines[:-1]) + "\n")
-    assert load_data(root).fingerprint != data.fingerprint
+    assert load_dataset(root).fingerprint != data.fingerprint
     (root / "boxes.csv").unlink()
-    bare = load_data(root)
+    bare = load_dataset(root)
     assert (bare.parts, bare.boxes) == ((), None)
 
 
 def test_boxes_go_along_with_a_csv_of_the_data(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "birds", classes=2, per_class=5, size=48)
-    data = load_data(root)
+    data = load_dataset(root)
     for path in (tmp_path / "lists" / "a.csv", root / "b.csv"):
-        write_lists({path: data.splits}, data, {})
-        again = load_data(path)
+        write_manifests({path: data.splits}, data, {})
+        again = load_dataset(path)
         assert again.parts == data.parts
         assert data.boxes is not None
         assert again.boxes is not None
@@ -103,5 +104,5 @@ def test_boxes_go_along_with_a_csv_of_the_data(tmp_path: Path) -> None:
         assert same.keys() == {image.resolve() for image in data.boxes}
         assert all(np.array_equal(same[image.resolve()], box, equal_nan=True) for image, box in data.boxes.items())
     (tmp_path / "lists" / "boxes.csv").write_text("another data set's")
-    with pytest.raises(DataError, match=r"boxes\.csv has other boxes"):
-        write_lists({tmp_path / "lists" / "c.csv": data.splits}, data, {})
+    with pytest.raises(DataError, match=r"boxes\.csv exists and has other boxes"):
+        write_manifests({tmp_path / "lists" / "c.csv": data.splits}, data, {})

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefg.data.calibration import batches, choose_balanced, read_calibration, synthetic_frames
-from edgefg.data.load import FolderData
+from edgefg.data.folders import read_folders
 from edgefg.data.split import Sample
 from edgefg.errors import DataError
 from edgefg.image_io import read_image
@@ -72,9 +72,9 @@ def test_seed_changes_the_choice() -> None:
     assert choose_balanced(samples, 10, 0) != choose_balanced(samples, 10, 1)
 
 
-def test_inputs_are_what_the_classifier_would_prepare(data: FolderData) -> None:
+def test_inputs_are_what_the_classifier_would_prepare(root: Path) -> None:
     spec = InputSpec(height=48, width=40)
-    paths = choose_balanced(data.splits["train"], 5)
+    paths = choose_balanced(read_folders(root).splits["train"], 5)
     calibration = read_calibration(paths, spec)
     np.testing.assert_array_equal(calibration.inputs, np.stack([prepare(read_image(path), spec) for path in paths]))
     assert calibration.fingerprint == read_calibration(paths, spec).fingerprint
@@ -82,9 +82,9 @@ def test_inputs_are_what_the_classifier_would_prepare(data: FolderData) -> None:
 
 
 def test_nothing_to_calibrate_with() -> None:
-    with pytest.raises(DataError, match="at least 1"):
+    with pytest.raises(DataError, match="cannot calibrate with 0 images; choose at least 1"):
         choose_balanced([Sample(Path("a.jpg"), 0)], 0)
-    with pytest.raises(DataError, match="no image to calibrate"):
+    with pytest.raises(DataError, match="no calibration images"):
         read_calibration([], InputSpec(height=8, width=8))
 
 

@@ -45,7 +45,7 @@ def test_different_pictures_are_none(photos: Path) -> None:
     found = find(
         photos, {"train": [(f"{i}.jpg", i % 2) for i in range(20)], "test": [(f"{i}.jpg", 0) for i in range(20, 30)]}
     )
-    assert found == Duplicates(across=(), relabelled=(), within={"train": 0, "test": 0})
+    assert found == Duplicates(across_splits=(), across_labels=(), within_split={"train": 0, "test": 0})
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,11 @@ def test_altered_copies_are_found(photos: Path, change: Callable[[UInt8Array], U
     altered = change(photograph(3))
     cv2.imwrite(str(photos / "copy.png"), altered[:, ::-1] if flipped else altered)
     found = find(photos, {"train": [(f"{i}.jpg", 0) for i in range(30)], "test": [("copy.png", 0)]})
-    (pair,) = found.across
+    (pair,) = found.across_splits
     assert (Path(pair.first).name, Path(pair.second).name) == ("3.jpg", "copy.png")
-    assert (pair.splits, pair.exact, pair.flipped) == (("train", "test"), False, flipped)
+    assert (pair.splits, pair.exact, pair.mirrored) == (("train", "test"), False, flipped)
     assert 0.95 <= pair.correlation <= 1.0
-    assert not found.relabelled
+    assert not found.across_labels
 
 
 def test_same_files(photos: Path) -> None:
@@ -78,25 +78,25 @@ def test_same_files(photos: Path) -> None:
     found = find(
         photos, {"train": [("0.jpg", 0), ("1.jpg", 1), ("again.jpg", 0)], "val": [], "test": [("once_more.jpg", 1)]}
     )
-    assert found.within == {"train": 1, "val": 0, "test": 0}
-    (pair,) = found.across
-    assert found.relabelled == (pair,)
+    assert found.within_split == {"train": 1, "val": 0, "test": 0}
+    (pair,) = found.across_splits
+    assert found.across_labels == (pair,)
     assert (pair.exact, pair.labels, pair.correlation) == (True, (0, 1), 1.0)
 
 
 def test_one_picture_under_two_labels(photos: Path) -> None:
     cv2.imwrite(str(photos / "copy.png"), photograph(5)[:, ::-1])
     found = find(photos, {"train": [("5.jpg", 0), ("copy.png", 1), ("7.jpg", 1)]})
-    assert not found.across
-    (pair,) = found.relabelled
-    assert (pair.labels, pair.splits, pair.flipped) == ((0, 1), ("train", "train"), True)
-    assert found.within == {"train": 0}
+    assert not found.across_splits
+    (pair,) = found.across_labels
+    assert (pair.labels, pair.splits, pair.mirrored) == ((0, 1), ("train", "train"), True)
+    assert found.within_split == {"train": 0}
 
 
 def test_pictures_of_one_tone_are_not_compared(tmp_path: Path) -> None:
     for i in range(3):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((40, 40, 3), 50 * i, np.uint8))
-    assert find(tmp_path, {"train": [("0.png", 0), ("1.png", 0)], "test": [("2.png", 0)]}).across == ()
+    assert find(tmp_path, {"train": [("0.png", 0), ("1.png", 0)], "test": [("2.png", 0)]}).across_splits == ()
 
 
 def test_the_hash_is_the_sign_of_the_low_cosines() -> None:

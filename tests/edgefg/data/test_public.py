@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from edgefg.data.folders import read_split
-from edgefg.data.index import write_csv
-from edgefg.data.load import FolderData, load_data
+from edgefg.data import ImageDataset, load_dataset, load_split
+from edgefg.data.csv_manifest import write_csv
+from edgefg.data.public import public_root
 from edgefg.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -22,7 +22,7 @@ def picture(path: Path) -> None:
     cv2.imwrite(str(path), RNG.integers(0, 255, (16, 16, 3), np.uint8))
 
 
-def sizes(data: FolderData) -> dict[str, int]:
+def sizes(data: ImageDataset) -> dict[str, int]:
     return {part: len(samples) for part, samples in data.splits.items()}
 
 
@@ -43,7 +43,7 @@ def write_aircraft(root: Path) -> None:
 
 def test_aircraft(tmp_path: Path) -> None:
     write_aircraft(tmp_path)
-    data = load_data(Path(f"fgvc-aircraft:{tmp_path}"))
+    data = load_dataset(Path(f"fgvc-aircraft:{tmp_path}"))
     assert sizes(data) == {"train": 4, "val": 4, "test": 4}
     assert (data.labels, data.format, data.root) == (("707-320", "A300B4"), "fgvc-aircraft", tmp_path)
     assert {level.name: level.groups for level in data.taxonomy} == {
@@ -65,7 +65,7 @@ def test_pets(tmp_path: Path) -> None:
                 picture(folder / "images" / f"{name}_{part}{i}.jpg")
                 lines.append(f"{name}_{part}{i} {label} {kind} 1\n")
         (folder / "annotations" / f"{part}.txt").write_text("".join(lines))
-    data = load_data(Path(f"oxford-pets:{tmp_path}"))
+    data = load_dataset(Path(f"oxford-pets:{tmp_path}"))
     assert data.labels == ("Abyssinian", "American Bulldog")
     assert sizes(data)["test"] == 6
     assert sizes(data)["train"] + sizes(data)["val"] == 20
@@ -90,7 +90,7 @@ def test_flowers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if key != "image"
     }
     monkeypatch.setattr(Flowers102, "_file_dict", sums)
-    data = load_data(Path(f"flowers-102:{tmp_path}"))
+    data = load_dataset(Path(f"flowers-102:{tmp_path}"))
     assert sizes(data) == {"train": 102, "val": 102, "test": 102}
     assert data.labels[:2] == ("pink primrose", "hard-leaved pocket orchid")
     assert data.splits["test"][1] == (folder / "jpg" / "image_00206.jpg", 1)
@@ -108,13 +108,13 @@ def test_cars(tmp_path: Path) -> None:
             picture(folder / f"cars_{part}" / f"{i:05d}.jpg")
             rows[0, i] = (np.uint8(i % 2 + 1), f"{i:05d}.jpg")
         sio.savemat(folder / place, {"annotations": rows})
-    data = load_data(Path(f"stanford-cars:{tmp_path}"))
+    data = load_dataset(Path(f"stanford-cars:{tmp_path}"))
     assert data.labels == tuple(names)
     assert sizes(data)["test"] == 20
     assert all(int(path.stem) % 2 == label for samples in data.splits.values() for path, label in samples)
     (folder / "cars_test_annos_withlabels.mat").unlink()
-    with pytest.raises(DataError, match=r"Dataset not found.*needed .*stanford_cars/ with .*withlabels\.mat"):
-        load_data(Path(f"stanford-cars:{tmp_path}"))
+    with pytest.raises(DataError, match=r"Dataset not found.*it expects .*stanford_cars/ with .*withlabels\.mat"):
+        load_dataset(Path(f"stanford-cars:{tmp_path}"))
 
 
 INAT = ("00000_Animalia_Chordata_Aves_Passeriformes_Corvidae_Pica_pica",
@@ -130,16 +130,16 @@ def write_inat(root: Path, version: str, count: int) -> None:
 def test_inaturalist(tmp_path: Path) -> None:
     write_inat(tmp_path, "2021_train_mini", 8)
     (tmp_path / "2021_train_mini" / INAT[0] / ".hidden.jpg").write_text("no image")
-    data = load_data(Path(f"inaturalist:2021_train_mini:{tmp_path}"))
+    data = load_dataset(Path(f"inaturalist:2021_train_mini:{tmp_path}"))
     assert sizes(data)["test"] == 0
     write_inat(tmp_path, "2021_valid", 3)
-    data = load_data(Path(f"inaturalist:2021_train_mini:{tmp_path}"))
+    data = load_dataset(Path(f"inaturalist:2021_train_mini:{tmp_path}"))
     assert data.labels == INAT
     assert sizes(data)["test"] == 6
     assert sizes(data)["train"] + sizes(data)["val"] == 16
     assert [level.name for level in data.taxonomy] == ["kingdom", "phylum", "class", "order", "family", "genus"]
     assert data.taxonomy[5].groups == ("Pica", "Rosa")
-    alone = load_data(Path(f"inaturalist:2021_valid:{tmp_path}"))
+    alone = load_dataset(Path(f"inaturalist:2021_valid:{tmp_path}"))
     assert sum(sizes(alone).values()) == 6
     assert alone.root == data.root == tmp_path
 
@@ -148,7 +148,7 @@ def test_inaturalist_of_2018_is_split_here(tmp_path: Path) -> None:
     for name in ("Aves/0", "Plantae/1"):
         for i in range(10):
             picture(tmp_path / "2018" / name / f"{i}.jpg")
-    data = load_data(Path(f"inaturalist:2018:{tmp_path}"))
+    data = load_dataset(Path(f"inaturalist:2018:{tmp_path}"))
     assert data.labels == ("Aves/0", "Plantae/1")
     assert all(sizes(data).values())
     assert data.taxonomy[0].groups == ("Aves", "Plantae")
@@ -157,9 +157,9 @@ def test_inaturalist_of_2018_is_split_here(tmp_path: Path) -> None:
 def test_a_relative_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_inat(tmp_path / "inat", "2021_train", 8)
     monkeypatch.chdir(tmp_path)
-    named = load_data(Path("inaturalist:2021_train:inat"))
-    assert named.splits == load_data(Path("inaturalist:inat")).splits
-    resolved = load_data(Path("inaturalist:2021_train:inat").resolve())
+    named = load_dataset(Path("inaturalist:2021_train:inat"))
+    assert named.splits == load_dataset(Path("inaturalist:inat")).splits
+    resolved = load_dataset(Path("inaturalist:2021_train:inat").resolve())
     assert (resolved.root, resolved.fingerprint) == (tmp_path / "inat", named.fingerprint)
 
 
@@ -170,15 +170,13 @@ def test_a_relative_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("stanford-cars", "stanford_cars/ with cars_train/"),
         ("oxford-pets", "oxford-iiit-pet/ with images/"),
         ("flowers-102", "flowers-102/ with jpg/"),
-        ("inaturalist", r"2021_train/<category>/\*\.jpg, the version being one of 2017"),
+        ("inaturalist", r"2021_train/<category>/\*\.jpg, with version one of 2017"),
     ],
 )
 def test_what_is_missing_is_named_and_nothing_is_made(tmp_path: Path, name: str, needed: str) -> None:
     root = tmp_path / "gone"
-    with pytest.raises(
-        DataError, match=f"gone does not hold {name} as torchvision reads it .*; needed .*{needed}"
-    ) as e:
-        load_data(Path(f"{name}:{root}"))
+    with pytest.raises(DataError, match=f"torchvision cannot read {name} in .*gone .*; it expects .*{needed}") as e:
+        load_dataset(Path(f"{name}:{root}"))
     assert "\n" not in str(e.value)
     assert not root.exists()
 
@@ -187,13 +185,26 @@ def test_a_file_that_is_missing_inside(tmp_path: Path) -> None:
     write_aircraft(tmp_path)
     (tmp_path / "fgvc-aircraft-2013b" / "data" / "images_family_train.txt").unlink()
     with pytest.raises(DataError, match=r"images_family_train\.txt"):
-        load_data(Path(f"fgvc-aircraft:{tmp_path}"))
+        load_dataset(Path(f"fgvc-aircraft:{tmp_path}"))
 
 
 def test_a_device_reads_the_list_of_it(tmp_path: Path) -> None:
     write_aircraft(tmp_path / "root")
-    data = load_data(Path(f"fgvc-aircraft:{tmp_path / 'root'}"))
+    data = load_dataset(Path(f"fgvc-aircraft:{tmp_path / 'root'}"))
     write_csv(tmp_path / "aircraft.csv", data.splits, data.labels, data.groups, data.taxonomy)
-    assert read_split(tmp_path / "aircraft.csv", "test", data.labels, None)[1] == data.splits["test"]
-    listed = load_data(tmp_path / "aircraft.csv")
+    assert load_split(tmp_path / "aircraft.csv", "test", data.labels, None)[1] == data.splits["test"]
+    listed = load_dataset(tmp_path / "aircraft.csv")
     assert (listed.splits, listed.taxonomy) == (data.splits, data.taxonomy)
+
+
+def test_public_data_sets_are_known_by_their_names(tmp_path: Path) -> None:
+    assert public_root(Path("flowers-102:/data/x")) == ("flowers-102", Path("/data/x"))
+    assert public_root(Path("flowers-102:x/y")) == ("flowers-102", Path("x/y"))
+    assert public_root(Path("inaturalist:2021_valid:x")) == ("inaturalist", Path("2021_valid:x"))
+    # As `Path.resolve` leaves them.
+    assert public_root(Path("/here/flowers-102:/data/x")) == ("flowers-102", Path("/data/x"))
+    assert public_root(Path("/here/flowers-102:x")) == ("flowers-102", Path("/here/x"))
+    for other in ("flowers-102", "flowers-102:", "my-flowers-102:x", "flowers:x", "data/birds", "C:/birds"):
+        assert public_root(Path(other)) is None
+    (tmp_path / "flowers-102:x").mkdir()
+    assert public_root(tmp_path / "flowers-102:x") is None

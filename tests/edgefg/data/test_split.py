@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefg.data.split import SPLITS, Sample, complete, folds, name_of, split_samples
+from edgefg.data.split import (
+    SPLITS,
+    Sample,
+    complete_splits,
+    groups_across_splits,
+    relative_name,
+    split_folds,
+    split_samples,
+)
 from edgefg.errors import DataError
 from edgefg.settings.split import SplitSpec
 
@@ -47,7 +55,7 @@ def test_the_seed_matters() -> None:
 
 
 def test_a_pattern_that_matches_nothing_names_the_image() -> None:
-    with pytest.raises(DataError, match=r"matches nothing in 'c0/g0-0\.jpg'"):
+    with pytest.raises(DataError, match=r"does not match 'c0/g0-0\.jpg'"):
         split_samples(make([(0, 0)]), Path("root"), SplitSpec(group=r"camera(\d)"))
 
 
@@ -72,7 +80,7 @@ def test_groups_of_the_data_set_stay_whole() -> None:
     splits = split_samples(samples, Path("root"), SplitSpec(), groups)
     lots = [{groups[sample.path] for sample in splits[part]} for part in SPLITS]
     assert sum(map(len, lots)) == len(set.union(*lots)) == 20
-    carved = complete({"train": samples}, Path("root"), SplitSpec(val=0.3), groups)
+    carved = complete_splits({"train": samples}, Path("root"), SplitSpec(val=0.3), groups)
     lots = [{groups[sample.path] for sample in carved[part]} for part in ("train", "val")]
     assert all(lots)
     assert not set.intersection(*lots)
@@ -88,7 +96,7 @@ def test_an_image_without_group_is_a_group_of_its_own() -> None:
 
 def test_a_pattern_and_groups_of_the_data_set() -> None:
     samples = make([(0, 0), (1, 1)])
-    with pytest.raises(DataError, match="root names groups itself, and the pattern 'g' names others; leave one out"):
+    with pytest.raises(DataError, match="root names groups, and the pattern 'g' defines others; remove one of the two"):
         split_samples(samples, Path("root"), SplitSpec(group="g"), by_pair(samples))
 
 
@@ -101,35 +109,47 @@ def test_folds_share_no_group_and_lose_nothing(groups: list[tuple[int, int]], k:
     samples = make(groups)
     spec = SplitSpec(seed=seed, group=r"/g(\d+)-")
     if len({group for group, _ in groups}) < k:
-        with pytest.raises(DataError, match=f"make no {k} folds"):
-            folds(samples, k, Path("root"), spec)
+        with pytest.raises(DataError, match=f"groups of images into {k} folds; use at least 2"):
+            split_folds(samples, k, Path("root"), spec)
         return
-    parts = folds(samples, k, Path("root"), spec)
+    parts = split_folds(samples, k, Path("root"), spec)
     assert len(parts) == k
     assert sorted(sample for part in parts for sample in part) == sorted(samples)
     homes = [{sample.path.name.split("-")[0] for sample in part} for part in parts]
     assert sum(map(len, homes)) == len(set.union(*homes))
-    assert parts == folds(list(reversed(samples)), k, Path("root"), spec)
+    assert parts == split_folds(list(reversed(samples)), k, Path("root"), spec)
 
 
 def test_folds_are_even_and_have_every_class_s_share() -> None:
-    parts = folds(make([(i, i % 4) for i in range(120)]), 3, Path("root"), SplitSpec())
+    parts = split_folds(make([(i, i % 4) for i in range(120)]), 3, Path("root"), SplitSpec())
     assert [[sum(sample.label == label for sample in part) for label in range(4)] for part in parts] == [[10] * 4] * 3
     # 25 classes of 4 images: what is left over when every fold has one must not all go to the first.
-    parts = folds(make([(i, i % 25) for i in range(100)]), 3, Path("root"), SplitSpec())
+    parts = split_folds(make([(i, i % 25) for i in range(100)]), 3, Path("root"), SplitSpec())
     assert [len(part) for part in parts] == [34, 33, 33]
     samples = make([(i, i // 20) for i in range(40)])
-    grouped = folds(samples, 4, Path("root"), SplitSpec(), by_pair(samples))
+    grouped = split_folds(samples, 4, Path("root"), SplitSpec(), by_pair(samples))
     assert [len(part) for part in grouped] == [10] * 4
 
 
 def test_folds_depend_on_the_seed() -> None:
     samples = make([(i, i % 2) for i in range(60)])
-    assert folds(samples, 3, Path("root"), SplitSpec(seed=0)) != folds(samples, 3, Path("root"), SplitSpec(seed=1))
-    with pytest.raises(DataError, match="needed at least 2 folds"):
-        folds(samples, 1, Path("root"), SplitSpec())
+    assert split_folds(samples, 3, Path("root"), SplitSpec(seed=0)) != split_folds(
+        samples, 3, Path("root"), SplitSpec(seed=1)
+    )
+    with pytest.raises(DataError, match="60 groups of images into 1 folds; use at least 2"):
+        split_folds(samples, 1, Path("root"), SplitSpec())
 
 
 def test_names_are_relative_where_they_can_be() -> None:
-    assert name_of(Path("/data/a/b.jpg"), Path("/data")) == "a/b.jpg"
-    assert name_of(Path("/other/b.jpg"), Path("/data")) == "/other/b.jpg"
+    assert relative_name(Path("/data/a/b.jpg"), Path("/data")) == "a/b.jpg"
+    assert relative_name(Path("/other/b.jpg"), Path("/data")) == "/other/b.jpg"
+
+
+def test_groups_across_splits() -> None:
+    samples = make([(0, 0), (0, 1), (1, 0), (2, 1)])
+    splits = {"train": samples[:1] + samples[2:], "test": samples[1:2]}
+    spec = SplitSpec(group=r"/g(\d+)-")
+    assert groups_across_splits(splits, Path("root"), spec) == {"0": ["train", "test"]}
+    assert groups_across_splits(splits, Path("root"), SplitSpec()) == {}
+    named = {samples[0].path: "lot", samples[1].path: "lot"}
+    assert groups_across_splits(splits, Path("root"), SplitSpec(), named) == {"lot": ["train", "test"]}

@@ -54,19 +54,19 @@ def test_accuracy_without_a_parent(tiny: Tiny, folder: Path) -> None:
 def test_data_that_are_split_here_must_be_those_of_training(
     tiny: Tiny, folder: Path, rewrite: Callable[..., Manifest]
 ) -> None:
-    from edgefg.data.load import load_data
+    from edgefg.data import load_dataset
     from edgefg.settings.split import SplitSpec
 
     flat, spec = folder / "val", SplitSpec(seed=2, val=0.3, test=0.3)
     next((flat / "disc").iterdir()).write_bytes(b"cut off")
-    trained = load_data(flat, spec, skip_corrupt=True)
+    trained = load_dataset(flat, spec, skip_corrupt=True)
     model = tiny("onnx")
     rewrite(model, provenance=Provenance(edgefg="0", parent="0", dataset=trained.fingerprint, split=spec))
     accuracy = verify(model, data=flat).accuracy
     assert accuracy is not None
     assert accuracy.images == len(trained.splits["val"])
     next((flat / "bar").iterdir()).unlink()
-    with pytest.raises(DataError, match="not the data that the artifact was trained on"):
+    with pytest.raises(DataError, match="has changed since the artifact was trained"):
         verify(model, data=flat)
 
 

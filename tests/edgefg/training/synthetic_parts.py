@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from edgefg import metrics
-from edgefg.data.load import load_data
+from edgefg.data import load_dataset
 from edgefg.data.split import Sample
 from edgefg.preprocess import InputSpec
 from edgefg.settings.hardware import Hardware
@@ -143,7 +143,7 @@ def attended(network: Network, samples: Sequence[Sample], spec: InputSpec) -> di
 def measure(root: Path, checkpoint: Path, size: int) -> Outcome:
     """Score a checkpoint on the splits of ``root``, whose images are ``size`` pixels wide and high."""
     network, header = load(checkpoint)
-    data = load_data(root)
+    data = load_dataset(root)
     splits = data.splits
     accuracy = {}
     for split in ("val", "test"):

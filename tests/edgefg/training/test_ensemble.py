@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from edgefg import __version__
 from edgefg.artifact.hashes import sha256
-from edgefg.data.load import load_data
+from edgefg.data import load_dataset
 from edgefg.errors import DataError, ExportError, WeightsError
 from edgefg.export.distill.distill import distill
 from edgefg.export.export import export_checkpoint
@@ -120,7 +120,7 @@ def test_a_soup_of_one_network_twice_over_is_that_network(tmp_path: Path) -> Non
 
 
 def test_an_ensemble_teaches_and_does_not_export(birds: Path, tmp_path: Path, hardware: Hardware) -> None:
-    data = load_data(birds)
+    data = load_dataset(birds)
     header = replace(HEADER, labels=data.labels, dataset=data.fingerprint, taxonomy=data.taxonomy)
     paths = [checkpoint(tmp_path / f"{seed}.safetensors", seed, header) for seed in range(2)]
     teacher = combine(paths, tmp_path / "ensemble")

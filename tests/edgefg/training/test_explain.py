@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgefg.decision import Candidate
-from edgefg.preprocess import InputSpec, prepare, resize, seen_box
+from edgefg.preprocess import InputSpec, crop_box, prepare, resize
 from edgefg.training.explain import Look, draw, file_names, look
 from edgefg.training.methods import METHODS, build
 from edgefg.training.models.backbone import build_backbone
@@ -59,7 +59,7 @@ def lamp(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
 )
 def test_the_seen_box_is_what_the_network_gets(height: int, width: int, spec: InputSpec) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    top, left, rows, columns = seen_box(height, width, spec)
+    top, left, rows, columns = crop_box(height, width, spec)
     part = resize(frame[top : top + rows, left : left + columns], spec.height, spec.width)
     assert np.array_equal(prepare(frame, spec), part[..., ::-1])
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgefg.artifact.hashes import sha256
-from edgefg.data.load import FolderData, load_data
+from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.split import UNLABELLED
 from edgefg.errors import DataError, ExportError
 from edgefg.export.distill.distill import distill
@@ -141,7 +141,7 @@ def test_crops_that_come_again_are_asked_about_once(
         birds_teacher, two_birds, tmp_path / "s", config, student="test_efficientnet", weights="none", hardware=HERE,
         teacher_cache=tmp_path / "teacher_cache.bin",
     )  # fmt: skip
-    assert sum(asked) == 2 * len(load_data(two_birds).splits["train"])
+    assert sum(asked) == 2 * len(load_dataset(two_birds).splits["train"])
 
 
 def test_answers_are_not_kept_of_mixed_images(birds_teacher: Path, two_birds: Path, tmp_path: Path) -> None:
@@ -173,9 +173,9 @@ def test_several_teachers_and_images_without_labels(birds_teacher: Path, two_bir
 def test_extra_images_join_the_training_split_alone(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[FolderData] = []
+    trained: list[ImageDataset] = []
 
-    def spied(network: nn.Module, header: Header, data: FolderData, *args: object, **others: object) -> Path:
+    def spied(network: nn.Module, header: Header, data: ImageDataset, *args: object, **others: object) -> Path:
         trained.append(data)
         return tmp_path
 
@@ -222,9 +222,9 @@ def test_distil_then_prune(birds_teacher: Path, two_birds: Path, tmp_path: Path)
 def test_boxes_of_parts_do_not_hold_back_the_augmentation(
     stage: str, birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[FolderData] = []
+    trained: list[ImageDataset] = []
 
-    def spied(network: nn.Module, header: Header, data: FolderData, *args: object, **others: object) -> Path:
+    def spied(network: nn.Module, header: Header, data: ImageDataset, *args: object, **others: object) -> Path:
         trained.append(data)
         return tmp_path
 

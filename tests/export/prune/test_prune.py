@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgefg.artifact.hashes import sha256
-from edgefg.data.load import load_data
+from edgefg.data import load_dataset
 from edgefg.errors import DataError, TrainingError
 from edgefg.export.prune import prune as stage
 from edgefg.export.prune.cost import Stopwatch
@@ -39,7 +39,7 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def student(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    data = load_data(birds)
+    data = load_dataset(birds)
     network = Network(build_backbone("test_efficientnet", 2), (127.0,) * 3, (60.0,) * 3).eval()
     header = Header(
         schema=SCHEMA, kind="student", method="plain", backbone="test_efficientnet", labels=data.labels,

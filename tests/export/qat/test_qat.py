@@ -18,8 +18,8 @@ from onnx import TensorProto, numpy_helper
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import read_manifest
 from edgefg.classifier import Classifier
+from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import choose_balanced, read_calibration
-from edgefg.data.load import FolderData, load_data
 from edgefg.errors import CheckpointError, DataError, ExportError
 from edgefg.export.export import export_checkpoint
 from edgefg.export.onnx.rules import broken_rules
@@ -54,16 +54,16 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(birds: Path) -> FolderData:
-    return load_data(birds)
+def data(birds: Path) -> ImageDataset:
+    return load_dataset(birds)
 
 
 @pytest.fixture(scope="module")
-def inputs(data: FolderData) -> UInt8Array:
+def inputs(data: ImageDataset) -> UInt8Array:
     return read_calibration(choose_balanced(data.splits["train"], 16), SPEC).inputs
 
 
-def write_student(path: Path, data: FolderData, backbone: str = "test_resnet", method: str = "plain") -> Path:
+def write_student(path: Path, data: ImageDataset, backbone: str = "test_resnet", method: str = "plain") -> Path:
     """Write a checkpoint with untrained weights but batch norms of some account."""
     torch.manual_seed(0)
     network = build(method, build_backbone(backbone, len(data.labels)), (127.0, 120.0, 110.0), (60.0, 62.0, 64.0), {})
@@ -81,7 +81,7 @@ def write_student(path: Path, data: FolderData, backbone: str = "test_resnet", m
 
 
 @pytest.fixture(scope="module")
-def student(data: FolderData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student(data: ImageDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_student(tmp_path_factory.mktemp("student") / "student.safetensors", data)
 
 
@@ -129,7 +129,7 @@ def test_the_tensorrt_graph_keeps_every_rule_and_is_symmetric_int8(trt_onnx: Pat
 
 
 def test_rounds_where_the_quantiser_does_and_in_its_ranges(
-    student: Path, trt_onnx: Path, trt: Path, data: FolderData, tmp_path: Path
+    student: Path, trt_onnx: Path, trt: Path, data: ImageDataset, tmp_path: Path
 ) -> None:
     """One epoch changes weights, never the graph: node by node it is what calibration alone gives."""
     network, header = load(student)
@@ -201,7 +201,7 @@ def test_openvino_runs_it_in_int8(student: Path, birds: Path, inputs: UInt8Array
 
 
 def test_depthwise_weights_keep_8_bits_where_others_take_7(
-    data: FolderData, inputs: UInt8Array, tmp_path: Path
+    data: ImageDataset, inputs: UInt8Array, tmp_path: Path
 ) -> None:
     network, header = load(write_student(tmp_path / "s.safetensors", data, backbone="test_efficientnet"))
     quantized = quantized_for(network, _header(header, "openvino", any_cpu=True), inputs).freeze()
@@ -213,7 +213,7 @@ def test_depthwise_weights_keep_8_bits_where_others_take_7(
 
 
 def test_the_first_convolution_of_openvino_s_graph_does_not_learn(
-    student: Path, data: FolderData, inputs: UInt8Array
+    student: Path, data: ImageDataset, inputs: UInt8Array
 ) -> None:
     network, header = load(student)
     openvino, other = (quantized_for(network, _header(header, to), inputs) for to in ("openvino", "tensorrt-onnx"))
@@ -222,7 +222,7 @@ def test_the_first_convolution_of_openvino_s_graph_does_not_learn(
     assert stem in dict(openvino.named_buffers())
 
 
-def test_onnxruntime_gets_a_graph_too(student: Path, birds: Path, data: FolderData, tmp_path: Path) -> None:
+def test_onnxruntime_gets_a_graph_too(student: Path, birds: Path, data: ImageDataset, tmp_path: Path) -> None:
     path = quantize(student, birds, tmp_path / "qat", "onnx")
     model = onnx.load(export_checkpoint(path, tmp_path / "a", to="onnx", precision="int8", calibration=birds))
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -293,7 +293,7 @@ def test_a_pruned_student_is_rebuilt_from_its_plan(student: Path, birds: Path, t
 
 
 def test_the_gate_compares_with_the_fp32_network_where_that_is_given(
-    trt: Path, student: Path, birds: Path, data: FolderData, tmp_path: Path
+    trt: Path, student: Path, birds: Path, data: ImageDataset, tmp_path: Path
 ) -> None:
     options = {"to": "tensorrt-onnx", "precision": "int8", "calibration": data}
     path = export_checkpoint(trt, tmp_path / "a", reference=student, **options)
@@ -310,7 +310,7 @@ def test_the_gate_compares_with_the_fp32_network_where_that_is_given(
             export_checkpoint(checkpoint, tmp_path / "b", reference=reference, **options)
 
 
-def test_what_cannot_be_is_refused(trt: Path, student: Path, birds: Path, data: FolderData, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused(trt: Path, student: Path, birds: Path, data: ImageDataset, tmp_path: Path) -> None:
     for to, precision in (("openvino", "int8"), ("tensorrt-onnx", "fp32")):
         with pytest.raises(ExportError, match=r"was trained for --to tensorrt-onnx --precision int8, and other"):
             export_checkpoint(trt, tmp_path / "a", to=to, precision=precision, calibration=birds)  # type: ignore[arg-type]
@@ -323,7 +323,7 @@ def test_what_cannot_be_is_refused(trt: Path, student: Path, birds: Path, data: 
     glancing = write_student(tmp_path / "wsdan.safetensors", data, method="wsdan")
     with pytest.raises(ExportError, match="is a wsdan teacher, which looks at an image several times"):
         quantize(glancing, birds, tmp_path, "tensorrt-onnx")
-    others = load_data(write_dataset(tmp_path / "others", classes=3, per_class=20, size=40, seed=3))
+    others = load_dataset(write_dataset(tmp_path / "others", classes=3, per_class=20, size=40, seed=3))
     stranger = write_student(tmp_path / "stranger.safetensors", others)
     with pytest.raises(DataError, match="have different classes; needed the student's teacher"):
         quantize(student, birds, tmp_path, "tensorrt-onnx", teacher_path=stranger)
@@ -345,7 +345,7 @@ def test_the_command_line(run: Run, student: Path, birds: Path, tmp_path: Path) 
 
 
 def test_the_exported_graph_has_the_ranges_of_the_calibrator_asked_for(
-    run: Run, student: Path, birds: Path, data: FolderData, tmp_path: Path
+    run: Run, student: Path, birds: Path, data: ImageDataset, tmp_path: Path
 ) -> None:
     arguments = [
         *("qat", student, birds, "--to", "tensorrt-onnx", "--out", tmp_path, "--images", 16),
@@ -372,7 +372,7 @@ def _scales(model: onnx.ModelProto) -> list[float]:
     return [scale for _, scales in _inputs_of_layers(model) for scale in scales]
 
 
-def test_calibration_goes_by_condition_too(data: FolderData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_goes_by_condition_too(data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conditions = {path: "night" for path, _ in data.splits["train"][::3]}
     given: list[object] = []
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefg.data.load import load_data
+from edgefg.data import load_dataset
 from edgefg.errors import DataError, TrainingError
 from edgefg.preprocess import InputSpec
 from edgefg.settings.options import with_options
@@ -100,7 +100,7 @@ def test_balanced_draws_each_class_alike_often() -> None:
 
 @pytest.mark.parametrize("sampler", ["balanced", "pk", "shuffle"])
 def test_the_loader_s_epoch_is_seeded_and_has_its_length(birds: Path, sampler: str) -> None:
-    samples = of_three_classes(load_data(birds).splits["train"])
+    samples = of_three_classes(load_dataset(birds).splits["train"])
     images = TrainingImages(samples, SPEC)
     settings = config(sampler, batch_size=8)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgefg.data.load import load_data
+from edgefg.data import load_dataset
 from edgefg.errors import TrainingError
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, prepare
@@ -37,7 +37,7 @@ def test_a_teacher_learns_and_leaves_a_checkpoint_and_logs(birds: Path, tmp_path
     assert path == tmp_path / "teacher.safetensors"
     header = read_header(path)
     assert header.labels == tuple(sorted(entry.name for entry in (birds / "train").iterdir()))
-    assert header.dataset == load_data(birds).fingerprint
+    assert header.dataset == load_dataset(birds).fingerprint
     assert header.validation is not None
     rows = list(csv.DictReader((tmp_path / "teacher.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == [str(n + 1) for n in range(12)]
@@ -159,14 +159,14 @@ def test_an_unwritable_folder_is_one_line(
 
 def test_evaluation_sees_exactly_what_the_classifier_prepares(birds: Path) -> None:
     spec = InputSpec(height=40, width=48, crop_fraction=0.9)
-    samples = load_data(birds).splits["val"]
+    samples = load_dataset(birds).splits["val"]
     images = EvaluationImages(samples, spec)
     for index, sample in enumerate(samples):
         assert np.array_equal(images[index][0].numpy(), prepare(read_image(sample.path), spec))
 
 
 def test_training_images_are_uint8_of_the_network_s_size_and_vary(birds: Path) -> None:
-    samples = load_data(birds).splits["train"]
+    samples = load_dataset(birds).splits["train"]
     images = TrainingImages(samples, InputSpec(height=40, width=48))
     torch.manual_seed(0)
     first, again = images[0][0], images[0][0]
@@ -180,7 +180,7 @@ def test_training_images_are_uint8_of_the_network_s_size_and_vary(birds: Path) -
 
 def test_predict_keeps_order_and_mode(birds: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware) -> None:
     network, header = load(run(birds, tmp_path, config, hardware))
-    samples = load_data(birds).splits["test"]
+    samples = load_dataset(birds).splits["test"]
     network.train()
     logits, labels = predict(network, samples, header.input, batch_size=5, workers=0)
     assert network.training

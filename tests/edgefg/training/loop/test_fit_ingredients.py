@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from edgefg import metrics
-from edgefg.data.load import FolderData, load_data
+from edgefg.data import ImageDataset, load_dataset
 from edgefg.errors import TrainingError
 from edgefg.preprocess import InputSpec
 from edgefg.settings.hardware import Hardware
@@ -107,8 +107,8 @@ class Spy:
 
 
 @pytest.fixture
-def data(few: Path) -> FolderData:
-    return load_data(few)
+def data(few: Path) -> ImageDataset:
+    return load_dataset(few)
 
 
 class Small(nn.Module):
@@ -128,7 +128,7 @@ class Small(nn.Module):
 
 
 def trained(
-    data: FolderData, out: Path, config: TrainingConfig, hardware: Hardware, objective: object
+    data: ImageDataset, out: Path, config: TrainingConfig, hardware: Hardware, objective: object
 ) -> tuple[Small, metrics.Scores | None]:
     torch.manual_seed(0)
     network = Small()
@@ -141,7 +141,7 @@ def trained(
 
 
 def test_ema_is_the_moving_average_of_the_weights(
-    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
+    data: ImageDataset, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
     spy = Spy()
     averaged, _ = trained(data, tmp_path / "ema", with_options(config, ema=0.8), hardware, spy)
@@ -155,7 +155,7 @@ def test_ema_is_the_moving_average_of_the_weights(
 
 
 def test_frozen_epochs_train_the_head_alone(
-    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
+    data: ImageDataset, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
     spy = Spy()
     network, _ = trained(data, tmp_path, with_options(config, freeze_epochs=1), hardware, spy)
@@ -169,7 +169,7 @@ def test_frozen_epochs_train_the_head_alone(
 
 
 def test_patience_stops_and_keeps_the_best(
-    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+    data: ImageDataset, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, torch.Tensor]] = []
     planned = iter([0.2, 0.6, 0.6, 0.5, 0.9, 0.9])
@@ -243,7 +243,7 @@ class Learning(nn.Module):
 
 
 def test_what_an_objective_learns_is_no_part_of_the_network(
-    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
+    data: ImageDataset, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
     objective = Learning()
     network, _ = trained(data, tmp_path, with_options(config, weight_decay=0.0), hardware, objective)
@@ -266,7 +266,7 @@ def test_processes_share_the_gradients_of_what_an_objective_learns() -> None:
 
 
 def test_without_val_patience_never_stops(
-    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
+    data: ImageDataset, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
     data = replace(data, splits={**data.splits, "val": ()})
     _, scores = trained(data, tmp_path, with_options(config, patience=1), hardware, Spy())
@@ -284,7 +284,7 @@ def test_patience_of_a_teacher_is_what_its_checkpoint_holds(
 
 
 def test_a_lost_loss_names_step_files_and_last_good_state(
-    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
+    data: ImageDataset, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
     steps = -(-len(data.splits["train"]) // 8)
     shown: list[list[int]] = []
@@ -310,7 +310,7 @@ def test_a_lost_loss_names_step_files_and_last_good_state(
 
 
 def test_the_first_epoch_has_no_good_state_to_name(
-    data: FolderData, tmp_path: Path, config: TrainingConfig, hardware: Hardware
+    data: ImageDataset, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
     def lost(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         logits = network(batch.images)

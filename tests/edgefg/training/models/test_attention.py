@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgefg import __version__
-from edgefg.data.load import load_data
+from edgefg.data import load_dataset
 from edgefg.errors import WeightsError
 from edgefg.preprocess import InputSpec
 from edgefg.settings.split import SplitSpec
@@ -156,7 +156,7 @@ def test_the_constructor_leaves_mode_and_statistics_alone() -> None:
 
 @pytest.mark.parametrize("method", ["se", "cbam"])
 def test_pretrained_weights_survive(method: str, birds: Path) -> None:
-    samples = load_data(birds).splits["train"][:24]
+    samples = load_dataset(birds).splits["train"][:24]
     spec = InputSpec(height=64, width=64)
     logits = []
     for kind in ("plain", method):

@@ -10,8 +10,8 @@ import torch
 from msgspec.structs import replace
 
 from edgefg import __version__
+from edgefg.data import load_dataset
 from edgefg.data.boxes import choose_parts
-from edgefg.data.load import load_data
 from edgefg.errors import DataError, TrainingError
 from edgefg.preprocess import InputSpec
 from edgefg.settings.split import SplitSpec
@@ -44,7 +44,7 @@ def _network(backbone: str = "resnet10t", **options: object) -> PartRCNN:
 
 @pytest.fixture(scope="module")
 def batch(birds: Path) -> Batch:
-    data = load_data(birds)
+    data = load_dataset(birds)
     assert data.boxes is not None
     boxes = choose_parts(data.parts, data.boxes, tuple(_PARTS.split(",")))
     samples = data.splits["train"][::7]
@@ -210,7 +210,7 @@ def test_images_without_boxes_teach_the_detector_nothing(batch: Batch) -> None:
 
 
 def test_prepare_says_how_many_images_have_no_object(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = load_data(birds)
+    data = load_dataset(birds)
     assert data.boxes is not None
     capsys.readouterr()
     PartRCNN.prepare(method_options("partrcnn", {}), data)
@@ -284,7 +284,7 @@ def test_checkpoint_round_trip(batch: Batch, tmp_path: Path) -> None:
 
 
 def test_prepare_takes_parts_and_boxes_from_the_data(birds: Path) -> None:
-    data = load_data(birds)
+    data = load_dataset(birds)
     options, used = PartRCNN.prepare(method_options("partrcnn", {}), data)
     assert isinstance(options, PartRCNNOptions)
     assert options.parts == ",".join(data.parts)
@@ -297,13 +297,13 @@ def test_prepare_takes_parts_and_boxes_from_the_data(birds: Path) -> None:
 
 
 def test_what_is_missing_is_said(birds: Path, batch: Batch, tmp_path: Path) -> None:
-    data = load_data(birds)
+    data = load_dataset(birds)
     with pytest.raises(DataError, match="no part 'beek' has boxes"):
         PartRCNN.prepare(method_options("partrcnn", {"parts": "object,beek"}), data)
     bare = write_dataset(tmp_path / "bare", classes=2, per_class=3, size=32)
     (bare / "boxes.csv").unlink()
     with pytest.raises(DataError, match=r"has no boxes\.csv; partrcnn needs boxes"):
-        PartRCNN.prepare(method_options("partrcnn", {}), load_data(bare))
+        PartRCNN.prepare(method_options("partrcnn", {}), load_dataset(bare))
     for parts in ("", "head,mark"):
         with pytest.raises(DataError, match="needed 'object'"):
             _network(parts=parts)

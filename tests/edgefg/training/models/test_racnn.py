@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgefg.data.load import load_data
+from edgefg.data import load_dataset
 from edgefg.errors import DataError
 from edgefg.preprocess import InputSpec
 from edgefg.settings.hardware import Hardware
@@ -377,7 +377,7 @@ def test_it_trains_by_the_loop_and_resumes_equally(
 def test_the_peak_of_pretrained_maps_brings_the_crop_onto_the_telling_part(tmp_path: Path) -> None:
     """On birds half as long as the image and anywhere in it: above a box anywhere, and one in the middle."""
     root = write_dataset(tmp_path, classes=4, per_class=60, size=192, seed=2, far=True)
-    splits = load_data(root).splits
+    splits = load_dataset(root).splits
     spec = InputSpec(height=128, width=128)
     torch.manual_seed(0)
     net = RACNN(*load_backbone(LITE0[0], 4, LITE0[1]), RACNNOptions(size2=1.0, size3=1.0))
