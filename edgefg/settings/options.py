@@ -79,7 +79,7 @@ def with_options(settings: _Settings, **values: Any) -> _Settings:
         option = options.get(path.rstrip("`").rpartition(".")[2])
         if option is None:  # a check over several options names them itself
             raise DataError(reason) from exc
-        given = f"{option.flag} {values.get(option.name)!r}"
+        given = f"{option.flag} {values.get(option.name, option.value_in(settings))!r}"
         if option.choices:
             raise DataError(f"{given} is not a choice. Use one of {', '.join(map(str, option.choices))}") from exc
         raise DataError(f"{given} is out of range: {reason}") from exc
