@@ -8,10 +8,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from torch import nn
 
 from edgefg import __version__
@@ -24,270 +25,224 @@ from edgefg.data.calibration import Calibration, batches, choose_balanced, read_
 from edgefg.errors import DataError, ExportError
 from edgefg.evaluation.measure import Measured, measure
 from edgefg.evaluation.package import Draft, check_target, golden_frames, write_artifact
-from edgefg.export.onnx.fp16 import to_half
-from edgefg.export.qat.quantized_graph import write_quantized
-from edgefg.export.qat.quantized_network import QuantizedNetwork, open_quantized
-from edgefg.export.quantize.calibrators import CALIBRATORS, Calibrator
+from edgefg.export.qat.quantized_network import QuantizedNetwork, check_trained_for, load_quantized, write_quantized
 from edgefg.export.quantize.mixed_precision import find_kept
-from edgefg.export.quantize.quantizer import SEVEN_BITS, Quantizer, needs_seven_bits, saturates
-from edgefg.export.targets.emit import emit
+from edgefg.export.quantize.quantizer import lacks_vnni
+from edgefg.export.targets import target_of
+from edgefg.export.targets.target import Target
 from edgefg.export.tracing.onnx_exporter import check_parity, need_one_graph, torch_logits, write_onnx
 from edgefg.image_io import read_image
+from edgefg.log import get_logger
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
+from edgefg.settings.export import ExportConfig
 from edgefg.settings.gate import Gate
-from edgefg.training.checkpoint import Header, Target, load, read_header
+from edgefg.settings.options import options_of, with_options
+from edgefg.settings.quantization import Precision, QuantizationConfig, TargetName, WeightBits
+from edgefg.training.checkpoint import Header, load, read_header
 from edgefg.training.models.network import Network
 
-Precision = Literal["fp32", "fp16", "int8"]
-TARGETS: tuple[Target, ...] = ("openvino", "onnx", "tensorrt-onnx")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-_NAMES = {"openvino": "OpenVINO", "onnx": "ONNX Runtime", "tensorrt-onnx": "TensorRT"}
-# Floating point needs no more photographs than a golden set holds.
+_log = get_logger(__name__)
+# A golden set holds no more photographs than this.
 _GOLDEN_CANDIDATES = 16
+_CONFIG = ExportConfig()
+_QUANTIZATION = QuantizationConfig()
 _GATE = Gate()
 
 
 class _Job(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """One export, between its steps."""
 
-    to: Target
+    checkpoint: Path
+    header: Header
+    target: Target
     precision: Precision
-    batch: int
-    calibrator: Calibrator
-    any_cpu: bool
-    bias_correction: bool
+    config: ExportConfig
+    quantization: QuantizationConfig
+    weight_bits: WeightBits | None
+    """Of INT8."""
     calibration: Calibration | None
-    keep: tuple[str, ...] = ()
-    """Layers that INT8 leaves in floating point."""
-    say: Callable[[str], None]
-
-    def quantizer(self, source: Path) -> Quantizer:
-        """Return what quantises this export's FP32 graph."""
-        assert self.calibration is not None
-        return Quantizer(
-            self.to, source, self.calibration.inputs, batch=self.batch, calibrator=self.calibrator,
-            any_cpu=self.any_cpu, bias_correction=self.bias_correction,
-        )  # fmt: skip
+    """None where nothing is calibrated."""
 
 
 def export_checkpoint(
     checkpoint: Path,
     out: Path,
     *,
-    to: Target,
+    to: TargetName,
     precision: Precision,
     calibration: Path | ImageDataset | None = None,
-    images: int = 300,
-    batch: int = 1,
-    calibrator: Calibrator = "minmax",
-    any_cpu: bool | None = None,
-    bias_correction: bool = False,
-    keep_within: float | None = None,
-    seed: int = 0,
-    skip_corrupt: bool = False,
+    config: ExportConfig = _CONFIG,
+    quantization: QuantizationConfig = _QUANTIZATION,
     gate: Gate | None = _GATE,
     reference: Path | None = None,
-    generated_golden: bool = False,
-    fit_temperature: bool = True,
-    progress: Callable[[str], None] | None = None,
+    skip_corrupt: bool = False,
 ) -> Path:
-    """Export a checkpoint to a complete artifact, checked on this machine; return the path of its model file.
+    """Export a checkpoint as a complete artifact, checked on this machine; return the path of its model file.
 
     Args:
-        checkpoint: ``.safetensors`` of a teacher, a student or a pruned student, or of a quantised network, which is
-            exported in INT8, for the target that it was trained for, without calibration.
-        out: folder for the artifact; an earlier artifact in it is replaced, and stays where this export fails.
-        to: ``openvino`` (``model.xml``), ``onnx`` for ONNX Runtime, ``tensorrt-onnx`` for a TensorRT build on a
+        checkpoint: ``.safetensors`` of a teacher, a student, a pruned student, or a quantised network. A quantised
+            network is exported in INT8, for the target that it was trained for, without calibration.
+        out: folder for the artifact. An earlier artifact in it is replaced; it stays if this export fails.
+        to: ``openvino`` (``model.xml``), ``onnx`` for ONNX Runtime, or ``tensorrt-onnx`` for a TensorRT build on a
             device (both ``model.onnx``).
-        precision: ``fp32``, ``int8``, or, for TensorRT and OpenVINO's GPUs, ``fp16``.
-        calibration: the data set that the checkpoint was trained on; its training split calibrates INT8 and gives the
-            golden frames, its validation split the accuracy in the manifest, the comparison with the checkpoint, and
-            the temperature. Already checked data may be given as they are. Without it an export gets synthetic golden
-            frames, and INT8 is refused, but for a quantised network.
-        images: how many images calibrate, balanced by class.
-        batch: fixed batch size of the network; 0 leaves it free.
-        calibrator: how activation ranges are found, see `edgefg.export.quantize.calibrators`.
-        any_cpu: INT8 with 7-bit weights, exact also on x86 CPUs without VNNI; less exact than 8 bits on all others.
-            Where left out they are taken if this CPU is such a one, see
-            `edgefg.export.quantize.quantizer.needs_seven_bits`.
-        bias_correction: correct the biases of an INT8 network, see `edgefg.export.quantize.bias_correction`; for
-            OpenVINO, whose biases are always corrected, by NNCF's slower and more exact way.
-        keep_within: how many points of top-1 INT8 may lose against FP32 on the validation split. What hurts most stays
-            in floating point until it loses no more, see `edgefg.export.quantize.mixed_precision`; None keeps nothing.
-        seed: chooses the images.
+        precision: ``fp32``, ``int8`` or, for TensorRT and OpenVINO's GPUs, ``fp16``.
+        calibration: the data set that the checkpoint was trained on, as a path, or as `load_dataset` returned it. Its
+            training split calibrates INT8 and supplies the golden frames; its validation split supplies the accuracy in
+            the manifest, the comparison with the checkpoint, and the temperature. Without it the golden frames are
+            generated, and only a quantised network is exported in INT8.
+        config: batch size, seed, golden set, temperature.
+        quantization: how to quantise an FP32 checkpoint to INT8.
+        gate: how much worse than the checkpoint's own network the artifact may be on validation data. None only
+            records the comparison.
+        reference: for a quantised checkpoint: the FP32 checkpoint that it was trained from. The artifact is then
+            compared with that instead of with the quantised network.
         skip_corrupt: leave unreadable images out instead of raising.
-        gate: how much worse than the checkpoint's own network the artifact may be on validation data; None compares
-            all the same, and refuses nothing.
-        reference: of a quantised checkpoint: the FP32 one that it was trained from, with which it is compared instead
-            of with itself.
-        generated_golden: make the golden set of generated frames, so that no photograph goes with the artifact, rather
-            than of training images.
-        fit_temperature: fit `OutputSpec.temperature` to the artifact's logits on validation data
-            (`edgefg.evaluation.temperature`); without, it stays 1.
-        progress: called with one line before each step.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        DataError: the calibration data are missing or are not the checkpoint's.
-        GateError: the artifact does not pass the gate; it is not there, and an earlier one stays.
-        ExportError: a step failed; nothing half-written is left.
+        DataError: a setting is out of range, or the calibration data are missing or are not the checkpoint's.
+        GateError: the artifact does not pass the gate. It is not written, and an earlier one stays.
+        ExportError: a step failed. Nothing half-written is left.
     """
-    _check_options(to, precision, batch, calibrator, any_cpu, keep_within)
+    target = target_of(to)
+    config, quantization = with_options(config), with_options(quantization)
+    _check_precision(target, precision, quantization)
     check_target(out)
     found = read_header(checkpoint)
     trained = found.quantized is not None
     calibrates = precision == "int8" and not trained
     if not calibrates:
-        _need_nothing_idle(precision, calibrator, any_cpu, bias_correction, keep_within)
+        _refuse_idle(precision, quantization)
     compared = None if reference is None else _fp32_of(found, reference, calibration)
     if calibrates and calibration is None:
         raise DataError("INT8 needs --calibration DATA: the data set that the checkpoint was trained on")
-    say = progress or (lambda _: None)
-    say(f"reading {checkpoint}")
-    network: Network | QuantizedNetwork
-    network, header = open_quantized(checkpoint, to, precision, any_cpu=any_cpu) if trained else load(checkpoint)
-    if isinstance(network, Network):
-        need_one_graph(network, header, checkpoint, "export")
+    _log.info("reading %s", checkpoint)
+    network, header = _open(checkpoint, found, to, precision, quantization)
     if isinstance(calibration, Path):
-        say(f"checking {calibration}")
+        _log.info("checking %s", calibration)
     data = None if calibration is None else load_dataset(calibration, expected=header, skip_corrupt=skip_corrupt)
-    calibrating, photographs = _read_data(header, data, calibrates, images, seed, say)
-    frames = _golden_candidates(header.input, () if generated_golden else photographs)
-    golden = golden_frames(frames, header.input, len(header.labels))
-    inputs = np.stack([prepare(frame, header.input) for frame in golden])
-    seven_bits = calibrates and needs_seven_bits(to, any_cpu)
-    if seven_bits and any_cpu is None:
-        say(SEVEN_BITS)
-    if to == "openvino" and precision == "int8" and saturates() and not (seven_bits or _has_seven_bits(header)):
-        say("this CPU has no VNNI and saturates with the 8-bit weights: what is measured here is not what others see")
+    samples = quantization.num_samples if calibrates else _GOLDEN_CANDIDATES
+    photographs = [] if data is None else choose_balanced(data.splits["train"], samples, config.seed, data.conditions)
     job = _Job(
-        to=to, precision=precision, batch=batch, calibrator=calibrator, any_cpu=seven_bits,
-        bias_correction=bias_correction, calibration=calibrating, say=say,
-    )  # fmt: skip
-    if keep_within is not None and data is not None:
-        job = msgspec.structs.replace(job, keep=_search_kept(job, network, header, data, keep_within))
-    draft = Draft(
-        labels=header.labels,
-        taxonomy=header.taxonomy,
-        input=header.input,
+        checkpoint=checkpoint,
+        header=header,
+        target=target,
         precision=precision,
-        provenance=_provenance(checkpoint, header, job),
-        frames=golden,
-        parent_logits=torch_logits(network, inputs),
+        config=config,
+        quantization=target.decide_range(quantization) if calibrates else quantization,
+        weight_bits=_weight_bits(target, precision, quantization, header),
+        calibration=_calibrate(photographs, header.input) if calibrates else None,
     )
+    if calibrates and data is not None and quantization.max_int8_drop is not None:
+        job = replace(job, quantization=_keep_sensitive_layers(job, network, data))
     if trained and compared is None and data is not None:
-        say("it is compared with the quantised checkpoint itself; --reference takes the FP32 one that it was")
-    measuring = _measure(data, compared or network, header.input, gate, fit_temperature, say)
-    return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, inputs, folder), measuring)
+        _log.info("comparing with the quantised checkpoint itself; --reference compares with the FP32 one before it")
+    draft = _draft(job, network, [] if config.generated_golden else photographs)
+    measuring = _measure(data, compared or network, header.input, gate, config.fit_temperature)
+    return write_artifact(out, draft, lambda folder: _write_model(job, network, draft, folder), measuring)
 
 
-def _check_options(
-    to: Target,
-    precision: Precision,
-    batch: int,
-    calibrator: Calibrator,
-    any_cpu: bool | None,
-    keep_within: float | None,
-) -> None:
-    """Raise where options are out of range, before any work is done."""
-    if to not in TARGETS or precision not in PRECISIONS or batch < 0:
-        raise ExportError(
-            f"cannot export {precision!r} at batch {batch} to {to!r}; needed {' or '.join(PRECISIONS)}, a batch of 0"
-            f" (free) or more, and one of {', '.join(TARGETS)}"
-        )
-    if any_cpu and to == "tensorrt-onnx":
-        raise ExportError("7-bit weights are for CPUs; leave out --any-cpu for tensorrt-onnx")
-    if precision == "fp16" and to == "onnx":
-        raise ExportError(
-            "FP16 was asked for onnx, which ONNX Runtime computes in FP32 on a CPU; it is there for tensorrt-onnx and"
-            " openvino: export fp32 or int8"
-        )
-    if calibrator not in CALIBRATORS:
-        raise ExportError(f"there is no calibrator {calibrator!r}; needed one of {', '.join(CALIBRATORS)}")
-    if keep_within is not None and not keep_within >= 0:
-        raise ExportError(f"--keep-within is {keep_within:g} points; needed 0 or more")
+def _check_precision(target: Target, precision: Precision, quantization: QuantizationConfig) -> None:
+    """Raise `ExportError` for options that the target does not support, before any work is done."""
+    if precision not in get_args(Precision):
+        raise ExportError(f"{precision!r} is not a precision. Use one of {', '.join(get_args(Precision))}.")
+    target.check(precision, quantization)
 
 
-def _need_nothing_idle(
-    precision: Precision, calibrator: Calibrator, any_cpu: bool | None, bias_correction: bool, keep_within: float | None
-) -> None:
-    """Raise where an option was given that changes nothing in an export that does not calibrate."""
-    idle = {
-        "--calibrator": calibrator != "minmax",
-        "--bias-correction": bias_correction,
-        "--keep-within": keep_within is not None,
-        "--any-cpu": any_cpu is not None and precision != "int8",
-    }
-    if given := [name for name, is_given in idle.items() if is_given]:
-        raise ExportError(f"{given[0]} changes nothing here; needed --precision int8 of an FP32 checkpoint")
-
-
-def _has_seven_bits(header: Header) -> bool:
-    return header.quantized is not None and header.quantized.any_cpu
+def _refuse_idle(precision: Precision, quantization: QuantizationConfig) -> None:
+    """Raise `ExportError` if an option was given that changes nothing in an export that does not calibrate."""
+    used = {"reduce_range"} if precision == "int8" else set()
+    options = options_of(QuantizationConfig)
+    if idle := [options[name].flag for name in options if name in quantization.changed() - used]:
+        raise ExportError(f"{idle[0]} applies only to --precision int8 on an FP32 checkpoint. Remove it.")
 
 
 def _fp32_of(header: Header, reference: Path, data: object) -> Network:
-    """Load the FP32 network that a quantised one was trained from. Raises `DataError` where it is another."""
+    """Load the FP32 network that a quantised one was trained from. Raises `DataError` if it is another."""
     if data is None:
-        raise DataError("--reference changes nothing without data to compare on; needed --calibration DATA")
+        raise DataError("--reference applies only to a comparison on data. Add --calibration DATA.")
     if header.quantized is None or header.parent != sha256(reference):
         raise DataError(
-            f"--reference {reference} is not what this checkpoint was quantised from; needed the file that was given to"
-            " `edgefg qat`, and only with what that wrote"
+            f"--reference {reference} is not the checkpoint that this one was quantised from. Give the file that"
+            " `edgefg qat` read; for other checkpoints remove the option."
         )
     return load(reference)[0]
 
 
-def _search_kept(
-    job: _Job, network: nn.Module, header: Header, data: ImageDataset, keep_within: float
-) -> tuple[str, ...]:
-    """Search the layers to keep, on a graph of its own, since what is kept is stated beside the file to be written."""
-    if not data.splits["val"]:
-        raise DataError(f"{data.root} has no validation images; needed some to measure what INT8 loses")
+def _open(
+    checkpoint: Path, found: Header, to: TargetName, precision: Precision, quantization: QuantizationConfig
+) -> tuple[Network | QuantizedNetwork, Header]:
+    """Load the checkpoint's network. Raises `ExportError` if it cannot be exported as asked."""
+    if found.quantized is not None:
+        check_trained_for(checkpoint, found.quantized, to, precision, quantization)
+        return load_quantized(checkpoint)
+    network, header = load(checkpoint)
+    need_one_graph(network, header, checkpoint, "export")
+    return network, header
+
+
+def _weight_bits(
+    target: Target, precision: Precision, quantization: QuantizationConfig, header: Header
+) -> WeightBits | None:
+    """Return the width of INT8 weights, and warn if this CPU computes with them as no other does."""
+    if precision != "int8":
+        return None
+    bits = target.weight_bits(quantization)
+    if header.quantized is not None:
+        bits = 7 if header.quantized.reduce_range else 8
+    if target.saturates and bits == 8 and lacks_vnni():
+        _log.warning("this CPU lacks VNNI and saturates with 8-bit weights: the accuracy measured here is too low")
+    return bits
+
+
+def _keep_sensitive_layers(job: _Job, network: nn.Module, data: ImageDataset) -> QuantizationConfig:
+    """Search the layers that have to stay in floating point; return the settings with them.
+
+    The search has a graph of its own, since the manifest names the layers before the model file is written.
+    """
+    limit, samples = job.quantization.max_int8_drop, data.splits["val"]
+    assert limit is not None
+    assert job.calibration is not None
+    if not samples:
+        raise DataError(f"{data.root} has no validation images. --max-int8-drop needs some to measure the loss on.")
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
         source = Path(scratch) / "model.onnx"
-        job.say("exporting to ONNX, to search what INT8 hurts")
-        write_onnx(network, header.input, source, batch=job.batch)
-        samples = data.splits["val"]
-        return find_kept(job.quantizer(source), samples, header.input, keep_within, batch=job.batch, say=job.say)
+        _log.info("exporting to ONNX to search the layers that INT8 hurts")
+        write_onnx(network, job.header.input, source, batch=job.config.batch)
+        quantizer = job.target.quantizer(source, job.calibration.inputs, job.quantization, batch=job.config.batch)
+        kept = find_kept(quantizer, samples, job.header.input, limit)
+    return replace(job.quantization, keep_layers=(*job.quantization.keep_layers, *kept))
 
 
-def _read_data(
-    header: Header,
-    data: ImageDataset | None,
-    calibrates: bool,
-    images: int,
-    seed: int,
-    say: Callable[[str], None],
-) -> tuple[Calibration | None, Sequence[Path]]:
-    """Return what calibrates, None where nothing is calibrated, and the photographs that were chosen, if any."""
-    if data is None:
-        return None, ()
-    count = images if calibrates else _GOLDEN_CANDIDATES
-    paths = choose_balanced(data.splits["train"], count, seed, data.conditions)
-    if not calibrates:
-        return None, paths
-    say(f"reading {len(paths)} calibration images")
-    return read_calibration(paths, header.input), paths
+def _calibrate(photographs: Sequence[Path], spec: InputSpec) -> Calibration:
+    _log.info("reading %d calibration images", len(photographs))
+    return read_calibration(photographs, spec)
 
 
-def _golden_candidates(spec: InputSpec, photographs: Sequence[Path]) -> list[UInt8Array]:
-    """Return frames for the golden set: photographs, or generated ones where there are none."""
-    return [read_image(path) for path in photographs[:_GOLDEN_CANDIDATES]] or synthetic_frames(spec)
+def _draft(job: _Job, network: nn.Module, photographs: Sequence[Path]) -> Draft:
+    """Collect what the manifest and the golden set need; golden frames are generated if there are no photographs."""
+    header = job.header
+    frames = [read_image(path) for path in photographs[:_GOLDEN_CANDIDATES]] or synthetic_frames(header.input)
+    golden = golden_frames(frames, header.input, len(header.labels))
+    return Draft(
+        labels=header.labels,
+        taxonomy=header.taxonomy,
+        input=header.input,
+        precision=job.precision,
+        weight_bits=job.weight_bits,
+        provenance=_provenance(job),
+        frames=golden,
+        parent_logits=torch_logits(network, np.stack([prepare(frame, header.input) for frame in golden])),
+    )
 
 
 def _measure(
-    data: ImageDataset | None,
-    network: nn.Module,
-    spec: InputSpec,
-    gate: Gate | None,
-    fit_temperature: bool,
-    say: Callable[[str], None],
+    data: ImageDataset | None, network: nn.Module, spec: InputSpec, gate: Gate | None, fit_temperature: bool
 ) -> Callable[[Classifier], Measured] | None:
-    """Return what measures an artifact beside its network on validation data; ``test`` is for reporting alone."""
+    """Return a function that measures an artifact beside its network on validation data; ``test`` is for reports."""
     if data is None or not data.splits["val"]:
         why = "no data were given" if data is None else "there are no validation images"
-        say(f"{why}: nothing is compared with the checkpoint, and the temperature stays 1")
+        _log.warning("%s: nothing is compared with the checkpoint, and the temperature stays 1", why)
         return None
     samples, name = data.splits["val"], f"val of {data.root.resolve().name}"
 
@@ -295,52 +250,48 @@ def _measure(
         return torch_logits(network, np.stack([prepare(frame, spec) for frame in frames]))
 
     def measuring(classifier: Classifier) -> Measured:
-        say(f"comparing with the checkpoint on {len(samples)} images")
+        _log.info("comparing with the checkpoint on %d images", len(samples))
         return measure(classifier, samples, name, parent=parent, gate=gate, fit_temperature=fit_temperature)
 
     return measuring
 
 
-def _write_model(job: _Job, network: nn.Module, draft: Draft, inputs: UInt8Array, folder: Path) -> Path:
-    """Write the model file of one artifact into ``folder``; what lies between goes elsewhere and is removed."""
+def _write_model(job: _Job, network: nn.Module, draft: Draft, folder: Path) -> Path:
+    """Write the model file of an artifact into ``folder``; intermediate files are written elsewhere and removed."""
+    inputs, batch = np.stack([prepare(frame, draft.input) for frame in draft.frames]), job.config.batch
     if isinstance(network, QuantizedNetwork):
-        return write_quantized(network, draft.input, job.to, folder, inputs, batch=job.batch, say=job.say)
+        return write_quantized(network, draft.input, job.target, folder, inputs, batch=batch)
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
         source = Path(scratch) / "model.onnx"
-        job.say("exporting to ONNX")
-        write_onnx(network, draft.input, source, batch=job.batch)
+        _log.info("exporting to ONNX")
+        write_onnx(network, draft.input, source, batch=batch)
         check_parity(network, source, inputs)
         if job.calibration is not None:
-            job.say(f"quantising for {_NAMES[job.to]}")
-            quantizer = job.quantizer(source)
-            model = quantizer.write(folder, job.keep)
+            _log.info("quantising for %s", job.target.title)
+            quantizer = job.target.quantizer(source, job.calibration.inputs, job.quantization, batch=batch)
+            model = quantizer.write(folder)
             if quantizer.remark:
-                job.say(quantizer.remark)
+                _log.info(quantizer.remark)
             return model
         if job.precision == "fp16":
-            half = Path(scratch) / "half.onnx"
-            to_half(source, half, batches(inputs, job.batch or 1))
-            source = half
-        if job.to == "openvino":
-            job.say("converting to OpenVINO")
-        return emit(source, job.to, folder)
+            return job.target.emit_fp16(source, folder, batches(inputs, batch or 1))
+        return job.target.emit(source, folder)
 
 
-def _provenance(checkpoint: Path, header: Header, job: _Job) -> Provenance:
+def _provenance(job: _Job) -> Provenance:
+    header, calibration = job.header, job.calibration
     stages = [
         f"{header.kind} {header.backbone} ({header.method}): {header.recipe}",
-        f"export: batch {job.batch or 'free'}",
+        f"export: batch {job.config.batch or 'free'}",
     ]
-    calibration = job.calibration
     if calibration is not None:
-        how = [f"{len(calibration.inputs)} images", job.calibrator]
-        how += ["any CPU"] if job.any_cpu else []
-        how += ["biases corrected"] if job.bias_correction else []
-        how += [f"in floating point: {' '.join(job.keep)}"] if job.keep else []
+        how = [f"{len(calibration.inputs)} images", job.quantization.calibrator, f"{job.weight_bits}-bit weights"]
+        how += ["bias correction"] if job.quantization.bias_correction else []
+        how += [f"in floating point: {' '.join(job.quantization.keep_layers)}"] if job.quantization.keep_layers else []
         stages.append(f"int8: {', '.join(how)}")
     return Provenance(
         edgefg=__version__,
-        parent=sha256(checkpoint),
+        parent=sha256(job.checkpoint),
         teacher=header.teacher,
         dataset=header.dataset,
         split=header.split,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,11 +24,12 @@ from edgefg.evaluation.verify import VerifyReport, verify
 from edgefg.export.distill.distill import distill
 from edgefg.export.export import export_checkpoint
 from edgefg.export.prune.prune import ROUNDS, prune
-from edgefg.export.targets.emit import model_name
+from edgefg.export.targets import target_of
 from edgefg.files import write_json
 from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.quantization import Precision, QuantizationConfig, TargetName
 from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import TrainingConfig
 from edgefg.training.teacher import train_teacher
@@ -60,8 +61,8 @@ class Artifact(NamedTuple):
 
     folder: str
     source: str
-    to: Literal["openvino", "onnx", "tensorrt-onnx"]
-    precision: Literal["fp32", "int8"]
+    to: TargetName
+    precision: Precision
     parent: str | None = None
     """The artifact that it is compared with."""
     row: str = ""
@@ -149,7 +150,7 @@ def run(
 
 
 def _model_file(artifact: Artifact, out: Path) -> Path:
-    return out / artifact.folder / model_name(artifact.to)
+    return out / artifact.folder / target_of(artifact.to).model_name
 
 
 def _export(
@@ -171,7 +172,9 @@ def _export(
             to=artifact.to,
             precision=artifact.precision,
             calibration=data,
-            images=plan.calibration_images,
+            quantization=QuantizationConfig(num_samples=plan.calibration_images)
+            if artifact.precision == "int8"
+            else QuantizationConfig(),
             gate=gate,
         )
     if artifact.parent is None:

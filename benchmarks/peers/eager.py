@@ -22,7 +22,7 @@ import torch
 
 from edgefg.classifier import Classifier
 from edgefg.evaluation.timing import alternate, in_turn
-from edgefg.export.targets.emit import emit
+from edgefg.export.targets import target_of
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.image_io import image_files, read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
@@ -50,7 +50,7 @@ def in_openvino(network: Network, spec: InputSpec, labels: Sequence[str], folder
     """Open a network as FP32 OpenVINO IR."""
     folder.mkdir()
     write_onnx(network, spec, folder / "model.onnx")
-    model = emit(folder / "model.onnx", "openvino", folder)
+    model = target_of("openvino").emit(folder / "model.onnx", folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing proves a bare model
         return Classifier(model, labels=labels, input=spec)

@@ -22,7 +22,7 @@ from edgefg.errors import InferenceError, ManifestError, ParityError, one_line
 from edgefg.preprocess import Color, InputSpec, UInt8Array, prepare
 
 MAX_BYTES = 2_000_000
-_INT8_REMEDY = ", or with --any-cpu for an x86 CPU without VNNI (avx512_vnni, avx_vnni in lscpu)"
+_INT8_REMEDY = ", or with --reduce-range for an x86 CPU without VNNI (avx512_vnni, avx_vnni in lscpu)"
 # What NumPy and zipfile raise for files that are cut off, altered or something else.
 _UNREADABLE = (
     OSError,

@@ -254,6 +254,8 @@ class Manifest(_Part, frozen=True, kw_only=True):
     output: OutputSpec = OutputSpec()
     precision: Literal["fp32", "fp16", "int8", "unknown"]
     """``unknown`` only where a model was opened without a manifest of its own."""
+    weight_bits: Literal[7, 8] | None = None
+    """Width of INT8 weights; None for other precisions, and in manifests of earlier versions."""
     runtime: RuntimeInfo
     files: Annotated[tuple[FileInfo, ...], Meta(min_length=1)]
     golden: GoldenInfo | None = None

@@ -120,12 +120,17 @@ def _options_of(hint: Any, default: Any) -> list[inspect.Parameter]:
         choices = "|".join(option.choices)
         text = f"{choices}: {option.help}" if choices else option.help
         kind = str if choices else option.type
+        flag, value = option.flag, option.value_in(default)
+        if typing.get_origin(kind) is tuple:
+            kind, value = list[str], list(value)
+        if kind == bool | None or (kind is bool and value):
+            flag = f"{flag}/--no-{flag.removeprefix('--')}"
         found.append(
             inspect.Parameter(
                 option.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=option.value_in(default),
-                annotation=Annotated[kind, typer.Option(option.flag, help=text)],
+                default=value,
+                annotation=Annotated[kind, typer.Option(flag, help=text)],
             )
         )
     return found

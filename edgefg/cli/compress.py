@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgefg.cli.app import Count, Except, Only, command, needs, print_json, say
-from edgefg.cli.export import Calibrator
 from edgefg.cli.workstation import Out
 from edgefg.errors import DataError
 from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.quantization import QuantizationConfig
 from edgefg.settings.training import Augmentation, Schedule, TrainingConfig
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _DEFAULTS = TrainingConfig(
 )
 _DISTILLATION = DistillationConfig()
 _PRUNING = PruningConfig()
+_QUANTIZATION = QuantizationConfig()
 # The loss of top-1 is counted against the teacher.
 _GATE = Gate(max_drop=100)
 _HERE = Hardware()
@@ -58,11 +59,7 @@ def compress(
     prune_epochs: Count = 8,
     qat_epochs: Annotated[int, typer.Option(min=0)] = 0,
     train_share: Annotated[float, typer.Option(min=0.1, max=1)] = 0.85,
-    images: Count = 300,
-    calibrator: Calibrator = Calibrator.minmax,
-    bias_correction: bool = False,
-    keep_within: float | None = None,
-    any_cpu: bool | None = None,
+    quantization: Annotated[QuantizationConfig, Except("keep_layers")] = _QUANTIZATION,
     generated_golden: bool = False,
     device: str | None = None,
     measure_again: bool = False,
@@ -103,12 +100,7 @@ def compress(
         qat_epochs: epochs of quantisation-aware training of INT8 finalists, of which the better of both is taken; 0:
             they are calibrated alone.
         train_share: side of the training crops, as a share of the image size.
-        images: how many images calibrate INT8.
-        calibrator: how int8 finds the ranges of activations, see `edgefg export`.
-        bias_correction: correct the biases of int8 networks.
-        keep_within: points of top-1 that int8 may take from a finalist on val; what hurts most stays in floating point.
-        any_cpu: 7-bit weights in int8, for x86 CPUs without VNNI, which saturate with 8; where left out, if this CPU is
-            such a one.
+        quantization: how int8 candidates are made, an option each; --max-int8-drop is for finalists only.
         generated_golden: prove artifacts by generated frames, so that no photograph goes with them.
         device: the engine's device, for instance GPU with OpenVINO.
         measure_again: measure all latencies anew, as where the machine was busy; what another machine measured in this
@@ -135,13 +127,9 @@ def compress(
         prune_epochs=prune_epochs,
         train_share=train_share,
         qat_epochs=qat_epochs,
-        images=images,
         distillation=distillation,
         pruning=pruning,
-        calibrator=calibrator.value,
-        bias_correction=bias_correction,
-        keep_within=keep_within,
-        any_cpu=any_cpu,
+        quantization=quantization,
         generated_golden=generated_golden,
     )
     request = search.Request(

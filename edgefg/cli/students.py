@@ -7,19 +7,21 @@ from typing import Annotated
 
 import typer
 
-from edgefg.cli.app import Count, Only, command, needs, say
-from edgefg.cli.export import Calibrator, Target
+from edgefg.cli.app import Except, Only, command, needs, say
+from edgefg.cli.export import Target
 from edgefg.cli.workstation import PRUNE_DEFAULTS, Out
 from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.options import with_options
 from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.quantization import QuantizationConfig
 from edgefg.settings.training import Schedule, TrainingConfig
 
 _DEFAULTS = TrainingConfig()
 _DISTILLATION = DistillationConfig()
 _HERE = Hardware()
 _PRUNING = PruningConfig()
+_INT8 = QuantizationConfig()
 _QAT_DEFAULTS = TrainingConfig(schedule=Schedule(epochs=3, lr=3e-5))
 
 
@@ -135,9 +137,7 @@ def qat(
     to: Annotated[Target, typer.Option()],
     out: Out,
     teacher: Path | None = None,
-    images: Count = 300,
-    calibrator: Calibrator = Calibrator.minmax,
-    any_cpu: bool | None = None,
+    quantization: Annotated[QuantizationConfig, Except("bias_correction", "max_int8_drop", "keep_layers")] = _INT8,
     config: Annotated[TrainingConfig, Only("schedule", "augmentation")] = _QAT_DEFAULTS,
     hardware: Hardware = _HERE,
     skip_corrupt: bool = False,
@@ -153,11 +153,7 @@ def qat(
         to: openvino (IR), onnx (for ONNX Runtime) or tensorrt-onnx, whose quantiser says where the graph rounds.
         out: folder for the checkpoint and the logs.
         teacher: learn this checkpoint's predictions; where left out those of the student itself, in FP32.
-        images: how many training images find the ranges of activations, balanced by class.
-        calibrator: how those ranges are found: minmax, percentile (0.001 % clipped on each side), mse, or entropy; see
-            export. They stay as they are in training.
-        any_cpu: 7-bit weights, for x86 CPUs without VNNI, which saturate with 8; where left out, if this CPU is
-            such a one.
+        quantization: how the ranges of activations are found, which training keeps, an option each.
         config: the training settings, an option each.
         hardware: where to run, an option each.
         skip_corrupt: leave unreadable images out instead of stopping.
@@ -174,12 +170,9 @@ def qat(
         config,
         to=to.value,
         teacher_path=teacher,
-        images=images,
-        calibrator=calibrator.value,
-        any_cpu=any_cpu,
+        quantization=quantization,
         hardware=hardware,
         skip_corrupt=skip_corrupt,
         restart=restart,
-        progress=say,
     )
     print(path)

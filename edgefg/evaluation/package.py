@@ -71,6 +71,8 @@ class Draft(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """``float32 [K, classes]`` of the FP32 parent for the frames, prepared."""
     taxonomy: tuple[TaxonomyLevel, ...] = ()
     output: OutputSpec = OutputSpec()
+    weight_bits: Literal[7, 8] | None = None
+    """Of INT8."""
     plan: PlanInfo | None = None
     """Of a TensorRT plan."""
 
@@ -247,6 +249,7 @@ def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], M
         labels=draft.labels,
         input=draft.input,
         precision=draft.precision,
+        weight_bits=draft.weight_bits,
         runtime=RuntimeInfo(name="unknown", version="unknown"),
         files=tuple(file_info(path) for path in sorted(model.parent.iterdir())),
         provenance=draft.provenance,

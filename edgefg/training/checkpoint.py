@@ -19,6 +19,7 @@ from edgefg.artifact.manifest import Accuracy
 from edgefg.errors import CheckpointError
 from edgefg.files import atomic_file
 from edgefg.preprocess import InputSpec
+from edgefg.settings.quantization import TargetName
 from edgefg.settings.split import SplitSpec
 from edgefg.taxonomy import TaxonomyLevel
 from edgefg.training.methods import build
@@ -33,8 +34,6 @@ _WIDTHS = (
     *("num_features", "num_channels", "normalized_shape"),
 )
 
-Target = Literal["openvino", "onnx", "tensorrt-onnx"]
-"""What a network is exported for."""
 ChannelPlan = dict[str, dict[str, int | tuple[int, ...]]]
 Option = bool | int | float | str | tuple[str, ...] | None
 
@@ -42,10 +41,10 @@ Option = bool | int | float | str | tuple[str, ...] | None
 class Quantized(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What a network of kind ``qat`` was quantised for."""
 
-    to: Target
+    to: TargetName
     """Target, whose rules say where it rounds."""
-    any_cpu: bool = False
-    """7-bit weights."""
+    reduce_range: bool = msgspec.field(default=False, name="any_cpu")
+    """7-bit weights; ``any_cpu`` in the file, as in all earlier ones."""
     torch: str
     """Version that trained it: the names of the quantisers are its."""
 

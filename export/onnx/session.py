@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from edgefg.errors import ExportError, one_line
+from edgefg.preprocess import UInt8Array
 from edgefg.runtime import EXACT_SUMS
 
 
@@ -22,3 +28,22 @@ def open_session(model: bytes | str, *, optimise: bool = True) -> Any:
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def graph_logits(model: bytes | str, data: Sequence[UInt8Array], *, optimise: bool = True) -> npt.NDArray[np.float32]:
+    """Return the logits, ``float32 [N, classes]``, that ONNX Runtime computes with a graph.
+
+    Args:
+        model: a serialised graph, or the path of one; takes ``uint8 [batch, height, width, 3]``.
+        data: batches of it.
+        optimise: see `open_session`.
+
+    Raises:
+        ExportError: ONNX Runtime cannot run the graph.
+    """
+    try:
+        session = open_session(model, optimise=optimise)
+        name = session.get_inputs()[0].name
+        return np.concatenate([session.run(None, {name: batch})[0] for batch in data])
+    except Exception as exc:  # ONNX Runtime raises a family of its own, plain RuntimeError among them
+        raise ExportError(f"ONNX Runtime cannot run the graph: {one_line(exc)[:300]}") from exc

@@ -14,12 +14,12 @@ from torch import nn
 
 from edgefg import runtime
 from edgefg.evaluation.timing import alternate
-from edgefg.export.quantize.qdq import quantize_onnxruntime
-from edgefg.export.quantize.quantizer import needs_seven_bits
+from edgefg.export.targets import target_of
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.runtime import Runtime
 from edgefg.settings.pruning import Cost
+from edgefg.settings.quantization import QuantizationConfig
 from edgefg.training.models.network import Network
 
 _WARM_UP = 10
@@ -82,12 +82,11 @@ class Stopwatch:
 
     def _open(self, network: Network) -> Runtime:
         with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
-            path = Path(scratch) / "model.onnx"
+            path = Path(scratch) / "fp32.onnx"
             write_onnx(network.eval(), self._spec, path)
-            if self._calibration is not None:
-                path = Path(scratch) / "int8.onnx"
-                seven_bits = needs_seven_bits("onnx", None)  # as the export will have it
-                quantize_onnxruntime(path.with_name("model.onnx"), path, self._calibration, any_cpu=seven_bits)
+            if self._calibration is not None:  # quantised as the export will be
+                quantizer = target_of("onnx").quantizer(path, self._calibration, QuantizationConfig())
+                path = quantizer.write(Path(scratch))
             return runtime.load(path)
 
 

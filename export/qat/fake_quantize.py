@@ -1,41 +1,32 @@
-"""Fake quantisers: round in the forward pass as the deployed graph does, hand the gradient straight through.
+"""Fake quantisers: round in the forward pass as the deployed graph does, pass the gradient straight through.
 
-The straight-through estimator (Bengio et al. 2013) as in Jacob et al. 2018, section 3: what is rounded learns as if it
-were not, and what is cut off learns nothing. The exporter writes each as one QuantizeLinear and one DequantizeLinear.
+The straight-through estimator (Bengio et al. 2013) as in Jacob et al. 2018, section 3: the gradient of a value inside
+the range is 1, that of a clipped value 0. The exporter writes each as one QuantizeLinear and one DequantizeLinear.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-# Below this a channel of weights is nothing but zeros; a scale must be above zero.
+from edgefg.export.quantize.pairs import QuantParams
+
+# A scale must be above zero, also for a channel of zeros.
 _LEAST_SCALE = 1e-8
-
-
-class Rounding(NamedTuple):
-    """How an activation is rounded: ``real = scale · (integer − zero)``."""
-
-    scale: npt.NDArray[np.float32]
-    """``[]``, or ``[C]``, one for each channel of ``[N, C, …]``."""
-    zero: npt.NDArray[np.uint8] | npt.NDArray[np.int8]
-    """The zero point; its type is that of the integers."""
 
 
 class FakeQuantizer(nn.Module):
     """Rounds a float tensor to the levels of 8-bit integers.
 
-    In training by torch's fused operator. In evaluation by ONNX's own formula, which divides by the scale where torch
+    Training uses torch's fused operator. Evaluation uses ONNX's formula, which divides by the scale where torch
     multiplies by its inverse: pixels lie exactly between two levels often enough for the logits to show it.
 
     Args:
         scale: ``float32 []``, or ``[C]``, one for each channel.
-        zero: zero points in the same shape, of the integers' type.
-        axis: of the channels.
+        zero: zero points in the same shape; their type is that of the integers.
+        axis: the axis of the channels.
     """
 
     scale: torch.Tensor
@@ -77,17 +68,17 @@ class FakeQuantizer(nn.Module):
 
 
 class ActivationQuantizer(FakeQuantizer):
-    """Rounds an activation ``[N, …]`` or ``[N, C, …]`` by a fixed scale, which calibration found."""
+    """Rounds an activation ``[N, …]`` or ``[N, C, …]`` with a fixed scale from calibration."""
 
-    def __init__(self, quantizer: Rounding) -> None:
-        super().__init__(torch.tensor(quantizer.scale), torch.tensor(quantizer.zero), axis=1)
+    def __init__(self, params: QuantParams) -> None:
+        super().__init__(torch.tensor(params.scale), torch.tensor(params.zero), axis=1)
 
 
 class WeightQuantizer(FakeQuantizer):
-    """Rounds weights ``[channels, …]`` to symmetric int8, each output channel by its greatest weight as it is now.
+    """Rounds weights ``[channels, …]`` to symmetric int8. The scale of a channel follows its greatest weight.
 
     Args:
-        weights: as they are at first.
+        weights: initial weights.
         limit: greatest integer: 127, or 64 for 7 bits.
     """
 
@@ -99,7 +90,7 @@ class WeightQuantizer(FakeQuantizer):
         self._frozen = False
 
     def freeze(self) -> None:
-        """Leave the scales as they are from now on: an exporter needs constants."""
+        """Keep the scales as they are from now on: an exporter needs constants."""
         self._frozen = True
 
     def forward(self, real: torch.Tensor) -> torch.Tensor:

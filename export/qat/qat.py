@@ -1,20 +1,18 @@
-"""Quantisation-aware training: the last step, which recovers what INT8 lost. Student → quantised student.
+"""Quantisation-aware training: recovers the accuracy that INT8 costs. Student → quantised student.
 
     edgefg qat runs/x/pruned.safetensors DATA --teacher runs/x/teacher.safetensors --to tensorrt-onnx --out runs/x/trt
 
-The target's own quantiser is run once, as for an export, and says where the deployed graph rounds and in which ranges.
-The network, batch norms folded, then learns with fake quantisers in those places (Jacob et al. 2018): activations keep
-their calibrated ranges, weights have ranges that follow them. What it learns are the teacher's predictions on identical
-crops; without a teacher those of the student before quantisation.
+The target's quantiser runs once, as for an export, and shows where the deployed graph rounds, and in which ranges. The
+network, batch norms folded, then learns with fake quantisers in those places (Jacob et al. 2018): activations keep
+their calibrated ranges, the ranges of weights follow the weights. It learns the teacher's predictions on identical
+crops; without a teacher, those of the student before quantisation.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-import onnx
 import torch
 from msgspec.structs import replace
 from torch import nn
@@ -25,23 +23,24 @@ from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import choose_balanced, read_calibration
 from edgefg.errors import DataError
 from edgefg.export.distill.objective import Distillation, Teacher, open_teacher_cache, read_teachers
-from edgefg.export.qat.fake_quantize import Rounding
 from edgefg.export.qat.quantized_network import QuantizedNetwork
-from edgefg.export.qat.quantizers import quantizers_of_onnx, quantizers_of_openvino
-from edgefg.export.quantize.calibrators import Calibrator
-from edgefg.export.quantize.qdq import quantize_openvino
-from edgefg.export.quantize.quantizer import SEVEN_BITS, Quantizer, needs_seven_bits
-from edgefg.export.targets.openvino import convert
+from edgefg.export.targets import target_of
+from edgefg.export.targets.target import Target
 from edgefg.export.tracing.onnx_exporter import need_one_graph
 from edgefg.export.tracing.trainable_graph import trace
-from edgefg.preprocess import UInt8Array
+from edgefg.log import get_logger
+from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.options import with_options
+from edgefg.settings.quantization import QuantizationConfig, TargetName
 from edgefg.settings.training import TrainingConfig
-from edgefg.training.checkpoint import Header, Quantized, Target, load
+from edgefg.training.checkpoint import Header, Quantized, load
 from edgefg.training.loop.stage import train_and_save
 from edgefg.training.models.network import Network, NoOptions
+
+_log = get_logger(__name__)
+_QUANTIZATION = QuantizationConfig()
 
 
 def qat(
@@ -50,17 +49,14 @@ def qat(
     out: Path,
     config: TrainingConfig,
     *,
-    to: Target,
+    to: TargetName,
     teacher_path: Path | None = None,
     distillation: DistillationConfig | None = None,
     teacher_cache: Path | None = None,
-    images: int = 300,
-    calibrator: Calibrator = "minmax",
-    any_cpu: bool | None = None,
+    quantization: QuantizationConfig = _QUANTIZATION,
     hardware: Hardware | None = None,
     skip_corrupt: bool = False,
     restart: bool = False,
-    progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Train a network for the INT8 graph of one target; return the path of ``out/qat.safetensors``.
 
@@ -70,48 +66,46 @@ def qat(
         out: folder for the checkpoint and the run's files.
         config: the training's settings; the input size stays the student's.
         to: target, as for `edgefg.export.export.export_checkpoint`.
-        teacher_path: whose predictions to learn; those of the network itself in FP32 where left out.
-        distillation: what to learn of the teacher; of its predictions alone.
+        teacher_path: checkpoint whose predictions are learned. Default: the network itself, in FP32.
+        distillation: what to learn from the teacher; only its predictions are used.
         teacher_cache: see `edgefg.export.distill.distill.distill`.
-        images: how many training images calibrate, balanced by class.
-        calibrator: how activation ranges are found, see `edgefg.export.quantize.calibrators`.
-        any_cpu: 7-bit weights, see `edgefg.export.export.export_checkpoint`.
-        hardware: where to run; ``auto`` precision is FP32, since FP16 and bfloat16 round more coarsely than 8 bits do.
+        quantization: calibrator, number of calibration images and weight range. ``bias_correction`` and
+            ``max_int8_drop`` are not used, since training replaces them.
+        hardware: where to run. ``auto`` precision is FP32, since FP16 and bfloat16 round more coarsely than 8 bits do.
         skip_corrupt: leave unreadable images out.
-        restart: begin anew where an unfinished run lies in ``out``.
-        progress: called with one line for each step.
+        restart: discard an unfinished run in ``out``.
 
     Raises:
         CheckpointError, DataError, TrainingError: before the first step.
-        ExportError: the network is no single graph, or cannot be traced or quantised.
+        ExportError: the target does not support the settings, or the network is not a single graph or cannot be traced
+            or quantised.
     """
-    say = progress or (lambda _: None)
-    if any_cpu and to == "tensorrt-onnx":
-        raise DataError("7-bit weights are for CPUs; leave out --any-cpu for tensorrt-onnx")
+    target, quantization = target_of(to), with_options(quantization)
+    target.check("int8", quantization)
+    if quantization.keep_layers:
+        raise DataError("--keep-layer does not apply to quantisation-aware training. Remove it.")
     predictions = (distillation or DistillationConfig()).without_maps()
     network, header = load(student_path)
     need_one_graph(network, header, student_path, "quantise")
     (teacher,) = read_teachers([teacher_path or student_path])
     if teacher.header.labels != header.labels:
-        raise DataError(f"{teacher_path} and {student_path} have different classes; needed the student's teacher")
+        raise DataError(f"{teacher_path} and {student_path} have different classes. Give the student's own teacher.")
     _, data = Network.prepare(NoOptions(), load_dataset(data, expected=header, skip_corrupt=skip_corrupt))
     config = with_options(config, image_size=header.input.height)
-    quantized = Quantized(to=to, any_cpu=needs_seven_bits(to, any_cpu), torch=str(torch.__version__))
-    if quantized.any_cpu and any_cpu is None:
-        say(SEVEN_BITS)
-    header = _header_of(header, student_path, teacher, quantized)
-    words = [header.recipe, *predictions.words(), f"{images} images", calibrator]
+    quantization = target.decide_range(quantization)
+    header = _header_of(header, student_path, teacher, to, quantization)
+    words = [header.recipe, *predictions.words(), f"{quantization.num_samples} images", quantization.calibrator]
     header = replace(header, recipe=", ".join(words))
     trained: nn.Module = network
     # A finished run is for `train_and_save` to recognise, by its header alone.
     if restart or not (out / f"{header.kind}.safetensors").exists():
-        chosen = choose_balanced(data.splits["train"], images, config.schedule.seed, data.conditions)
-        say(f"reading {len(chosen)} calibration images")
+        chosen = choose_balanced(data.splits["train"], quantization.num_samples, config.schedule.seed, data.conditions)
+        _log.info("reading %d calibration images", len(chosen))
         inputs = read_calibration(chosen, header.input).inputs
-        say(f"quantising for {to}")
-        trained = quantized_for(network, header, inputs, calibrator)
+        _log.info("quantising for %s", target.title)
+        trained = quantized_for(network, header.input, target, inputs, quantization)
     kept = None if teacher_cache is None else open_teacher_cache(teacher_cache, [teacher], predictions)
-    say("training with the quantisers")
+    _log.info("training with the quantisers")
     hardware = hardware or Hardware()
     if hardware.precision == "auto":
         hardware = replace(hardware, precision="32-true")
@@ -128,44 +122,47 @@ def qat(
     )
 
 
-def _header_of(header: Header, student_path: Path, teacher: Teacher, quantized: Quantized) -> Header:
-    """Return the header of the quantised network but for how it was calibrated."""
-    any_cpu = ", any CPU" if quantized.any_cpu else ""
+def _header_of(
+    header: Header, student_path: Path, teacher: Teacher, to: TargetName, quantization: QuantizationConfig
+) -> Header:
+    """Return the header of the quantised network without a word on how it was calibrated."""
+    quantized = Quantized(to=to, reduce_range=bool(quantization.reduce_range), torch=str(torch.__version__))
+    bits = ", any CPU" if quantized.reduce_range else ""
     return replace(
         header,
         kind="qat",
         quantized=quantized,
         parent=sha256(student_path),
-        recipe=f"{header.recipe}; qat for {quantized.to}{any_cpu}, teacher {teacher.sha256[:12]}",
+        recipe=f"{header.recipe}; qat for {to}{bits}, teacher {teacher.sha256[:12]}",
         validation=None,
         edgefg=__version__,
     )
 
 
 def quantized_for(
-    network: Network, header: Header, inputs: UInt8Array, calibrator: Calibrator = "minmax"
+    network: Network,
+    spec: InputSpec,
+    target: Target,
+    inputs: UInt8Array,
+    quantization: QuantizationConfig = _QUANTIZATION,
 ) -> QuantizedNetwork:
     """Return a network with fake quantisers where its target's quantiser has quantisers, in the same ranges.
 
     Args:
         network: FP32, in evaluation mode.
-        header: of the quantised network: its input, and what it is quantised for.
-        inputs: ``uint8 [K, height, width, 3]`` RGB that calibrate.
-        calibrator: see `edgefg.export.quantize.calibrators`.
+        spec: the network's input.
+        target: the target.
+        inputs: calibration images, ``uint8 [K, height, width, 3]`` RGB.
+        quantization: calibrator and weight range.
 
     Raises:
         ExportError: the network cannot be traced or quantised.
     """
-    quantized = header.quantized
-    assert quantized is not None
-    traced = trace(network, header.input, fold_scale=quantized.to == "openvino")
+    plain = replace(quantization, bias_correction=False)
+    traced = trace(network, spec, fold_scale=target.folds_scale)
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
         source = Path(scratch) / "float.onnx"
         source.write_bytes(traced.model.SerializeToString())
-        found: dict[str, Rounding]
-        if quantized.to == "openvino":
-            found = quantizers_of_openvino(quantize_openvino(convert(source), inputs, batch=0, calibrator=calibrator))
-        else:
-            quantizer = Quantizer(quantized.to, source, inputs, batch=0, calibrator=calibrator)
-            found = quantizers_of_onnx(onnx.load(quantizer.write(Path(scratch))))
-    return QuantizedNetwork(traced.graph, found, any_cpu=quantized.any_cpu)
+        model = target.quantizer(source, inputs, plain, batch=0).write(Path(scratch))
+        activations = target.activation_params(model)
+    return QuantizedNetwork(traced.graph, activations, reduce_range=target.weight_bits(quantization) == 7)

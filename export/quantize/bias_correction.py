@@ -1,10 +1,10 @@
-"""Bias correction: what quantisation shifts a layer's mean output by is taken off its bias.
+"""Bias correction: the shift that quantisation causes in a layer's mean output is subtracted from its bias.
 
 Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2 and appendix D:
-the empirical correction, layer by layer, each one measured with the layers before it corrected. The FP32 graph is
-corrected, and then quantised anew, so that it serves float and int32 biases alike.
+the empirical correction, layer by layer, each measured with the layers before it corrected. The FP32 graph is
+corrected and then quantised again, so that the correction serves float and int32 biases alike.
 
-NNCF corrects by itself, and is not corrected here.
+NNCF has a correction of its own, so OpenVINO's models are not corrected here.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
-from tqdm import tqdm
 
 from edgefg.errors import ExportError, one_line
 from edgefg.export.onnx.graph import Graph
 from edgefg.export.onnx.rules import INPUT
 from edgefg.export.onnx.session import open_session
 from edgefg.preprocess import UInt8Array
+from edgefg.progress import track
 
 Quantise = Callable[[onnx.ModelProto], onnx.ModelProto]
 """FP32 graph → QDQ graph of the same layers by the same names, with float biases."""
@@ -34,10 +34,10 @@ def correct_biases(model: onnx.ModelProto, quantise: Quantise, data: Sequence[UI
     """Return an FP32 graph whose quantised form gives each layer the mean output that it has in FP32.
 
     Args:
-        model: FP32, of ``uint8 [batch, height, width, 3]``, opset 18 or later; not changed. Corrected are the Conv and
-            Gemm nodes with constant weights.
-        quantise: quantises it, with the ranges that it will have in the end.
-        data: batches of images to take the means over: one more run of all of them for each layer.
+        model: FP32, of ``uint8 [batch, height, width, 3]``, opset 18 or later; not changed. The Conv and Gemm nodes
+            with constant weights are corrected.
+        quantise: quantises it, with the final ranges.
+        data: batches of images to take the means over. All of them run once more for each layer.
 
     Raises:
         ExportError: ONNX Runtime cannot run the graphs.
@@ -48,7 +48,7 @@ def correct_biases(model: onnx.ModelProto, quantise: Quantise, data: Sequence[UI
     try:
         expected = _Means(own, layers, {}).run(data, {})
         measured = _Means(quantise(own), layers, biases)
-        for node in tqdm(layers, "correcting biases", disable=None, leave=False):
+        for node in track(layers, "correcting biases"):
             shift = measured.run(data, biases)[node.name] - expected[node.name]
             biases[node.input[2]] = (biases[node.input[2]] - shift).astype(np.float32)
     except ExportError:
@@ -62,7 +62,7 @@ def correct_biases(model: onnx.ModelProto, quantise: Quantise, data: Sequence[UI
 
 
 def _channels(graph: Graph, node: onnx.NodeProto) -> int:
-    """Return how many output channels a node has; 0 where it is no layer of plain constants as weights and bias."""
+    """Return how many output channels a node has; 0 if it is not a layer with constant weights and bias."""
     if node.op_type not in ("Conv", "Gemm") or node.input[1] not in graph.constants:
         return 0
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
@@ -74,7 +74,7 @@ def _channels(graph: Graph, node: onnx.NodeProto) -> int:
 
 
 def _with_own_biases(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
-    """Copy a graph and give each layer a bias that no other one reads, of zeros where it had none; return both."""
+    """Copy a graph and give each layer a bias of its own, zeros if it had none; return the copy and the layers."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = Graph(copy)
@@ -92,7 +92,7 @@ def _with_own_biases(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx
 
 
 class _Means:
-    """Runs a graph for the mean output of each channel of its layers, over images and places."""
+    """Runs a graph for the mean output of each channel of its layers, over images and positions."""
 
     def __init__(self, model: onnx.ModelProto, layers: Sequence[onnx.NodeProto], biases: Mapping[str, _Floats]) -> None:
         probed = onnx.ModelProto()
@@ -106,7 +106,7 @@ class _Means:
             source = nodes[layer.name].output[0]
             graph.node.append(helper.make_node("ReduceMean", [source, f"{name}_axes"], [name], keepdims=0))
             graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None]))
-        # A constant that is an input as well may be given anew with every run.
+        # A constant that is an input as well may be replaced in every run.
         for bias, values in biases.items():
             graph.input.append(helper.make_tensor_value_info(bias, onnx.TensorProto.FLOAT, values.shape))
         self._session = open_session(probed.SerializeToString())

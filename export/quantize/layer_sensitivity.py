@@ -1,4 +1,4 @@
-"""What each layer's quantisation costs by itself: the logits with that layer alone in INT8 against FP32's.
+"""Sensitivity of each layer to INT8: the logits with only that layer quantised against FP32's.
 
     edgefg sensitivity runs/x/student.safetensors DATA --to tensorrt-onnx
 
@@ -14,28 +14,29 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from edgefg import runtime
 from edgefg.data import load_dataset
 from edgefg.data.calibration import batches, choose_balanced, read_calibration
 from edgefg.errors import DataError
-from edgefg.export.quantize.calibrators import Calibrator
-from edgefg.export.quantize.quantizer import Quantizer
+from edgefg.export.quantize.quantizer import MakesQuantizers, Quantizer
 from edgefg.export.tracing.onnx_exporter import need_one_graph, write_onnx
 from edgefg.preprocess import UInt8Array
-from edgefg.training.checkpoint import Target, load
+from edgefg.progress import track
+from edgefg.settings.quantization import QuantizationConfig, TargetName
+from edgefg.training.checkpoint import load
 
 _Floats = npt.NDArray[np.float32]
+_QUANTIZATION = QuantizationConfig(num_samples=32)
 
 
 class LayerSensitivity(msgspec.Struct, frozen=True):
-    """What it costs to quantise one layer and no other."""
+    """The cost of quantising one layer and no other."""
 
     layer: str
     """Its node's name in the ONNX graph."""
     sqnr: float
-    """Signal-to-quantisation-noise ratio of the logits, decibels; infinite, in JSON null, where they do not change."""
+    """Signal-to-quantisation-noise ratio of the logits, decibels; infinite, in JSON null, if they do not change."""
     mse: float
     """Mean squared error of the logits."""
     agreement: float
@@ -43,9 +44,9 @@ class LayerSensitivity(msgspec.Struct, frozen=True):
 
 
 class Scan(msgspec.Struct, frozen=True):
-    """The layers of a network, what hurts most first."""
+    """The layers of a network, the most sensitive first."""
 
-    to: Target
+    to: TargetName
     images: int
     """How many images were compared."""
     layers: tuple[LayerSensitivity, ...]
@@ -55,30 +56,28 @@ class Scan(msgspec.Struct, frozen=True):
         width = max(len(row.layer) for row in self.layers)
         rows = [f"{row.layer:{width}}{row.sqnr:9.1f}{row.mse:12.3g}{row.agreement:11.1%}" for row in self.layers]
         head = f"{'layer':{width}}{'SQNR dB':>9}{'MSE':>12}{'agreement':>11}"
-        return "\n".join([f"{self.to}, {self.images} images, each layer alone in INT8, worst first", head, *rows])
+        return "\n".join([f"{self.to}, {self.images} images, one layer at a time in INT8, worst first", head, *rows])
 
 
 def sensitivity(
     checkpoint: Path,
     data: Path,
+    target: MakesQuantizers,
     *,
-    to: Target,
-    images: int = 32,
     compared: int = 64,
-    calibrator: Calibrator = "minmax",
+    quantization: QuantizationConfig = _QUANTIZATION,
     seed: int = 0,
     skip_corrupt: bool = False,
 ) -> Scan:
-    """Scan a checkpoint's layers, on images of the data set that it was trained on.
+    """Scan a checkpoint's layers on images of the data set that it was trained on.
 
     Args:
         checkpoint: ``.safetensors`` of a teacher, a student or a pruned student.
-        data: the data set; its training images calibrate, its validation images are compared.
-        to: the target whose INT8 is scanned.
-        images: how many images calibrate.
+        data: the data set. Training images calibrate, validation images are compared.
+        target: the target whose INT8 is scanned.
         compared: how many images are compared, balanced by class.
-        calibrator: see `edgefg.export.quantize.calibrators`.
-        seed: chooses the images.
+        quantization: calibrator, number of calibration images and weight range.
+        seed: seed of the choice of images.
         skip_corrupt: leave unreadable images out instead of raising.
 
     Raises:
@@ -90,42 +89,41 @@ def sensitivity(
     need_one_graph(network, header, checkpoint, "scan")
     loaded = load_dataset(data, expected=header, skip_corrupt=skip_corrupt)
     if not loaded.splits["val"]:
-        raise DataError(f"{data} has no validation images; needed some to compare INT8 with FP32 on")
+        raise DataError(f"{data} has no validation images. The scan needs some to compare INT8 with FP32 on.")
     chosen = (
         choose_balanced(loaded.splits[split], count, seed, loaded.conditions)
-        for split, count in (("train", images), ("val", compared))
+        for split, count in (("train", quantization.num_samples), ("val", compared))
     )
     calibrating, comparing = (read_calibration(paths, header.input).inputs for paths in chosen)
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
         source = Path(scratch) / "fp32.onnx"
         write_onnx(network, header.input, source)
-        return scan(Quantizer(to, source, calibrating, calibrator=calibrator), comparing)
+        return scan(target.quantizer(source, calibrating, quantization), comparing)
 
 
-def scan(quantizer: Quantizer, inputs: UInt8Array, batch: int = 1) -> Scan:
-    """Quantise layer by layer, each one alone, and compare the logits with FP32's.
+def scan(quantizer: Quantizer, inputs: UInt8Array) -> Scan:
+    """Quantise one layer at a time and compare the logits with FP32's.
 
     Args:
-        quantizer: of the network, at a batch size of ``batch``.
+        quantizer: writes INT8 model files of the network.
         inputs: images to compare on, ``uint8 [K, height, width, 3]`` RGB.
-        batch: the graph's fixed batch size; 0 where it is free.
 
     Raises:
         ExportError: a layer cannot be quantised.
     """
-    data = batches(inputs, batch or 1)
+    data = batches(inputs, quantizer.batch or 1)
     expected = np.concatenate(list(logits_of(quantizer.source, data)))[: len(inputs)]
     rows = []
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
-        for layer in tqdm(quantizer.layers, "layers", disable=None, leave=False):
-            model = quantizer.write_alone(Path(scratch), layer)
+        for layer in track(quantizer.layers, "scanning layers"):
+            model = quantizer.write_single(Path(scratch), layer)
             found = np.concatenate(list(logits_of(model, data)))[: len(inputs)]
             rows.append(_compare(layer, found, expected))
-    return Scan(quantizer.to, len(inputs), tuple(sorted(rows, key=lambda row: row.sqnr)))
+    return Scan(quantizer.target, len(inputs), tuple(sorted(rows, key=lambda row: row.sqnr)))
 
 
 def logits_of(model: Path, data: Iterable[UInt8Array]) -> Iterator[_Floats]:
-    """Yield the logits, ``float32 [batch, classes]``, that a model file gives for each batch."""
+    """Yield the logits, ``float32 [batch, classes]``, of a model file for each batch."""
     opened = runtime.load(model)
     try:
         for batch in data:

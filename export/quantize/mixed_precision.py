@@ -1,7 +1,7 @@
-"""Which layers have to stay in floating point so that INT8 costs no more accuracy than is allowed.
+"""Mixed precision: which layers have to stay in floating point so that INT8 costs no more accuracy than is allowed.
 
-One greedy search for every target. NNCF's ``quantize_with_accuracy_control`` would serve OpenVINO alone, ranks and
-reverts by rules of its own, and could not tell TensorRT's graph from ONNX Runtime's; here the order comes from the scan
+One greedy search for every target. NNCF's ``quantize_with_accuracy_control`` would serve OpenVINO only, ranks and
+reverts by rules of its own, and could not tell TensorRT's graph from ONNX Runtime's. Here the order comes from the scan
 (`edgefg.export.quantize.layer_sensitivity`), and the number of kept layers doubles, so that a network of 50 layers is
 quantised and measured at most eight times.
 """
@@ -21,8 +21,10 @@ from edgefg.errors import ExportError
 from edgefg.export.quantize.layer_sensitivity import logits_of, scan
 from edgefg.export.quantize.quantizer import Quantizer
 from edgefg.image_io import read_image
+from edgefg.log import get_logger
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 
+_log = get_logger(__name__)
 _Built = TypeVar("_Built")
 # Images that the layers are ranked on.
 _SCANNED = 32
@@ -30,12 +32,12 @@ _AT_ONCE = 16
 
 
 class Kept(NamedTuple):
-    """What a search found."""
+    """Result of a search."""
 
     layers: tuple[str, ...]
-    """Names of the layers that stay in floating point, what hurts most first; empty where none has to."""
+    """Names of the layers that stay in floating point, the most sensitive first; empty if none has to."""
     drop: float
-    """What is lost against FP32 then, in points of top-1; negative where something is won."""
+    """Loss of top-1 against FP32 with them, percentage points; negative for a gain."""
 
 
 def search(
@@ -43,59 +45,49 @@ def search(
     measure: Callable[[_Built], float],
     order: Callable[[], Sequence[str]],
     limit: float,
-    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[_Built, Kept]:
-    """Keep no layer, then the first one of the order, the first two, four, …, all, until what is lost is allowed.
+    """Keep no layer, then the first one of the order, the first two, four, …, all, until the loss is allowed.
 
     Args:
         build: quantises all layers but the given ones.
-        measure: returns how many points of top-1 that loses against FP32.
-        order: returns all layers, what hurts most first; called once, and only where INT8 throughout loses too much.
-        limit: how many points may be lost.
-        say: told each try.
+        measure: returns the loss of top-1 against FP32, percentage points.
+        order: returns all layers, the most sensitive first. Called once, and only if INT8 throughout loses too much.
+        limit: the allowed loss, percentage points.
 
     Returns:
-        What ``build`` built last, and what was kept for it.
+        The last result of ``build``, and the layers kept for it.
 
     Raises:
-        ExportError: even with all layers in floating point more is lost.
+        ExportError: even with all layers in floating point the loss is larger.
     """
     layers: Sequence[str] = ()
     count = 0
     while True:
         built = build(frozenset(layers[:count]))
         found = Kept(tuple(layers[:count]), measure(built))
-        say(f"with {count or 'no'} layers in floating point INT8 loses {found.drop:.2f} points, allowed are {limit:g}")
+        _log.info(
+            "INT8 with %s layers in floating point loses %.2f points of %g allowed", count or "no", found.drop, limit
+        )
         if found.drop <= limit:
             return built, found
         if count == 0:
             layers = order()
-        if count == len(layers):  # none of none too
+        if count == len(layers):  # also if there are none
             raise ExportError(
                 f"INT8 loses {found.drop:.2f} points of top-1 on the validation images even with all {count} layers in"
-                f" floating point, allowed are {limit:g}; allow more, or export fp16 or fp32"
+                f" floating point; {limit:g} are allowed. Increase --max-int8-drop, or export fp16 or fp32."
             )
         count = min(max(1, 2 * count), len(layers))
 
 
-def find_kept(
-    quantizer: Quantizer,
-    samples: Sequence[Sample],
-    spec: InputSpec,
-    limit: float,
-    *,
-    batch: int = 1,
-    say: Callable[[str], None] = lambda _: None,
-) -> tuple[str, ...]:
+def find_kept(quantizer: Quantizer, samples: Sequence[Sample], spec: InputSpec, limit: float) -> tuple[str, ...]:
     """Return the layers to keep so that top-1 on labelled images drops by no more than ``limit`` points below FP32's.
 
     Args:
-        quantizer: of the network; its file is written, measured and thrown away.
-        samples: labelled images, the validation split: what is chosen on them flatters them a little.
+        quantizer: writes INT8 model files of the network; each is measured and deleted.
+        samples: labelled images, the validation split. A choice made on them flatters them a little.
         spec: the network's input.
         limit: percentage points.
-        batch: the graph's fixed batch size; 0 where it is free.
-        say: told each step.
 
     Raises:
         DataError: an image cannot be read.
@@ -103,18 +95,19 @@ def find_kept(
     """
 
     def drop(model: Path) -> float:
-        return 100 * (reference - _top1(model, samples, spec, batch))
+        return 100 * (reference - _top1(model, samples, spec, quantizer.batch))
 
     def order() -> list[str]:
-        say(f"scanning {len(quantizer.layers)} layers for what hurts most")
+        _log.info("scanning %d layers", len(quantizer.layers))
         inputs = read_calibration(choose_balanced(samples, _SCANNED), spec).inputs
-        return [row.layer for row in scan(quantizer, inputs, batch).layers]
+        asked = quantizer.config.keep_layers
+        return [row.layer for row in scan(quantizer, inputs).layers if row.layer not in asked]
 
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
-        reference = _top1(quantizer.source, samples, spec, batch)
-        _, kept = search(lambda keep: quantizer.write(Path(scratch), keep), drop, order, limit, say)
+        reference = _top1(quantizer.source, samples, spec, quantizer.batch)
+        _, kept = search(lambda keep: quantizer.write(Path(scratch), keep), drop, order, limit)
     if kept.layers:
-        say(f"kept in floating point: {', '.join(kept.layers)}")
+        _log.info("kept in floating point: %s", ", ".join(kept.layers))
     return kept.layers
 
 

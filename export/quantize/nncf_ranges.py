@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgefg.export.quantize.calibrators import BINS, Calibrator, Histogram, choose_range
+from edgefg.export.quantize.calibrators import BINS, Histogram, choose_range
+from edgefg.settings.quantization import Calibrator
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from edgefg.artifact.manifest import Accuracy, read_manifest
 from edgefg.errors import EdgefgError, ExportError, TrainingError
 from edgefg.evaluation.gate import judge
@@ -13,7 +15,9 @@ from edgefg.export.export import export_checkpoint
 from edgefg.export.qat.qat import qat
 from edgefg.export.search.candidates import Precision, Shape, Stage
 from edgefg.export.search.context import Site
-from edgefg.export.targets.emit import model_name
+from edgefg.export.targets import target_of
+from edgefg.settings.export import ExportConfig
+from edgefg.settings.quantization import QuantizationConfig
 
 # Called with what is left out and why.
 LeaveOut = Callable[[str, EdgefgError], None]
@@ -31,11 +35,12 @@ def export_candidate(
     """
     folder = site.out / stage / shape.name / precision
     full = stage == "full"
-    if (model := folder / model_name(site.target)).is_file():
+    if (model := folder / target_of(site.target).model_name).is_file():
         return model
     if precision == "int8" and full and site.training.qat_epochs:
         return _better_of_both(site, checkpoint, shape, folder, leave_out)
-    return _export(site, checkpoint, folder, precision, keep_within=site.training.keep_within if full else None)
+    drop = site.training.quantization.max_int8_drop if full else None
+    return _export(site, checkpoint, folder, precision, max_int8_drop=drop)
 
 
 def accuracy_of(model: Path) -> Accuracy:
@@ -84,7 +89,7 @@ def _take(site: Site, model: Path, folder: Path) -> Path:
 def choose_again(site: Site) -> None:
     """Take the other one of calibration and training in INT8 where another gate wants it; forget its latency."""
     for folder in sorted((site.out / "full").glob("*/int8")):
-        model = folder / model_name(site.target)
+        model = folder / target_of(site.target).model_name
         ways = [folder.with_name(f"int8-{way}") / model.name for way in ("calibrated", "trained")]
         if not (model.is_file() and all(way.is_file() for way in ways)):
             continue
@@ -100,34 +105,31 @@ def _export(
     folder: Path,
     precision: Precision,
     *,
-    keep_within: float | None = None,
+    max_int8_drop: float | None = None,
     reference: Path | None = None,
 ) -> Path:
     """Export a checkpoint into a folder, unless it was before, and return the model file.
 
     No gate is kept here: a candidate that lost too much is a result too, see `failures`.
     """
-    model = folder / model_name(site.target)
+    model = folder / target_of(site.target).model_name
     if model.is_file():
         return model
     training = site.training
     site.say(f"export: {folder.relative_to(site.out)}")
-    calibrates = precision == "int8" and reference is None
+    quantization = QuantizationConfig()
+    if precision == "int8" and reference is None:
+        quantization = replace(training.quantization, max_int8_drop=max_int8_drop)
     return export_checkpoint(
         checkpoint,
         folder,
         to=site.target,
         precision=precision,
         calibration=site.data,
-        images=training.images,
-        calibrator=training.calibrator if calibrates else "minmax",
-        bias_correction=training.bias_correction and calibrates,
-        keep_within=keep_within if calibrates else None,
-        any_cpu=training.any_cpu if precision == "int8" else None,
+        config=ExportConfig(generated_golden=training.generated_golden),
+        quantization=quantization,
         gate=None,
         reference=reference,
-        generated_golden=training.generated_golden,
-        progress=site.say,
     )
 
 
@@ -142,9 +144,6 @@ def _train_in_int8(site: Site, checkpoint: Path, shape: Shape) -> Path:
         teacher_path=site.teacher,
         distillation=site.training.distillation,
         teacher_cache=site.teacher_cache,
-        images=site.training.images,
-        calibrator=site.training.calibrator,
-        any_cpu=site.training.any_cpu,
+        quantization=site.training.quantization,
         hardware=site.hardware,
-        progress=site.say,
     )

@@ -12,7 +12,6 @@ from msgspec.structs import replace
 from edgefg.artifact.manifest import Accuracy
 from edgefg.data import ImageDataset
 from edgefg.errors import EdgefgError, HardwareError
-from edgefg.export.quantize.calibrators import Calibrator
 from edgefg.export.search.candidates import Precision, Shape, Stage, Target
 from edgefg.preprocess import InputSpec
 from edgefg.settings.distillation import DistillationConfig
@@ -20,6 +19,7 @@ from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.options import with_options
 from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.quantization import QuantizationConfig
 from edgefg.settings.training import TrainingConfig
 
 _MULTIPLE = 16
@@ -41,20 +41,13 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     """Of the fine-tuning of a pruned finalist; of the others as many in proportion."""
     train_share: float
     """Side of the training crops, as a share of the image size."""
-    images: int
-    """How many calibrate INT8."""
+    quantization: QuantizationConfig = QuantizationConfig()
+    """``max_int8_drop`` is for finalists only."""
     qat_epochs: int = 0
     """Of quantisation-aware training of INT8 finalists, beside calibration; 0: they are calibrated alone."""
     distillation: DistillationConfig = DistillationConfig()
     pruning: PruningConfig = PruningConfig()
     """How candidates are pruned; how far is each one's own."""
-    # As `edgefg.export.export.export_checkpoint` has them.
-    calibrator: Calibrator = "minmax"
-    bias_correction: bool = False
-    keep_within: float | None = None
-    """Of finalists."""
-    any_cpu: bool | None = None
-    """7-bit weights."""
     generated_golden: bool = False
 
     def of(self, size: int, stage: Stage) -> TrainingConfig:

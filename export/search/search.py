@@ -23,7 +23,6 @@ from edgefg.data import ImageDataset, load_dataset
 from edgefg.errors import DataError, EdgefgError, ExportError, TrainingError, one_line
 from edgefg.evaluation.package import copy_artifact, remove_stale_below
 from edgefg.evaluation.verify import VerifyReport, verify
-from edgefg.export.quantize.quantizer import SEVEN_BITS, needs_seven_bits
 from edgefg.export.search.artifacts import choose_again
 from edgefg.export.search.candidates import (
     Candidate,
@@ -40,17 +39,21 @@ from edgefg.export.search.candidates import (
 )
 from edgefg.export.search.context import Site, Training
 from edgefg.export.search.trials import finished, measure_again, measure_untrained, try_out
+from edgefg.export.targets import target_of
 from edgefg.files import write_json
 from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import options_of, with_options
+from edgefg.settings.quantization import QuantizationConfig
 from edgefg.training.checkpoint import load, read_header
 from edgefg.training.loop.fit import score
 
 FRONT = "front.json"
 CHOSEN = "chosen"
 _IDENTITY = "compress.json"
-# Grows where the same settings give other candidates. 1: cross entropy with DIST and DKD, a strict cap, percentiles.
-_VERSION = 1
+# Grows where the same settings give other candidates. 1: cross entropy with DIST and DKD, a strict cap, percentiles;
+# 2: NNCF's own range estimators, settings of quantisation in one object.
+_VERSION = 2
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +126,7 @@ def compress(
     if not data.splits["val"]:
         raise DataError(f"{data_root} has no validation images; needed some to choose a student by")
     _need_nothing_idle(request)
-    request = msgspec.structs.replace(request, training=_with_bits(request, out, say))
+    request = msgspec.structs.replace(request, training=_with_bits(request, out))
     identity = _Identity(
         teacher=sha256(teacher),
         dataset=data.fingerprint,
@@ -160,34 +163,30 @@ def compress(
 def _need_nothing_idle(request: Request) -> None:
     """Raise where an option makes no sense, before anything is written: a search's folder keeps what it was given."""
     training = request.training
-    of_int8 = {
-        "--any-cpu": training.any_cpu is not None,
-        "--calibrator": training.calibrator != "minmax",
-        "--bias-correction": training.bias_correction,
-        "--keep-within": training.keep_within is not None,
-        "--qat-epochs": training.qat_epochs > 0,
-    }
-    if "int8" not in request.space.precisions and (given := [name for name, is_given in of_int8.items() if is_given]):
-        raise DataError(f"{given[0]} changes nothing without --precision int8; leave it out")
-    if training.keep_within is None:
-        return
-    if not training.keep_within >= 0:
-        raise DataError(f"--keep-within is {training.keep_within:g} points; needed 0 or more")
-    if training.qat_epochs:
+    quantization = with_options(training.quantization)
+    target_of(request.target).check("int8", quantization)
+    options = options_of(QuantizationConfig)
+    idle = [options[name].flag for name in options if name in quantization.changed() - {"num_samples"}]
+    idle += ["--qat-epochs"] if training.qat_epochs else []
+    if idle and "int8" not in request.space.precisions:
+        raise DataError(f"{idle[0]} applies only to --precision int8. Remove it.")
+    if quantization.max_int8_drop is not None and training.qat_epochs:
         # The one is slower for its layers in floating point, the other not: accuracy alone could not choose.
-        raise DataError("--keep-within and --qat-epochs are two ways to the same end; needed one of them")
+        raise DataError("--max-int8-drop and --qat-epochs serve the same purpose. Remove one of them.")
 
 
-def _with_bits(request: Request, out: Path, say: Callable[[str], None]) -> Training:
-    """Settle how many bits weights take: as asked, as the folder's search has it, or as this CPU needs."""
-    training, path = request.training, out / _IDENTITY
-    if training.any_cpu is None and path.is_file():
-        earlier = _read_identity(path).training.any_cpu
-        return msgspec.structs.replace(training, any_cpu=earlier)
-    seven_bits = needs_seven_bits(request.target, training.any_cpu)
-    if seven_bits and training.any_cpu is None and "int8" in request.space.precisions:
-        say(SEVEN_BITS)
-    return msgspec.structs.replace(training, any_cpu=seven_bits)
+def _with_bits(request: Request, out: Path) -> Training:
+    """Decide how many bits weights take: as asked, as the folder's search has it, or as this CPU needs."""
+    training, path, target = request.training, out / _IDENTITY, target_of(request.target)
+    quantization = training.quantization
+    if quantization.reduce_range is None and path.is_file():
+        earlier = _read_identity(path).training.quantization.reduce_range
+        quantization = msgspec.structs.replace(quantization, reduce_range=earlier)
+    elif "int8" in request.space.precisions:
+        quantization = target.decide_range(quantization)
+    else:
+        quantization = msgspec.structs.replace(quantization, reduce_range=target.weight_bits(quantization) == 7)
+    return msgspec.structs.replace(training, quantization=quantization)
 
 
 def _read_identity(path: Path) -> _Identity:

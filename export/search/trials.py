@@ -26,16 +26,16 @@ from edgefg.export.distill.distill import distill
 from edgefg.export.prune.channels import remove_channels
 from edgefg.export.prune.cost import Yardstick
 from edgefg.export.prune.prune import prune
-from edgefg.export.quantize.quantizer import Quantizer
 from edgefg.export.search.artifacts import LeaveOut, accuracy_of, export_candidate, failures
 from edgefg.export.search.candidates import Candidate, Precision, Shape, Stage
 from edgefg.export.search.context import Site
-from edgefg.export.targets.emit import emit, model_name
+from edgefg.export.targets import target_of
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.files import write_json
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec
 from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.quantization import QuantizationConfig
 from edgefg.training.models.network import Network
 from edgefg.training.weights import load_backbone
 
@@ -91,7 +91,7 @@ def _make_untrained(
     made: dict[tuple[Shape, Precision], Path] = {}
     for shape in dict.fromkeys(shape for shape, _ in missing):
         folder = site.out / "untrained" / shape.name
-        paths = {one: folder / one / model_name(site.target) for other, one in missing if other == shape}
+        paths = {one: folder / one / target_of(site.target).model_name for other, one in missing if other == shape}
         if lacking := {precision: path for precision, path in paths.items() if not path.is_file()}:
             site.say(f"untrained: {shape.name}")
             _write_untrained(site, shape, lacking, leave_out)
@@ -185,7 +185,7 @@ def _candidate(
     site: Site, shape: Shape, precision: Precision, stage: Stage, times: tuple[float, float, float]
 ) -> Candidate:
     """Put together what is known of a trained candidate."""
-    model = site.out / stage / shape.name / precision / model_name(site.target)
+    model = site.out / stage / shape.name / precision / target_of(site.target).model_name
     accuracy = accuracy_of(model)
     low, middle, high = times
     return Candidate(
@@ -259,9 +259,10 @@ def _write_graph(site: Site, source: Path, spec: InputSpec, precision: Precision
     if precision == "int8":
         paths = choose_balanced(site.data.splits["train"], _CALIBRATION_IMAGES)
         inputs = read_calibration(paths, spec).inputs
-        Quantizer(site.target, source, inputs, any_cpu=site.training.any_cpu).write(folder)
+        config = QuantizationConfig(reduce_range=site.training.quantization.reduce_range)
+        target_of(site.target).quantizer(source, inputs, config).write(folder)
     else:
-        emit(source, site.target, folder)
+        target_of(site.target).emit(source, folder)
 
 
 def _pruning(site: Site, shape: Shape) -> PruningConfig:

@@ -15,25 +15,25 @@ from torch import nn
 
 from edgefg.data.calibration import batches
 from edgefg.errors import ExportError, one_line
-from edgefg.export.onnx.session import open_session
+from edgefg.export.onnx.session import graph_logits
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.quiet import quiet
 from edgefg.training.checkpoint import Header
 from edgefg.training.models.network import Network
 
 OPSET = 18
-"""ONNX Runtime's quantiser writes int8 QDQ that TensorRT reads between 13 and 20."""
+"""Opset of exported graphs. ONNX Runtime's quantiser writes int8 QDQ that TensorRT reads for opsets 13 to 20."""
 PARITY = 1e-4
 """Greatest deviation of an FP32 graph from its parent, as a share of the greatest logit."""
 _BATCH_AT_ONCE = 8
 
 
 def need_one_graph(network: Network, header: Header, path: Path, verb: str) -> None:
-    """Raise `ExportError` unless a network looks at an image once; ``verb`` is what to do with its student instead."""
+    """Raise `ExportError` unless a network is a single pass. ``verb`` is the command that needs its student instead."""
     if not network.single_pass:
         raise ExportError(
-            f"{path} is a {header.method} teacher, which looks at an image several times and so is no single graph;"
-            f" distil it with `edgefg distill` and {verb} the student"
+            f"{path} is a {header.method} teacher, which looks at an image several times and is not a single graph."
+            f" Distil it with `edgefg distill` and {verb} the student."
         )
 
 
@@ -42,12 +42,12 @@ def write_onnx(network: nn.Module, spec: InputSpec, path: Path, *, batch: int = 
 
     Args:
         network: takes ``uint8 [N, height, width, 3]`` RGB, gives ``float32 [N, classes]``.
-        spec: what it takes.
-        path: where to write; the graph's input is called ``images``, its output ``logits``.
+        spec: the network's input.
+        path: where to write. The graph's input is called ``images``, its output ``logits``.
         batch: fixed batch size; 0 leaves the batch dimension free.
 
     Raises:
-        ExportError: the exporter does not support the network, or its graph is not what was needed.
+        ExportError: the exporter does not support the network, or the graph fails `check_graph`.
     """
     with contiguous_planes(network):
         model, _ = to_graph(network, spec, batch=batch)
@@ -57,15 +57,15 @@ def write_onnx(network: nn.Module, spec: InputSpec, path: Path, *, batch: int = 
 def to_graph(
     network: nn.Module, spec: InputSpec, *, batch: int = 1
 ) -> tuple[onnx.ModelProto, torch.export.ExportedProgram]:
-    """Export a network as `write_onnx` does; return the graph and the program that it was written from.
+    """Export a network as `write_onnx` does; return the graph and the program that it was translated from.
 
-    Tensors of the graph have the names of the program's nodes, but for those inside an operator that ONNX has not, and
-    for names that a parameter or buffer of the network bears too.
+    Tensors of the graph have the names of the program's nodes. Exceptions are tensors inside an operator that ONNX
+    lacks, and names that a parameter or buffer of the network has too.
 
     Raises:
         ExportError: as `write_onnx`.
     """
-    # With two images torch.export does not take a free batch for the constant 1.
+    # With two images, torch.export does not mistake a free batch for the constant 1.
     example = torch.zeros(batch or 2, spec.height, spec.width, 3, dtype=torch.uint8)
     free: dict[str, Any] = {} if batch else {"dynamic_shapes": {"images": {0: torch.export.Dim("batch")}}}
     try:
@@ -74,10 +74,10 @@ def to_graph(
                 network, (example,), dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"],
                 external_data=False, optimize=True, verbose=False, **free,
             )  # fmt: skip
-    except Exception as exc:  # the exporter has a family of its own, and lets torch's and Python's through
+    except Exception as exc:  # the exporter raises a family of its own, torch's and Python's
         raise ExportError(f"the network does not export to ONNX: {one_line(exc)[:300]}") from exc
     if program is None:
-        raise ExportError("the network does not export to ONNX: the exporter returned nothing; update torch")
+        raise ExportError("the network does not export to ONNX: the exporter returned nothing. Update torch.")
     model = program.model_proto
     _strip(model)
     check_graph(model)
@@ -88,9 +88,9 @@ def to_graph(
 
 @contextlib.contextmanager
 def contiguous_planes(network: nn.Module) -> Iterator[None]:
-    """Let the network normalise to a plainly laid out tensor while exporting; it becomes no node.
+    """Make the network normalise to a contiguous tensor during an export; this adds no node.
 
-    Permuted NHWC images look like channels-last tensors, for which pooling would be exported as a Gather of indices.
+    Permuted NHWC images look like channels-last tensors, whose pooling would be exported as a Gather of indices.
     """
     shadowed: Any = network
     normalised = shadowed.normalised
@@ -102,7 +102,7 @@ def contiguous_planes(network: nn.Module) -> Iterator[None]:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Drop stack traces and class names of the machine that exported, so that the same network gives the same bytes."""
+    """Remove stack traces and class names, so that the same network gives the same bytes on every machine."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
@@ -117,10 +117,12 @@ def check_graph(model: onnx.ModelProto) -> None:
         raise ExportError(f"the exported graph is not valid ONNX: {one_line(exc)[:300]}") from exc
     graph = model.graph
     if len(graph.input) != 1 or len(graph.output) != 1:
-        raise ExportError(f"the graph has {len(graph.input)} inputs and {len(graph.output)} outputs; needed 1 and 1")
+        raise ExportError(
+            f"the graph has {len(graph.input)} inputs and {len(graph.output)} outputs instead of one each"
+        )
     readers = [node.op_type for node in graph.node if graph.input[0].name in node.input]
     if readers != ["Cast"]:
-        raise ExportError(f"the uint8 input feeds {', '.join(readers) or 'nothing'}; needed one Cast and nothing else")
+        raise ExportError(f"the uint8 input feeds {', '.join(readers) or 'nothing'} instead of one Cast")
 
 
 def check_parity(network: nn.Module, path: Path, inputs: UInt8Array) -> float:
@@ -132,25 +134,23 @@ def check_parity(network: nn.Module, path: Path, inputs: UInt8Array) -> float:
         inputs: ``uint8 [K, height, width, 3]`` RGB.
 
     Raises:
-        ExportError: it exceeds `PARITY` times the greatest logit.
+        ExportError: the deviation exceeds `PARITY` times the greatest logit.
     """
-    session = open_session(str(path))
-    fixed = session.get_inputs()[0].shape[0]
-    size = fixed if isinstance(fixed, int) else len(inputs)
-    found = np.concatenate([session.run(None, {"images": part})[0] for part in batches(inputs, size)])[: len(inputs)]
+    batch = onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value or len(inputs)
+    found = graph_logits(str(path), batches(inputs, batch))[: len(inputs)]
     expected = torch_logits(network, inputs)
     deviation = float(np.abs(found - expected).max())
     allowed = PARITY * float(np.abs(expected).max())
     if not deviation <= allowed:  # a NaN fails
         raise ExportError(
-            f"the ONNX graph deviates from the network by {deviation:.3g}, allowed are {allowed:.3g};"
-            " the exporter changed the arithmetic: try another backbone, or another version of torch"
+            f"the ONNX graph deviates from the network by {deviation:.3g}, more than the allowed {allowed:.3g}: the"
+            " exporter changed the arithmetic. Try another backbone, or another version of torch."
         )
     return deviation
 
 
 def torch_logits(network: nn.Module, inputs: UInt8Array) -> npt.NDArray[np.float32]:
-    """Return the network's own logits, ``float32 [K, classes]``, of ``uint8 [K, height, width, 3]``."""
+    """Return a network's logits, ``float32 [K, classes]``, for ``uint8 [K, height, width, 3]``."""
     with torch.inference_mode():
         parts = [network(torch.from_numpy(part)) for part in np.array_split(inputs, -(-len(inputs) // _BATCH_AT_ONCE))]
     logits: npt.NDArray[np.float32] = torch.cat(parts).numpy()

@@ -1,7 +1,7 @@
 """Network → a graph of plain operators that can be trained and exported, batch norms folded into the convolutions.
 
-Fake quantisers need a graph: the skip of a residual Add is the work of no module. Batch norms are folded first, since
-the deployed graph has them folded and 8 bits must fit the weights that it has; their statistics are thereby frozen.
+Fake quantisers need a graph, since no module computes the skip of a residual Add. Batch norms are folded first, since
+8 bits must fit the weights of the deployed graph, which has them folded. Their statistics are thereby frozen.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from edgefg.training.models.network import Network
 
 _ATEN = torch.ops.aten
 WEIGHTED = (_ATEN.conv1d, _ATEN.conv2d, _ATEN.conv3d, _ATEN.linear)
-"""Operators that run in 8 bits, weights too; their second argument are the weights, by output channel."""
-# What hands the values that it reads on, moved, padded with zeros or pooled: data stay in 8 bits through it.
+"""Operators that run in 8 bits. Their second argument is the weights, by output channel."""
+# Operators that move, pad with zeros or pool values: data stay in 8 bits through them.
 _LAYOUT = (_ATEN.clone, _ATEN.contiguous, _ATEN.pad, _ATEN.constant_pad_nd)
 _HANDED_ON = (
     *_LAYOUT, _ATEN.view, _ATEN.reshape, _ATEN.flatten, _ATEN.permute, _ATEN.transpose, _ATEN.squeeze, _ATEN.unsqueeze,
@@ -32,20 +32,20 @@ _HANDED_ON = (
 
 
 class Traced(NamedTuple):
-    """A network twice, with the same tensors by the same names."""
+    """A network in two forms, with the same names of tensors."""
 
     graph: fx.GraphModule
     """Takes ``uint8 [N, height, width, 3]``, gives ``float32 [N, classes]``."""
     model: onnx.ModelProto
-    """The same as FP32 ONNX, with a free batch size."""
+    """FP32 ONNX with a free batch size."""
 
 
 def trace(network: Network, spec: InputSpec, *, fold_scale: bool) -> Traced:
     """Trace a network in evaluation mode; the graph has weights of its own.
 
     Args:
-        network: one of a single pass. Dropout and stochastic depth, which evaluation has not, are left out.
-        spec: what it takes.
+        network: a network of a single pass. Dropout and stochastic depth are left out, as in evaluation.
+        spec: the network's input.
         fold_scale: fold the normalisation's division into the first convolution too, as OpenVINO does.
 
     Raises:
@@ -57,20 +57,20 @@ def trace(network: Network, spec: InputSpec, *, fold_scale: bool) -> Traced:
     try:
         with quiet(), contiguous_planes(network):
             program = torch.export.export(_Rooted(network), (example,), dynamic_shapes=batch)
-    except Exception as exc:  # torch.export lets Python's through
+    except Exception as exc:  # torch.export raises Python's as well
         raise ExportError(f"the network cannot be traced: {one_line(exc)[:300]}") from exc
     graph = _module_of(program)
     _fold_batch_norms(graph)
     if fold_scale:
         _fold_scale(graph)
     _clean(graph)
-    # The exporter rewrites the graph and names its tensors anew: only its own program has the names of the ONNX graph.
+    # The exporter rewrites the graph and renames its tensors: only its program has the names of the ONNX graph.
     model, rewritten = to_graph(graph, spec, batch=0)
     return Traced(_module_of(rewritten), model)
 
 
 class _Rooted(nn.Module):
-    """Moves a network one level down: its tensors' names then hold a dot, and are no operator's, as ``mean`` is."""
+    """Moves a network one level down, so that the names of its tensors hold a dot and cannot be an operator's."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Rooted(nn.Module):
 
 
 def _module_of(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """Return a program as an ordinary module: its own refuses ``train()``."""
+    """Return a program as an ordinary module, since its own refuses ``train()``."""
     module: Any = program.module(check_guards=False)
     return fx.GraphModule(module, module.graph)
 
@@ -93,7 +93,7 @@ def _clean(graph: fx.GraphModule) -> None:
 
 
 def value_of(graph: fx.GraphModule, node: Any) -> torch.Tensor | None:
-    """Return the parameter or buffer that an argument of an operator stands for; None where it is none."""
+    """Return the parameter or buffer that an operator's argument stands for, if any."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     owner, _, leaf = str(node.target).rpartition(".")
@@ -102,24 +102,24 @@ def value_of(graph: fx.GraphModule, node: Any) -> torch.Tensor | None:
 
 
 def operator_of(node: Any) -> Any:
-    """Return the operator that a node calls, whichever its overload; None where it calls none."""
+    """Return the operator that a node calls, of any overload; None if it calls none."""
     return getattr(node.target, "overloadpacket", None) if isinstance(node, fx.Node) else None
 
 
 def source_of(node: Any) -> Any:
-    """Return the node whose values a tensor hands on; the node itself where it computes new ones."""
+    """Return the node that computed the values of a tensor, which layout operators only move."""
     while operator_of(node) in _HANDED_ON and not _fills(node):
         node = node.args[0]
     return node
 
 
 def _fills(node: fx.Node) -> bool:
-    """Tell whether a padding is of anything but zeros, which 8 bits might not hold."""
+    """Tell whether a node pads with another value than zero, which 8 bits may not hold."""
     return operator_of(node) is _ATEN.constant_pad_nd and any(node.args[2:])
 
 
 def _fold_batch_norms(graph: fx.GraphModule) -> None:
-    """Fold every batch norm behind a convolution that nothing else reads into its weights."""
+    """Fold every batch norm into the convolution before it, if nothing else reads that."""
     for norm in list(graph.graph.nodes):
         if operator_of(norm) is not _ATEN.batch_norm:
             continue
@@ -146,10 +146,10 @@ def _fold_batch_norms(graph: fx.GraphModule) -> None:
 
 
 def _fold_scale(graph: fx.GraphModule) -> None:
-    """Fold the first division by a constant, one number a channel, into the convolution that reads it.
+    """Fold the first division by a constant, one number per channel, into the convolution that reads it.
 
-    Its weights then are a buffer, and learn no more: they are so small that Adam's steps, which have one size for all,
-    change them by half.
+    The weights become a buffer and are not trained: they are so small that Adam's steps, which have one size for all
+    weights, would change them by half.
     """
     division = next((node for node in graph.graph.nodes if operator_of(node) is _ATEN.div), None)
     if division is None or len(division.users) != 1:
@@ -167,7 +167,7 @@ def _fold_scale(graph: fx.GraphModule) -> None:
 
 
 def _only_reader(node: fx.Node) -> Any:
-    """Return the one node that reads a tensor, padded or laid out anew; None where there are more."""
+    """Return the one node that reads a tensor, padded or moved; None if there are several."""
     while len(node.users) == 1:
         (node,) = node.users
         if operator_of(node) not in _LAYOUT:

@@ -22,9 +22,9 @@ from edgefg.data.split import Sample
 from edgefg.evaluation.measure import Measured, measure
 from edgefg.evaluation.package import Draft, write_artifact
 from edgefg.export.onnx.fp16 import to_half
-from edgefg.export.quantize.qdq import quantize_tensorrt
 from edgefg.image_io import read_image
 from edgefg.preprocess import UInt8Array, prepare
+from tests.export.quantizing import quantize_tensorrt
 from tests.synthetic import write_dataset
 
 TINY = Path(__file__).parent / "tiny"

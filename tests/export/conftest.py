@@ -18,16 +18,17 @@ from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import Calibration, choose_balanced, read_calibration
 from edgefg.data.split import Sample
 from edgefg.export.export import export_checkpoint
-from edgefg.export.quantize.qdq import quantize_tensorrt
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, prepare
+from edgefg.settings.quantization import QuantizationConfig
 from edgefg.settings.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.models.backbone import build_backbone, head_of
 from edgefg.training.models.network import Network
 from edgefg.training.teacher import train_teacher
 from edgefg.training.weights import load_backbone
+from tests.export.quantizing import quantize_onnxruntime, quantize_tensorrt
 from tests.export.search.searching import CONFIG, HERE
 from tests.simulated.plans import cache as cache
 from tests.simulated.plans import device as device
@@ -133,6 +134,14 @@ def trt(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
+def ort(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its QDQ graph for ONNX Runtime; not to be spoilt."""
+    path = tmp_path_factory.mktemp("ort") / "model.onnx"
+    quantize_onnxruntime(lite0_onnx, path, calibration.inputs)
+    return path
+
+
+@pytest.fixture(scope="session")
 def unseen(data: ImageDataset) -> np.ndarray:
     """Network inputs of the validation and test splits."""
     spec = InputSpec(height=SIDE, width=SIDE)
@@ -148,6 +157,16 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, InputSpec
 
 
 @pytest.fixture(scope="session")
+def resnet_trt(resnet: tuple[Network, InputSpec], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """FP32 and QDQ graph of a ResNet at batch 2."""
+    folder = tmp_path_factory.mktemp("resnet")
+    write_onnx(*resnet, folder / "fp32.onnx", batch=2)
+    inputs = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    quantize_tensorrt(folder / "fp32.onnx", folder / "int8.onnx", inputs, batch=2)
+    return folder / "fp32.onnx", folder / "int8.onnx"
+
+
+@pytest.fixture(scope="session")
 def fp32(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """FP32 IR artifact; not to be spoilt."""
     out = tmp_path_factory.mktemp("fp32") / "a"
@@ -158,9 +177,11 @@ def fp32(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path_factory: py
 @pytest.fixture(scope="session")
 def int8(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """INT8 IR artifact; not to be spoilt."""
-    out = tmp_path_factory.mktemp("int8") / "a"
+    out, config = tmp_path_factory.mktemp("int8") / "a", QuantizationConfig(num_samples=24)
     with reusing(lite0_onnx):
-        return export_checkpoint(lite0, out, to="openvino", precision="int8", calibration=birds_folder, images=24)
+        return export_checkpoint(
+            lite0, out, to="openvino", precision="int8", calibration=birds_folder, quantization=config
+        )
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -22,19 +22,20 @@ from edgefg.data import ImageDataset
 from edgefg.data.calibration import synthetic_frames
 from edgefg.data.split import Sample
 from edgefg.errors import CheckpointError, DataError, ExportError
-from edgefg.export.export import Target, export_checkpoint
+from edgefg.export.export import export_checkpoint
 from edgefg.export.onnx.graph import Graph
-from edgefg.export.quantize.qdq import quantize_openvino
-from edgefg.export.quantize.quantizer import Quantizer, saturates
-from edgefg.export.targets.openvino import convert, write_ir
+from edgefg.export.quantize.quantizer import Quantizer, lacks_vnni
 from edgefg.export.tracing.onnx_exporter import torch_logits
 from edgefg.image_io import image_files, read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
+from edgefg.settings.export import ExportConfig
+from edgefg.settings.quantization import QuantizationConfig, TargetName
 from edgefg.training.checkpoint import load
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
 from edgefg.training.weights import package_state
 from tests.export.conftest import LITE0, reusing, write_checkpoint
+from tests.export.quantizing import quantizer_of
 
 
 def _names(folder: Path) -> list[str]:
@@ -88,7 +89,7 @@ def test_no_photograph_goes_along_where_none_may(
 ) -> None:
     options = {"to": "onnx", "precision": "fp32", "calibration": data}
     with reusing(lite0_onnx):
-        generated = export_checkpoint(lite0, tmp_path / "a", generated_golden=True, **options)
+        generated = export_checkpoint(lite0, tmp_path / "a", config=ExportConfig(generated_golden=True), **options)
         photographs = export_checkpoint(lite0, tmp_path / "b", **options)
     expected = synthetic_frames(load(lite0)[1].input)[0]
     assert np.array_equal(golden.read(generated.with_suffix(".golden.npz")).frames[0], expected)
@@ -99,16 +100,19 @@ def test_no_photograph_goes_along_where_none_may(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"calibrator": "mse"}, "--calibrator changes nothing here"),
-        ({"bias_correction": True}, "--bias-correction changes nothing here"),
-        ({"any_cpu": True}, "--any-cpu changes nothing here"),
+        ({"calibrator": "mse"}, "--calibrator applies only to --precision int8 on an FP32 checkpoint"),
+        ({"bias_correction": True}, "--bias-correction applies only to"),
+        ({"reduce_range": True}, "--reduce-range applies only to"),
+        ({"max_int8_drop": 1.0}, "--max-int8-drop applies only to"),
     ],
 )
 def test_options_of_int8_are_refused_without_it(
-    lite0: Path, tmp_path: Path, options: dict[str, object], message: str
+    lite0: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp32", **options)
+        export_checkpoint(
+            lite0, tmp_path / "a", to="onnx", precision="fp32", quantization=QuantizationConfig(**options)
+        )
     assert not (tmp_path / "a").exists()
 
 
@@ -134,19 +138,20 @@ def test_fp16_for_openvino(lite0: Path, lite0_onnx: Path, fp32: Path, unseen: UI
 
 
 def test_fp16_is_not_for_onnx_runtime(lite0: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="FP16 was asked for onnx, which ONNX Runtime computes in FP32"):
+    with pytest.raises(ExportError, match="--precision fp16 is not available for ONNX Runtime"):
         export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp16")
 
 
 def test_manifest_tells_where_it_comes_from(lite0: Path, int8: Path, data: ImageDataset) -> None:
     manifest, (_, header) = read_manifest(int8), load(lite0)
     assert (manifest.labels, manifest.input, manifest.precision) == (data.labels, header.input, "int8")
+    assert manifest.weight_bits == (7 if lacks_vnni() else 8)
     provenance = manifest.provenance
     assert (provenance.edgefg, provenance.parent) == (__version__, sha256(lite0))
     assert (provenance.teacher, provenance.dataset) == ("e" * 64, "d" * 64)
     assert provenance.calibration is not None
     assert LITE0 in provenance.recipe
-    assert provenance.recipe.endswith(f"int8: 24 images, minmax{', any CPU' if saturates() else ''}")
+    assert provenance.recipe.endswith(f"int8: 24 images, minmax, {manifest.weight_bits}-bit weights")
 
 
 def test_the_manifest_has_the_accuracy_on_validation_data(int8: Path, data: ImageDataset) -> None:
@@ -185,12 +190,17 @@ def test_what_is_kept_is_in_the_manifest_and_in_floating_point(
     monkeypatch.setattr("edgefg.export.export.find_kept", found)
     with reusing(lite0_onnx):
         model = export_checkpoint(
-            lite0, tmp_path / "a", to="onnx", precision="int8", calibration=data, images=4, keep_within=0.5
+            lite0,
+            tmp_path / "a",
+            to="onnx",
+            precision="int8",
+            calibration=data,
+            quantization=QuantizationConfig(num_samples=4, max_int8_drop=0.5),
         )
     assert asked == [(0.5, len(data.splits["val"]))]
     recipe = read_manifest(model).provenance.recipe
-    bits = ", any CPU" if saturates() else ""
-    assert recipe.endswith(f"int8: 4 images, minmax{bits}, in floating point: {layers[0]} {layers[1]}")
+    bits = 7 if lacks_vnni() else 8
+    assert recipe.endswith(f"int8: 4 images, minmax, {bits}-bit weights, in floating point: {layers[0]} {layers[1]}")
     graph = Graph(onnx.load(model))
     floating = [
         node.name for node in graph.nodes
@@ -200,20 +210,21 @@ def test_what_is_kept_is_in_the_manifest_and_in_floating_point(
 
 
 def test_where_nothing_is_enough_there_is_no_artifact(
-    lite0: Path, lite0_onnx: Path, data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    lite0: Path, lite0_onnx: Path, data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO", "edgefg")
     shares = iter([0.9, 0.5, 0.5])
     monkeypatch.setattr("edgefg.export.quantize.mixed_precision._top1", lambda *_: next(shares))
-    monkeypatch.setattr("edgefg.export.quantize.mixed_precision.Quantizer.layers", ("node_linear",))
+    monkeypatch.setattr("edgefg.export.quantize.quantizer.Quantizer.layers", ("node_linear",))
     monkeypatch.setattr("edgefg.export.quantize.mixed_precision._SCANNED", 2)
-    lines: list[str] = []
-    with reusing(lite0_onnx), pytest.raises(ExportError, match=r"loses 40\.00 points .* allowed are 1; allow more"):
+    with reusing(lite0_onnx), pytest.raises(ExportError, match=r"loses 40\.00 points .*; 1 are allowed"):
         export_checkpoint(
-            lite0, tmp_path / "a", to="onnx", precision="int8", calibration=data, images=2, keep_within=1.0,
-            progress=lines.append,
+            lite0, tmp_path / "a", to="onnx", precision="int8", calibration=data,
+            quantization=QuantizationConfig(num_samples=2, max_int8_drop=1.0),
         )  # fmt: skip
     assert not (tmp_path / "a").exists()
-    assert len([line for line in lines if line.endswith("allowed are 1")]) == 2
+    assert len([line for line in caplog.messages if line.endswith("of 1 allowed")]) == 2
 
 
 @pytest.mark.parametrize("to", ["onnx", "tensorrt-onnx"])
@@ -224,19 +235,21 @@ def test_onnx_int8(
     birds_folder: Path,
     unseen: UInt8Array,
     tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    lines: list[str] = []
+    caplog.set_level("INFO", "edgefg")
+    config = QuantizationConfig(num_samples=16)
     with reusing(lite0_onnx):
         model = export_checkpoint(
-            lite0, tmp_path / "a", to=to, precision="int8", calibration=birds_folder, images=16, progress=lines.append
+            lite0, tmp_path / "a", to=to, precision="int8", calibration=birds_folder, quantization=config
         )
     assert model == tmp_path / "a" / "model.onnx"
     manifest = read_manifest(model)
     assert (manifest.precision, manifest.runtime.name) == ("int8", "onnxruntime")
     assert _agreement(_predict(model, unseen), torch_logits(load(lite0)[0], unseen)) >= 0.9
-    assert len(lines) >= 4
-    assert all("\n" not in line for line in lines)
-    assert ("what stays floating point is FP16" in lines) == (to == "tensorrt-onnx")
+    assert len(caplog.messages) >= 4
+    assert all("\n" not in line for line in caplog.messages)
+    assert ("operators that are not quantised are FP16" in caplog.messages) == (to == "tensorrt-onnx")
 
 
 def test_golden_frames_are_photographs_of_the_training_split(lite0: Path, fp32: Path, data: ImageDataset) -> None:
@@ -245,17 +258,21 @@ def test_golden_frames_are_photographs_of_the_training_split(lite0: Path, fp32: 
     assert {row.tobytes() for row in golden.read(fp32.parent / "model.golden.npz").inputs} <= known
 
 
-def test_nothing_but_the_progress_is_said(
+def test_a_library_says_nothing(
     resnet: tuple[Network, InputSpec], birds_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     labels = ("bar", "cross", "disc", "pair")
     checkpoint = write_checkpoint(tmp_path / "r.safetensors", resnet[0], "resnet10t", labels, 32)
     export_checkpoint(checkpoint, tmp_path / "onnx", to="onnx", precision="fp32", calibration=birds_folder)
-    targets: tuple[Target, ...] = ("openvino", "onnx", "tensorrt-onnx")
-    for to in targets:
+    for to in get_args(TargetName):
         with reusing(tmp_path / "onnx" / "model.onnx"):
             export_checkpoint(
-                checkpoint, tmp_path / f"{to}-int8", to=to, precision="int8", calibration=birds_folder, images=4
+                checkpoint,
+                tmp_path / f"{to}-int8",
+                to=to,
+                precision="int8",
+                calibration=birds_folder,
+                quantization=QuantizationConfig(num_samples=4),
             )
     assert capfd.readouterr() == ("", "")
 
@@ -278,23 +295,20 @@ def test_bad_input_is_refused_before_the_work(lite0: Path, birds_folder: Path, t
         export_checkpoint(lite0, out, to="onnx", precision="int8")
     with pytest.raises(DataError, match="is not a folder"):
         export_checkpoint(lite0, out, to="onnx", precision="int8", calibration=tmp_path / "absent")
-    with pytest.raises(ExportError, match="no calibrator 'guess'; needed one of minmax, percentile, mse, entropy"):
-        export_checkpoint(
-            lite0, out, to="onnx", precision="int8", calibration=birds_folder,
-            calibrator="guess",  # type: ignore[arg-type]
-        )  # fmt: skip
-    few, idle = r"--keep-within is (-1|nan) points; needed 0 or more", "--keep-within changes nothing here; needed"
-    for precision, points, message in (("int8", -1.0, few), ("int8", float("nan"), few), ("fp32", 1.0, idle)):
-        with pytest.raises(ExportError, match=message):
-            export_checkpoint(
-                lite0, out, to="onnx", precision=precision, calibration=birds_folder, keep_within=points,  # type: ignore[arg-type]
-            )  # fmt: skip
-    with pytest.raises(ExportError, match="cannot export 'fp64'"):
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"calibrator": "guess"}, "--calibrator 'guess' is not a choice. Use one of minmax, percentile, mse, entropy"),
+        ({"max_int8_drop": -1.0}, r"--max-int8-drop .* is out of range"),
+        ({"max_int8_drop": float("nan")}, r"--max-int8-drop .* is out of range"),
+        ({"num_samples": 0}, r"--num-samples .* is out of range"),
+    ]
+    for options, message in bad:
+        config = QuantizationConfig(**options)
+        with pytest.raises(DataError, match=message):
+            export_checkpoint(lite0, out, to="onnx", precision="int8", calibration=birds_folder, quantization=config)
+    with pytest.raises(ExportError, match="'fp64' is not a precision"):
         export_checkpoint(lite0, out, to="onnx", precision="fp64")  # type: ignore[arg-type]
-    with pytest.raises(ExportError, match="one of openvino, onnx, tensorrt-onnx"):
+    with pytest.raises(ExportError, match="'coreml' is not a target"):
         export_checkpoint(lite0, out, to="coreml", precision="fp32")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="at least 1"):
-        export_checkpoint(lite0, out, to="onnx", precision="int8", calibration=birds_folder, images=0)
     with pytest.raises(CheckpointError, match="is not there"):
         export_checkpoint(tmp_path / "absent.safetensors", out, to="onnx", precision="fp32")
     truncated = tmp_path / "t.safetensors"
@@ -326,11 +340,6 @@ def small_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_while_openvino_writes(lite0_onnx: Path, tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(ExportError, match=r"OpenVINO (could not write|wrote no)"):
-        write_ir(convert(lite0_onnx), tmp_path / "model.xml")
-
-
 def test_full_disk_leaves_the_earlier_artifact(
     lite0: Path, lite0_onnx: Path, fp32: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -343,20 +352,13 @@ def test_full_disk_leaves_the_earlier_artifact(
     assert _names(tmp_path) == ["a"]
 
 
-def test_openvino_refuses_what_is_no_onnx(tmp_path: Path) -> None:
-    (tmp_path / "bad.onnx").write_bytes(b"not a model")
-    with pytest.raises(ExportError, match="OpenVINO does not convert") as caught:
-        convert(tmp_path / "bad.onnx")
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("calibrator", ["minmax", "percentile", "mse"])
 def test_every_calibrator_but_entropy_keeps_agreement_in_openvino(
     lite0_onnx: Path, lite0: Path, data: ImageDataset, unseen: UInt8Array, calibrator: str, tmp_path: Path
 ) -> None:
     inputs = np.stack([prepare(read_image(s.path), load(lite0)[1].input) for s in data.splits["train"]])
-    model = quantize_openvino(convert(lite0_onnx), inputs, calibrator=calibrator)  # type: ignore[arg-type]
+    model = quantizer_of("openvino", lite0_onnx, inputs, calibrator=calibrator).write(tmp_path)
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = np.concatenate([compiled(row[None])[0] for row in unseen])
     assert _agreement(found, torch_logits(load(lite0)[0], unseen)) >= 0.9

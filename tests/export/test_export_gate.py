@@ -18,12 +18,14 @@ from edgefg.artifact.manifest import read_manifest
 from edgefg.data import ImageDataset
 from edgefg.errors import GateError
 from edgefg.export.export import export_checkpoint
+from edgefg.export.targets.onnxruntime import ONNXRuntimeQuantizer
 from edgefg.export.tensorrt.build import build_engine
 from edgefg.export.tracing.onnx_exporter import torch_logits
 from edgefg.image_io import read_image
 from edgefg.metrics import expected_calibration_error, negative_log_likelihood, softmax
 from edgefg.preprocess import prepare
 from edgefg.settings.gate import Gate
+from edgefg.settings.quantization import QuantizationConfig
 from edgefg.training.checkpoint import load
 from tests.export.conftest import reusing
 from tests.simulated.books import Books
@@ -31,7 +33,12 @@ from tests.simulated.books import Books
 Run = Callable[..., tuple[int, str, str]]
 
 
-def change_head(graph: Path, target: Path, scale: float, shift: tuple[float, ...]) -> None:
+def export_int8(checkpoint: Path, out: Path, data: Path) -> Path:
+    few = QuantizationConfig(num_samples=4)
+    return export_checkpoint(checkpoint, out, to="onnx", precision="int8", calibration=data, quantization=few)
+
+
+def change_head(graph: Path, folder: Path, scale: float, shift: tuple[float, ...]) -> Path:
     """Write a copy of the network whose logits are multiplied, and shifted class by class."""
     proto = onnx.load(graph)
     (gemm,) = (node for node in proto.graph.node if node.op_type == "Gemm")
@@ -41,14 +48,14 @@ def change_head(graph: Path, target: Path, scale: float, shift: tuple[float, ...
             if tensor.name == gemm.input[2]:
                 values += np.array(shift, np.float32)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    onnx.save(proto, target)
+    onnx.save(proto, folder / "model.onnx")
+    return folder / "model.onnx"
 
 
 def quantize_as(monkeypatch: pytest.MonkeyPatch, scale: float, shift: tuple[float, ...]) -> None:
     """Let quantisation for ONNX Runtime do this to the head, and nothing else."""
     monkeypatch.setattr(
-        "edgefg.export.quantize.quantizer.quantize_onnxruntime",
-        lambda source, target, *_, **__: change_head(source, target, scale, shift),
+        ONNXRuntimeQuantizer, "_write", lambda self, folder, *_, **__: change_head(self.source, folder, scale, shift)
     )
 
 
@@ -65,9 +72,7 @@ def loud(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path: Path, monk
     """An INT8 artifact whose logits are six times those of its parent: as often right, and far too sure."""
     quantize_as(monkeypatch, 6, (0, 0, 0, 0))
     with reusing(lite0_onnx):
-        return export_checkpoint(
-            lite0, tmp_path / "loud", to="onnx", precision="int8", calibration=birds_folder, images=4
-        )
+        return export_int8(lite0, tmp_path / "loud", birds_folder)
 
 
 def logits_on_val(model: Path, data: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +106,7 @@ def test_a_failed_gate_leaves_no_artifact_and_names_the_class(
     spoilt: None, lite0: Path, birds_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(GateError, match=r"the artifact does not pass the gate: .*disc: recall .* → 0\.0%"):
-        export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="int8", calibration=birds_folder, images=4)
+        export_int8(lite0, tmp_path / "a", birds_folder)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,7 +116,7 @@ def test_a_failed_gate_leaves_the_earlier_artifact(
     shutil.copytree(fp32.parent, tmp_path / "a")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     with pytest.raises(GateError):
-        export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="int8", calibration=birds_folder, images=4)
+        export_int8(lite0, tmp_path / "a", birds_folder)
     assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -121,8 +126,8 @@ def test_without_a_gate_the_loss_is_recorded(
 ) -> None:
     out = tmp_path / "a"
     status, _, _ = run(
-        *("export", lite0, "--to", "onnx", "--precision", "int8", "--calibration", birds_folder, "--images", 4),
-        *("--out", out, "--no-gate", "--no-temperature"),
+        *("export", lite0, "--to", "onnx", "--precision", "int8", "--calibration", birds_folder, "--num-samples", 4),
+        *("--out", out, "--no-gate", "--no-fit-temperature"),
     )
     assert status == 0
     manifest = read_manifest(out / "model.onnx")
@@ -135,7 +140,18 @@ def test_without_a_gate_the_loss_is_recorded(
 def test_the_command_s_limits_decide_and_inspect_shows_what_passed(
     spoilt: None, lite0: Path, birds_folder: Path, tmp_path: Path, run: Run
 ) -> None:
-    command = ("export", lite0, "--to", "onnx", "--precision", "int8", "--calibration", birds_folder, "--images", 4)
+    command = (
+        "export",
+        lite0,
+        "--to",
+        "onnx",
+        "--precision",
+        "int8",
+        "--calibration",
+        birds_folder,
+        "--num-samples",
+        4,
+    )
     limits = ("--max-drop", 100, "--max-class-drop", 100, "--max-flips")
     status, out, err = run(*command, "--out", tmp_path / "a", *limits, 0)
     assert (status, out) == (1, "")
@@ -202,15 +218,12 @@ def test_a_plan_of_it_keeps_the_temperature(loud: Path, device: Books) -> None:
 
 
 def test_without_validation_images_nothing_is_compared(
-    lite0: Path, lite0_onnx: Path, data: ImageDataset, tmp_path: Path
+    lite0: Path, lite0_onnx: Path, data: ImageDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
     without = msgspec.structs.replace(data, splits={**data.splits, "val": ()})
     with reusing(lite0_onnx):
-        model = export_checkpoint(
-            lite0, tmp_path / "a", to="onnx", precision="fp32", calibration=without, progress=said.append
-        )
+        model = export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp32", calibration=without)
     manifest = read_manifest(model)
     assert (manifest.accuracy, manifest.comparison, manifest.temperature_scaling) == (None, None, None)
     assert manifest.output.temperature == 1
-    assert any("no validation images" in line for line in said)
+    assert "no validation images" in caplog.text

@@ -12,10 +12,10 @@ import pytest
 
 from edgefg.artifact.hashes import file_info
 from edgefg.artifact.manifest import encode_manifest, manifest_path, read_manifest
-from edgefg.export.quantize.qdq import quantize_tensorrt
 from edgefg.export.tensorrt.build import build_engine
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from tests.conftest import TINY
+from tests.export.quantizing import quantize_tensorrt
 from tests.simulated.books import Books
 from tests.simulated.install import simulated_device
 

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 from onnxruntime.quantization import quantize_dynamic
 
 from edgefg.export.onnx.rules import FULL_PRECISION, RULES
-from edgefg.export.quantize.qdq import quantize_tensorrt
 from edgefg.quiet import quiet
 from tests.conftest import TINY
+from tests.export.quantizing import quantize_tensorrt
 
 
 @pytest.fixture(scope="module")

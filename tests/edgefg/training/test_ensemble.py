@@ -171,5 +171,5 @@ def test_an_ensemble_cannot_be_trained(trio: list[Path], tmp_path: Path) -> None
 
 
 def test_an_ensemble_has_no_layers_to_scan(trio: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="no single graph"):
+    with pytest.raises(ExportError, match="not a single graph"):
         sensitivity(combine(trio, tmp_path / "out"), tmp_path, to="onnx")

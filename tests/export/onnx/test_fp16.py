@@ -25,8 +25,7 @@ from edgefg.export.onnx.fp16 import _round_up, rest_to_half, to_half
 from edgefg.export.onnx.fp16_blocklist import sensitive
 from edgefg.export.onnx.graph import Graph
 from edgefg.export.onnx.rules import broken_rules
-from edgefg.export.quantize import qdq
-from edgefg.export.quantize.qdq import quantize_tensorrt
+from edgefg.export.targets import tensorrt
 from edgefg.export.tracing.onnx_exporter import torch_logits, write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.runtime import EXACT_SUMS
@@ -36,6 +35,7 @@ from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.bcnn import BCNN
 from tests.export.conftest import reusing
+from tests.export.quantizing import quantize_tensorrt
 
 Level = onnxruntime.GraphOptimizationLevel
 
@@ -45,7 +45,7 @@ def full(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.Te
     """The INT8 graph with its rest in FP32."""
     path = tmp_path_factory.mktemp("full") / "model.onnx"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qdq, "_rest_to_half", lambda *_: "kept for the test")
+        patch.setattr(tensorrt, "_rest_to_half", lambda *_: "kept for the test")
         assert quantize_tensorrt(lite0_onnx, path, calibration.inputs) == "kept for the test"
     return path
 

@@ -20,12 +20,12 @@ from edgefg.export.onnx.check import check
 from edgefg.export.onnx.fp16 import Batches
 from edgefg.export.onnx.graph import Graph
 from edgefg.export.onnx.rules import FULL_PRECISION, RULES, broken_rules, full_precision_reason
-from edgefg.export.quantize.qdq import quantize_tensorrt
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.preprocess import InputSpec
 from edgefg.quiet import quiet
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone, head_of
+from tests.export.quantizing import quantize_tensorrt
 from tests.export.spoilt import (
     SPOILT,
     Edit,
@@ -41,7 +41,7 @@ from tests.export.spoilt import (
 def single(lite0_onnx: Path, calibration: Calibration, tmp_path: Path) -> onnx.ModelProto:
     """An INT8 graph whose rest is FP32, without a word why."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgefg.export.quantize.qdq._rest_to_half", lambda *_: "")
+        patch.setattr("edgefg.export.targets.tensorrt._rest_to_half", lambda *_: "")
         quantize_tensorrt(lite0_onnx, tmp_path / "m.onnx", calibration.inputs[:4])
     return onnx.load(tmp_path / "m.onnx")
 

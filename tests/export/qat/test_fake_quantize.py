@@ -6,24 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from edgefg.export.qat.fake_quantize import ActivationQuantizer, Rounding, WeightQuantizer
+from edgefg.export.qat.fake_quantize import ActivationQuantizer, WeightQuantizer
+from edgefg.export.quantize.pairs import QuantParams
 
-SIGNED = Rounding(np.array(0.1, np.float32), np.array(0, np.int8))
-UNSIGNED = Rounding(np.array(0.1, np.float32), np.array(100, np.uint8))
-BY_CHANNEL = Rounding(np.array([0.1, 0.01], np.float32), np.array([100, 0], np.uint8))
+SIGNED = QuantParams(np.array(0.1, np.float32), np.array(0, np.int8))
+UNSIGNED = QuantParams(np.array(0.1, np.float32), np.array(100, np.uint8))
+BY_CHANNEL = QuantParams(np.array([0.1, 0.01], np.float32), np.array([100, 0], np.uint8))
 
 
 @pytest.mark.parametrize(
-    ("quantizer", "low", "high"),
+    ("params", "low", "high"),
     [(SIGNED, [-12.8, -12.8], [12.7, 12.7]), (UNSIGNED, [-10.0, -10.0], [15.5, 15.5]),
      (BY_CHANNEL, [-10.0, 0.0], [15.5, 2.55])],
     ids=["signed", "unsigned", "channels"],
 )  # fmt: skip
-def test_levels_and_gradients(quantizer: Rounding, low: list[float], high: list[float]) -> None:
-    rounder = ActivationQuantizer(quantizer)
+def test_levels_and_gradients(params: QuantParams, low: list[float], high: list[float]) -> None:
+    rounder = ActivationQuantizer(params)
     real = torch.tensor([-20.0, -1.234, 0.0, 1.234, 20.0]).repeat(2, 1).reshape(1, 2, 5).requires_grad_()
     found = rounder(real)
-    scale = torch.tensor(quantizer.scale).expand(2)[:, None]
+    scale = torch.tensor(params.scale).expand(2)[:, None]
     assert torch.allclose(found[0].amin(dim=1), torch.tensor(low))
     assert torch.allclose(found[0].amax(dim=1), torch.tensor(high))
     inside = (real.detach()[0] >= torch.tensor(low)[:, None]) & (real.detach()[0] <= torch.tensor(high)[:, None])
@@ -36,10 +37,10 @@ def test_levels_and_gradients(quantizer: Rounding, low: list[float], high: list[
 
 def test_a_tie_is_rounded_as_onnx_does() -> None:
     """63.5 levels in exact arithmetic: a level of 191 after EfficientNet-Lite0's normalisation."""
-    quantizer = Rounding(np.array(1 / 127, np.float32), np.array(0, np.int8))
+    params = QuantParams(np.array(1 / 127, np.float32), np.array(0, np.int8))
     real = torch.full((1, 1), 0.5)
-    expected = float(np.rint(np.float32(0.5) / quantizer.scale) * quantizer.scale)
-    assert ActivationQuantizer(quantizer).eval()(real).item() == pytest.approx(expected, rel=1e-6)
+    expected = float(np.rint(np.float32(0.5) / params.scale) * params.scale)
+    assert ActivationQuantizer(params).eval()(real).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_scales_follow_the_weights_until_frozen() -> None:

@@ -26,20 +26,23 @@ from edgefg.export.onnx.rules import broken_rules
 from edgefg.export.prune.prune import prune
 from edgefg.export.qat import qat as stage
 from edgefg.export.qat.qat import qat, quantized_for
-from edgefg.export.qat.quantized_graph import check_quantized_parity, with_integer_weights
-from edgefg.export.qat.quantized_network import load_quantized
-from edgefg.export.quantize.qdq import quantize_tensorrt
+from edgefg.export.qat.quantized_network import QuantizedNetwork, check_quantized_parity, load_quantized
+from edgefg.export.quantize.pairs import with_integer_weights
+from edgefg.export.targets import target_of
 from edgefg.export.tracing.onnx_exporter import to_graph, torch_logits, write_onnx
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.options import with_options
 from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.quantization import QuantizationConfig, TargetName
 from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Schedule, TrainingConfig
-from edgefg.training.checkpoint import SCHEMA, Header, Quantized, Target, load, read_header, save
+from edgefg.training.checkpoint import SCHEMA, Header, Quantized, load, read_header, save
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
+from edgefg.training.models.network import Network
+from tests.export.quantizing import quantize_tensorrt
 from tests.synthetic import write_dataset
 
 HERE = Hardware(accelerator="cpu", workers=0)
@@ -86,9 +89,11 @@ def student(data: ImageDataset, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def quantize(
-    student: Path, birds: Path, out: Path, to: Target, config: TrainingConfig = CONFIG, **options: Any
-) -> Path:
-    return qat(student, birds, out, config, to=to, images=16, hardware=HERE, **options)
+    student: Path, birds: Path, out: Path, to: TargetName, config: TrainingConfig = CONFIG, *,
+    reduce_range: bool | None = None, **options: Any,
+) -> Path:  # fmt: skip
+    quantization = QuantizationConfig(num_samples=16, reduce_range=reduce_range)
+    return qat(student, birds, out, config, to=to, quantization=quantization, hardware=HERE, **options)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +137,7 @@ def test_rounds_where_the_quantiser_does_and_in_its_ranges(
     student: Path, trt_onnx: Path, trt: Path, data: ImageDataset, tmp_path: Path
 ) -> None:
     """One epoch changes weights, never the graph: node by node it is what calibration alone gives."""
-    network, header = load(student)
+    network, _ = load(student)
     write_onnx(network, SPEC, tmp_path / "float.onnx")
     calibration = read_calibration(choose_balanced(data.splits["train"], 16, CONFIG.schedule.seed), SPEC).inputs
     quantize_tensorrt(tmp_path / "float.onnx", tmp_path / "int8.onnx", calibration)
@@ -142,7 +147,7 @@ def test_rounds_where_the_quantiser_does_and_in_its_ranges(
         assert found[0] == expected[0]
         assert found[1] == pytest.approx(expected[1], rel=2e-3), "FP16 rounds scales up"
     quantized, _ = load_quantized(trt)
-    pairs = zip(quantized.parameters(), quantized_for(network, _header(header), calibration).parameters(), strict=True)
+    pairs = zip(quantized.parameters(), quantised(network, calibration).parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs), "nothing was learned"
 
 
@@ -159,8 +164,10 @@ def _inputs_of_layers(model: onnx.ModelProto) -> list[tuple[str, list[float]]]:
     return sorted(found)
 
 
-def _header(header: Header, to: Target = "tensorrt-onnx", *, any_cpu: bool = False) -> Header:
-    return replace(header, kind="qat", quantized=Quantized(to=to, any_cpu=any_cpu, torch=str(torch.__version__)))
+def quantised(
+    network: Network, inputs: UInt8Array, to: TargetName = "tensorrt-onnx", **config: Any
+) -> QuantizedNetwork:
+    return quantized_for(network, SPEC, target_of(to), inputs, QuantizationConfig(**config))
 
 
 def test_the_graph_computes_what_the_network_does(trt: Path, trt_onnx: Path, inputs: UInt8Array) -> None:
@@ -178,11 +185,11 @@ def test_the_graph_computes_what_the_network_does(trt: Path, trt_onnx: Path, inp
 
 
 def test_openvino_runs_it_in_int8(student: Path, birds: Path, inputs: UInt8Array, tmp_path: Path) -> None:
-    path = quantize(student, birds, tmp_path / "qat", "openvino", any_cpu=True)
+    path = quantize(student, birds, tmp_path / "qat", "openvino", reduce_range=True)
     model = export_checkpoint(path, tmp_path / "a", to="openvino", precision="int8", batch=0)  # without data
     network, header = load_quantized(path)
     assert header.quantized is not None
-    assert header.quantized.any_cpu
+    assert header.quantized.reduce_range
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     layers = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     kinds = Counter(
@@ -204,7 +211,7 @@ def test_depthwise_weights_keep_8_bits_where_others_take_7(
     data: ImageDataset, inputs: UInt8Array, tmp_path: Path
 ) -> None:
     network, header = load(write_student(tmp_path / "s.safetensors", data, backbone="test_efficientnet"))
-    quantized = quantized_for(network, _header(header, "openvino", any_cpu=True), inputs).freeze()
+    quantized = quantised(network, inputs, "openvino", reduce_range=True).freeze()
     model = with_integer_weights(to_graph(quantized, header.input, batch=0)[0])
     int8 = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8]
     for depthwise, most in ((True, 127), (False, 64)):
@@ -215,8 +222,8 @@ def test_depthwise_weights_keep_8_bits_where_others_take_7(
 def test_the_first_convolution_of_openvino_s_graph_does_not_learn(
     student: Path, data: ImageDataset, inputs: UInt8Array
 ) -> None:
-    network, header = load(student)
-    openvino, other = (quantized_for(network, _header(header, to), inputs) for to in ("openvino", "tensorrt-onnx"))
+    network, _ = load(student)
+    openvino, other = (quantised(network, inputs, to) for to in ("openvino", "tensorrt-onnx"))
     (stem,) = dict(other.named_parameters()).keys() - dict(openvino.named_parameters()).keys()
     assert stem.endswith("conv1.0.weight")
     assert stem in dict(openvino.named_buffers())
@@ -229,7 +236,7 @@ def test_onnxruntime_gets_a_graph_too(student: Path, birds: Path, data: ImageDat
     layers = sum(node.op_type in ("Conv", "Gemm") for node in model.graph.node)
     assert sum(values.dtype == np.int8 and values.ndim > 1 for values in constants.values()) == layers > 5
     gated = write_student(tmp_path / "gated.safetensors", data, "test_efficientnet")
-    with pytest.raises(ExportError, match="lies inside an operator of this network, where training cannot"):
+    with pytest.raises(ExportError, match="lies inside an operator of this network, where training cannot round"):
         quantize(gated, birds, tmp_path / "gated", "onnx")
 
 
@@ -241,9 +248,9 @@ def test_training_recovers_what_rounding_lost(
     The teacher says nothing of what all logits have in common, so that is left out.
     """
     monkeypatch.setattr("edgefg.export.qat.quantized_network._LIMIT", 2)
-    network, header = load(student)
+    network, _ = load(student)
     expected = _centred(torch_logits(network, inputs))
-    before = np.abs(_centred(torch_logits(quantized_for(network, _header(header), inputs).eval(), inputs)) - expected)
+    before = np.abs(_centred(torch_logits(quantised(network, inputs).eval(), inputs)) - expected)
     config = with_options(CONFIG, epochs=20, lr=3e-4, val_every=20)
     quantized, _ = load_quantized(quantize(student, birds, tmp_path, "tensorrt-onnx", config))
     after = np.abs(_centred(torch_logits(quantized, inputs)) - expected)
@@ -306,39 +313,39 @@ def test_the_gate_compares_with_the_fp32_network_where_that_is_given(
     assert comparison.parent_logits_max != pytest.approx(float(np.abs(int8).max()), rel=1e-5)
     other = write_student(tmp_path / "other.safetensors", data, backbone="test_efficientnet")
     for checkpoint, reference in ((trt, other), (student, student)):
-        with pytest.raises(DataError, match="is not what this checkpoint was quantised from"):
+        with pytest.raises(DataError, match="is not the checkpoint that this one was quantised from"):
             export_checkpoint(checkpoint, tmp_path / "b", reference=reference, **options)
 
 
 def test_what_cannot_be_is_refused(trt: Path, student: Path, birds: Path, data: ImageDataset, tmp_path: Path) -> None:
     for to, precision in (("openvino", "int8"), ("tensorrt-onnx", "fp32")):
-        with pytest.raises(ExportError, match=r"was trained for --to tensorrt-onnx --precision int8, and other"):
+        with pytest.raises(ExportError, match=r"was trained for --to tensorrt-onnx --precision int8, not for"):
             export_checkpoint(trt, tmp_path / "a", to=to, precision=precision, calibration=birds)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="is a quantised network, which counts by what its INT8 graph says"):
         load(trt)
-    with pytest.raises(DataError, match="is the checkpoint of a student; needed one that `edgefg qat` wrote"):
+    with pytest.raises(DataError, match=r"is the checkpoint of a student\. Give one that `edgefg qat` wrote"):
         load_quantized(student)
-    with pytest.raises(DataError, match="leave out --any-cpu for tensorrt-onnx"):
-        quantize(student, birds, tmp_path, "tensorrt-onnx", any_cpu=True)
+    with pytest.raises(ExportError, match="--reduce-range is for CPUs only"):
+        quantize(student, birds, tmp_path, "tensorrt-onnx", reduce_range=True)
     glancing = write_student(tmp_path / "wsdan.safetensors", data, method="wsdan")
     with pytest.raises(ExportError, match="is a wsdan teacher, which looks at an image several times"):
         quantize(glancing, birds, tmp_path, "tensorrt-onnx")
     others = load_dataset(write_dataset(tmp_path / "others", classes=3, per_class=20, size=40, seed=3))
     stranger = write_student(tmp_path / "stranger.safetensors", others)
-    with pytest.raises(DataError, match="have different classes; needed the student's teacher"):
+    with pytest.raises(DataError, match=r"have different classes\. Give the student's own teacher"):
         quantize(student, birds, tmp_path, "tensorrt-onnx", teacher_path=stranger)
 
 
 def test_the_command_line(run: Run, student: Path, birds: Path, tmp_path: Path) -> None:
     arguments = [
-        *("qat", student, birds, "--to", "tensorrt-onnx", "--out", tmp_path, "--teacher", student, "--images", 16),
+        *("qat", student, birds, "--to", "tensorrt-onnx", "--out", tmp_path, "--teacher", student, "--num-samples", 16),
         *("--epochs", 1, "--batch-size", 16, "--workers", 0, "--accelerator", "cpu"),
     ]
     status, out, err = run(*arguments)
     assert (status, out.splitlines()[-1]) == (0, str(tmp_path / "qat.safetensors"))
-    assert "== quantising for tensorrt-onnx" in err
+    assert "quantising for TensorRT" in err
     status, out, err = run(*arguments)
-    assert (status, "is there already" in err, "== quantising" in err) == (0, True, False)
+    assert (status, "is there already" in err, "quantising for" in err) == (0, True, False)
     status, out, err = run(*arguments, "--epochs", 2)
     assert (status, len(err.strip().splitlines()[-1:])) == (2, 1)
     assert "from other data or settings" in err
@@ -348,7 +355,7 @@ def test_the_exported_graph_has_the_ranges_of_the_calibrator_asked_for(
     run: Run, student: Path, birds: Path, data: ImageDataset, tmp_path: Path
 ) -> None:
     arguments = [
-        *("qat", student, birds, "--to", "tensorrt-onnx", "--out", tmp_path, "--images", 16),
+        *("qat", student, birds, "--to", "tensorrt-onnx", "--out", tmp_path, "--num-samples", 16),
         *("--epochs", 1, "--batch-size", 16, "--workers", 0, "--accelerator", "cpu", "--calibrator"),
     ]
     assert run(*arguments, "mse")[0] == 0
@@ -383,6 +390,7 @@ def test_calibration_goes_by_condition_too(data: ImageDataset, tmp_path: Path, m
     monkeypatch.setattr(stage, "choose_balanced", choose)
     given_data = replace(data, conditions=conditions)
     student = write_student(tmp_path / "student.safetensors", data)
+    config = QuantizationConfig(num_samples=8)
     with pytest.raises(KeyboardInterrupt):
-        qat(student, given_data, tmp_path / "out", CONFIG, to="openvino", images=8, hardware=HERE)
+        qat(student, given_data, tmp_path / "out", CONFIG, to="openvino", quantization=config, hardware=HERE)
     assert given[1:] == [8, CONFIG.schedule.seed, conditions]

@@ -15,10 +15,10 @@ from edgefg.export.onnx.check import check
 from edgefg.export.onnx.graph import Graph
 from edgefg.export.onnx.session import open_session
 from edgefg.export.quantize.bias_correction import correct_biases
-from edgefg.export.quantize.qdq import quantize_onnxruntime, quantize_tensorrt
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.training.models.network import Network
+from tests.export.quantizing import quantize_onnxruntime, quantize_tensorrt
 
 
 @pytest.fixture(scope="module")

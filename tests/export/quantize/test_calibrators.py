@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgefg.export.qat.quantizers import quantizers_of_onnx, quantizers_of_openvino
 from edgefg.export.quantize.calibrators import (
     BINS,
-    CALIBRATORS,
-    Calibrator,
     Histogram,
     calibrate,
     entropy_range,
@@ -25,11 +23,10 @@ from edgefg.export.quantize.calibrators import (
     percentile_range,
 )
 from edgefg.export.quantize.nncf_ranges import symmetric_histogram
-from edgefg.export.quantize.qdq import quantize_openvino
-from edgefg.export.quantize.quantizer import Quantizer
-from edgefg.export.targets.openvino import convert
+from edgefg.export.targets import target_of
 from edgefg.preprocess import UInt8Array
-from edgefg.training.checkpoint import Target
+from edgefg.settings.quantization import Calibrator
+from tests.export.quantizing import quantizer_of
 
 Values = npt.NDArray[np.float64]
 SHARES = np.arange(8, 129) / 128
@@ -192,7 +189,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
+@pytest.mark.parametrize("calibrator", get_args(Calibrator))
 def test_calibrators_on_a_graph(plain: Path, pixels: UInt8Array, calibrator: Calibrator, symmetric: bool) -> None:
     data, values = [row[None] for row in pixels], _data(pixels)
     found = calibrate(plain, data, calibrator, ["Conv"], symmetric=symmetric)["data"]
@@ -211,10 +208,11 @@ def test_calibrators_on_a_graph(plain: Path, pixels: UInt8Array, calibrator: Cal
         assert low == -25
 
 
-@pytest.mark.parametrize("calibrator", CALIBRATORS)
-def test_calibrators_in_openvino(plain: Path, pixels: UInt8Array, calibrator: Calibrator) -> None:
+@pytest.mark.parametrize("calibrator", get_args(Calibrator))
+def test_calibrators_in_openvino(plain: Path, pixels: UInt8Array, calibrator: Calibrator, tmp_path: Path) -> None:
     """NNCF's own one, and those that it is lent, choose the range of the convolution's input."""
-    model = quantize_openvino(convert(plain), pixels, calibrator=calibrator)
+    path = quantizer_of("openvino", plain, pixels, calibrator=calibrator).write(tmp_path)
+    model = openvino.Core().read_model(path)
     convolution = next(op for op in model.get_ops() if op.get_type_name() == "Convolution")
     fake = convolution.input_value(0).get_node()
     assert fake.get_type_name() == "FakeQuantize"
@@ -235,16 +233,13 @@ def test_calibrators_in_openvino(plain: Path, pixels: UInt8Array, calibrator: Ca
 
 
 @pytest.mark.parametrize("to", ["openvino", "onnx", "tensorrt-onnx"])
-def test_one_image_does_not_set_the_percentile(plain: Path, pixels: UInt8Array, to: Target, tmp_path: Path) -> None:
+def test_one_image_does_not_set_the_percentile(plain: Path, pixels: UInt8Array, to: str, tmp_path: Path) -> None:
     """Of 903,168 values nine are clipped on each side. Nine glare, all in the last image, of which a percentile of that
     image alone would clip one, and one of both sides together four."""
     pixels = pixels.copy()
     pixels[-1, :3, :3, 0] = 100
-    path = Quantizer(to, plain, pixels, calibrator="percentile").write(tmp_path)
-    if to == "openvino":
-        found = quantizers_of_openvino(openvino.Core().read_model(path))["data"]
-    else:
-        found = quantizers_of_onnx(onnx.load(path))["data"]
+    path = quantizer_of(to, plain, pixels, calibrator="percentile").write(tmp_path)
+    found = target_of(to).activation_params(path)["data"]
     low, high = np.sort(_data(pixels), axis=None)[[9, -10]]
     assert high < 0.1 * GLARING
     levels = (high, 127) if to == "tensorrt-onnx" else (high - low, 255)
@@ -253,9 +248,9 @@ def test_one_image_does_not_set_the_percentile(plain: Path, pixels: UInt8Array, 
     assert float(found.scale) >= 0.99 * levels[0] / levels[1]
 
 
-def test_nncf_is_itself_again_afterwards(plain: Path, pixels: UInt8Array) -> None:
+def test_nncf_is_itself_again_afterwards(plain: Path, pixels: UInt8Array, tmp_path: Path) -> None:
     from nncf.quantization.algorithms.min_max import algorithm
 
     before = algorithm.HistogramAggregator
-    quantize_openvino(convert(plain), pixels[:1], calibrator="entropy")
+    quantizer_of("openvino", plain, pixels[:1], calibrator="entropy").write(tmp_path)
     assert algorithm.HistogramAggregator is before

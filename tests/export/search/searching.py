@@ -9,6 +9,7 @@ from edgefg.export.search.context import Training
 from edgefg.export.search.search import Request
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.quantization import QuantizationConfig
 from edgefg.settings.training import Schedule, TrainingConfig
 
 HERE = Hardware(accelerator="cpu", workers=0)
@@ -24,7 +25,12 @@ def request(**changed: object) -> Request:
         space=space_of(students=STUDENTS, sizes=[32], macs=[1.0, 0.8], precisions=["int8", "fp32"]),
         # In steps of 4 channels the narrow networks of the tests can be pruned so far.
         training=Training(
-            config=CONFIG, short_epochs=1, prune_epochs=1, train_share=0.8, images=8, pruning=PruningConfig(round_to=4)
+            config=CONFIG,
+            short_epochs=1,
+            prune_epochs=1,
+            train_share=0.8,
+            pruning=PruningConfig(round_to=4),
+            quantization=QuantizationConfig(num_samples=8),
         ),
         trials=2,
         finalists=1,

@@ -18,9 +18,11 @@ from edgefg.errors import DataError, WeightsError
 from edgefg.export.search import artifacts, search, trials
 from edgefg.export.search.candidates import Candidate, Front, Precision, Shape, Student, read_front, render, space_of
 from edgefg.export.search.search import compress
+from edgefg.export.targets.openvino import OpenVINO
 from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.gate import Gate
 from edgefg.settings.options import with_options
+from edgefg.settings.quantization import QuantizationConfig
 from tests.export.search.searching import HERE, STUDENTS, request
 from tests.synthetic import write_dataset
 
@@ -86,39 +88,43 @@ def test_the_chosen_artifact_is_whole_and_the_best_of_the_full_ones(
 
 @pytest.mark.parametrize("saturates", [True, False])
 def test_the_width_of_weights_is_settled_by_the_first_run(
-    birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool
-) -> None:
-    monkeypatch.setattr("edgefg.export.quantize.quantizer.saturates", lambda: saturates)
+    birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, saturates: bool,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO", "edgefg")
+    monkeypatch.setattr("edgefg.export.targets.target.lacks_vnni", lambda: saturates)
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8"])
     asked = request(budget_ms=1e-6, space=space)
-    said: list[str] = []
-    compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE, say=said.append)
-    assert any("weights take 7 bits" in line for line in said) == saturates
-    monkeypatch.setattr("edgefg.export.quantize.quantizer.saturates", lambda: not saturates)
     compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
-    other = replace(asked, training=replace(asked.training, any_cpu=not saturates))
+    assert ("weights take 7 bits" in caplog.text) == saturates
+    monkeypatch.setattr("edgefg.export.targets.target.lacks_vnni", lambda: not saturates)
+    compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
+    quantization = replace(asked.training.quantization, reduce_range=not saturates)
+    other = replace(asked, training=replace(asked.training, quantization=quantization))
     with pytest.raises(DataError, match="holds a search with another training"):
         compress(birds_teacher, two_birds, tmp_path / "out", other, hardware=HERE)
     idle = replace(other, space=replace(space, precisions=("fp32",)))
-    with pytest.raises(DataError, match="--any-cpu changes nothing without --precision int8"):
+    with pytest.raises(DataError, match="--reduce-range applies only to --precision int8"):
         compress(birds_teacher, two_birds, tmp_path / "new", idle, hardware=HERE)
 
 
 @pytest.mark.parametrize(
     ("changed", "precision", "complaint"),
     [
-        ({"calibrator": "mse"}, "fp32", "--calibrator changes nothing without --precision int8"),
-        ({"qat_epochs": 1}, "fp32", "--qat-epochs changes nothing without --precision int8"),
-        ({"keep_within": -1.0}, "int8", "--keep-within is -1 points; needed 0 or more"),
-        ({"keep_within": float("nan")}, "int8", "--keep-within is nan points"),
-        ({"keep_within": 1.0, "qat_epochs": 1}, "int8", "needed one of them"),
+        ({"calibrator": "mse"}, "fp32", "--calibrator applies only to --precision int8"),
+        ({"qat_epochs": 1}, "fp32", "--qat-epochs applies only to --precision int8"),
+        ({"max_int8_drop": -1.0}, "int8", "--max-int8-drop -1.0 is out of range"),
+        ({"max_int8_drop": float("nan")}, "int8", "--max-int8-drop nan is out of range"),
+        ({"max_int8_drop": 1.0, "qat_epochs": 1}, "int8", "serve the same purpose"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_anything_is_written(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, changed: dict[str, Any], precision: str, complaint: str
 ) -> None:
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=[precision])
-    asked = request(space=space, training=replace(request().training, **changed))
+    epochs = changed.pop("qat_epochs", 0)
+    training = replace(request().training, qat_epochs=epochs, quantization=QuantizationConfig(**changed))
+    asked = request(space=space, training=training)
     with pytest.raises(DataError, match=complaint):
         compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
     assert not (tmp_path / "out").exists()
@@ -287,7 +293,7 @@ def test_a_search_that_was_cut_off_between_two_precisions_goes_on(
     space = space_of(students=STUDENTS[:1], sizes=[32], macs=[1.0], precisions=["int8", "fp32"])
     asked = request(space=space, budget_ms=1e-4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "emit", Counted(trials.emit, stop=0))
+        patch.setattr(OpenVINO, "emit", Counted(OpenVINO.emit, stop=0))
         with pytest.raises(KeyboardInterrupt):
             compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
     assert [path.parent.name for path in tmp_path.rglob("model.xml")] == ["int8"]

@@ -96,5 +96,5 @@ def test_graph_without_a_leading_cast_is_refused() -> None:
     model = helper.make_model(
         helper.make_graph(nodes, "g", [images], [logits]), opset_imports=[helper.make_opsetid("", OPSET)]
     )
-    with pytest.raises(ExportError, match="feeds Transpose; needed one Cast"):
+    with pytest.raises(ExportError, match="feeds Transpose instead of one Cast"):
         check_graph(model)
