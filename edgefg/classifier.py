@@ -14,7 +14,7 @@ from edgefg.artifact import golden
 from edgefg.artifact.manifest import Manifest, bare_manifest, check_artifact, read_manifest
 from edgefg.artifact.signature import verify_signature
 from edgefg.decision import Prediction, decide
-from edgefg.errors import InferenceError, ManifestError, one_line
+from edgefg.errors import ManifestError
 from edgefg.preprocess import Color, InputSpec, UInt8Array, check_frame, prepare
 from edgefg.runtime import load, runtime_for
 
@@ -66,7 +66,7 @@ class Classifier:
         if top_k < 1 or (threads is not None and threads < 1):
             raise ValueError(f"top_k and threads are at least 1; got top_k={top_k}, threads={threads}")
         self.path = Path(path)
-        runtime_for(self.path)  # a file that nothing opens is told as such, not as one without manifest
+        runtime_for(self.path)  # before the manifest is read: a file that nothing opens has none
         if trusted_key is not None:
             verify_signature(self.path, Path(trusted_key))
         self._top_k = top_k
@@ -136,11 +136,7 @@ class Classifier:
         except Exception as exc:
             if self._closed:
                 raise RuntimeError("this Classifier was closed during the call") from exc
-            if not _is_engine_error(exc):  # a signal handler's exception, for instance, is the caller's own
-                raise
-            raise InferenceError(
-                f"the engine failed on {self.path.name}: {type(exc).__name__} {one_line(exc)}"
-            ) from exc
+            raise
         inferred = time.perf_counter()
         preprocess_ms = (prepared - start) * 1e3 / count
         infer_ms = (inferred - prepared) * 1e3 / count
@@ -194,8 +190,3 @@ def _manifest_of(path: Path, labels: Sequence[str] | None, input: InputSpec | in
         stacklevel=3,
     )
     return manifest
-
-
-def _is_engine_error(error: Exception) -> bool:
-    """Tell an engine's exception by its type: OpenVINO raises RuntimeError, ONNX Runtime a family of its own."""
-    return isinstance(error, RuntimeError) or type(error).__module__.partition(".")[0] in ("openvino", "onnxruntime")

@@ -1,4 +1,4 @@
-"""Keep vendors' prints, log lines, warnings and telemetry away while one of their functions runs."""
+"""Suppress the prints, log lines, warnings and telemetry of vendors' packages."""
 
 from __future__ import annotations
 
@@ -6,19 +6,35 @@ import contextlib
 import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 
-from edgefg.runtime import without_telemetry
 from edgefg.signals import kept_signal_stack
+
+
+@contextlib.contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Hide Intel's telemetry package while OpenVINO is imported: the import would send an event over the network.
+
+    OpenVINO takes its own stub if the package is missing. A device in the field must not call home unasked.
+    """
+    name = "openvino_telemetry"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # Python's own way to make an import fail
+    try:
+        yield
+    finally:
+        sys.modules.pop(name, None)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Drop what is printed to stdout, warned, or logged up to WARNING; errors still raise.
 
-    What an exporter or quantiser has to say to its developers is no help to a user, and would end up in the middle of
-    ``--json`` output.
+    The messages of exporters and quantisers are for their developers, and would spoil ``--json`` output.
     """
     before = logging.root.manager.disable
     os.environ.setdefault("NNCF_CI", "1")  # NNCF's own switch for its telemetry

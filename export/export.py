@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from edgefg import __version__
+from edgefg.artifact.folder import check_target
 from edgefg.artifact.golden import FloatArray
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import Provenance
@@ -24,7 +25,7 @@ from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
 from edgefg.errors import DataError, ExportError
 from edgefg.evaluation.measure import Measured, measure
-from edgefg.evaluation.package import Draft, check_target, golden_frames, write_artifact
+from edgefg.evaluation.package import Draft, golden_frames, write_artifact
 from edgefg.export.qat.quantized_network import QuantizedNetwork, check_trained_for, load_quantized, write_quantized
 from edgefg.export.quantize.mixed_precision import find_kept
 from edgefg.export.quantize.quantizer import lacks_vnni

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgefg.artifact.plan import GpuInfo
 from edgefg.errors import RuntimeUnavailableError, one_line
-from edgefg.runtime import Device
 
 Bytes = npt.NDArray[np.uint8]
 _ADVICE = "`edgefg doctor` says what to install"
@@ -39,7 +39,7 @@ class Cuda(Protocol):
     def current(self) -> contextlib.AbstractContextManager[None]:
         """Make the device the calling thread's."""
 
-    def device(self) -> Device:
+    def device(self) -> GpuInfo:
         """Describe the device."""
 
     def free_memory(self) -> int:
@@ -112,6 +112,20 @@ def open_cuda(index: int = 0) -> Cuda:
     raise RuntimeUnavailableError(f"GPU {index} cannot be used: {name}: {one_line(problem)}; {_ADVICE}") from problem
 
 
+def describe_gpu(index: int = 0) -> tuple[GpuInfo, int]:
+    """Return an NVIDIA GPU's description and its free memory in bytes.
+
+    Raises:
+        RuntimeUnavailableError: CUDA's bindings, the driver or the GPU are missing.
+    """
+    cuda = open_cuda(index)
+    try:
+        with cuda.current():
+            return cuda.device(), cuda.free_memory()
+    finally:
+        cuda.close()
+
+
 class CudaPython:
     """CUDA's runtime API by cuda-python."""
 
@@ -146,11 +160,11 @@ class CudaPython:
             if entered and entered[-1]._index != self._index:
                 entered[-1]._select()
 
-    def device(self) -> Device:
+    def device(self) -> GpuInfo:
         """Describe the device."""
         found = self._check(self._rt.cudaGetDeviceProperties(self._index), "reading the GPU's properties")
         name = found.name.split(b"\0")[0].decode("utf-8", "replace")
-        return Device(name, f"{found.major}.{found.minor}", int(found.totalGlobalMem))
+        return GpuInfo(name, f"{found.major}.{found.minor}", int(found.totalGlobalMem))
 
     def free_memory(self) -> int:
         """Return the device memory that is free, in bytes."""
@@ -277,10 +291,10 @@ class PyCuda:
         finally:
             self._driver.Context.pop()
 
-    def device(self) -> Device:
+    def device(self) -> GpuInfo:
         """Describe the device."""
         major, minor = self._device.compute_capability()
-        return Device(self._device.name(), f"{major}.{minor}", int(self._device.total_memory()))
+        return GpuInfo(self._device.name(), f"{major}.{minor}", int(self._device.total_memory()))
 
     def free_memory(self) -> int:
         """Return the device memory that is free, in bytes."""

@@ -24,6 +24,10 @@ class _NullModel(msgspec.Struct, forbid_unknown_fields=True):
 class NullRuntime:
     """Answers every frame with the same logits."""
 
+    companions = ()
+    extra = ""
+    int8_remedy = ""
+
     def __init__(self, path: Path, *, threads: int | None = None, device: str | None = None) -> None:
         try:
             model = msgspec.json.decode(path.read_bytes(), type=_NullModel)

@@ -8,14 +8,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgefg.errors import RuntimeUnavailableError, one_line
-from edgefg.runtime import EXACT_SUMS, TensorSpec
+from edgefg.errors import InferenceError, RuntimeUnavailableError, one_line
+from edgefg.runtime import TensorSpec
 
+EXACT_SUMS = ("session.x64quantprecision", "1")
+"""Session option that sums 8-bit products exactly, also on x86 CPUs without VNNI.
+
+With 8-bit weights such a CPU then takes as long as in FP32. With 7-bit weights it stays faster, except in depthwise
+layers, whose weights keep 8 bits.
+"""
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
 class OnnxRuntime:
     """An ONNX model in ONNX Runtime's CPU provider; its session may be run by several threads at once."""
+
+    companions = ()
+    extra = "onnxruntime"
+    int8_remedy = ""
 
     def __init__(self, path: Path, *, threads: int | None = None, device: str | None = None) -> None:
         try:
@@ -35,10 +45,22 @@ class OnnxRuntime:
         self.input = TensorSpec(shape, _DTYPES.get(node.type, node.type))
         self.version = f"onnxruntime {onnxruntime.__version__}"
         self._input_name = node.name
+        self._path = path
+        # Exceptions of its own without a common base, and RuntimeError.
+        kinds = vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+        own = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)]
+        self._errors: tuple[type[Exception], ...] = (RuntimeError, *own)
 
     def infer(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the logits, ``float32 [N, classes]``, of ``uint8 [N, H, W, 3]``."""
-        logits: npt.NDArray[np.float32] = self._session.run(None, {self._input_name: batch})[0]
+        """Return the logits, ``float32 [N, classes]``, of ``uint8 [N, H, W, 3]``.
+
+        Raises:
+            InferenceError: ONNX Runtime failed.
+        """
+        try:
+            logits: npt.NDArray[np.float32] = self._session.run(None, {self._input_name: batch})[0]
+        except self._errors as exc:
+            raise InferenceError(f"ONNX Runtime failed on {self._path.name}: {one_line(exc)}") from exc
         return logits
 
     def close(self) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg.cache import cache_directory
-from edgefg.errors import RuntimeUnavailableError, one_line
-from edgefg.runtime import TensorSpec, without_telemetry
+from edgefg.errors import InferenceError, RuntimeUnavailableError, one_line
+from edgefg.quiet import without_telemetry
+from edgefg.runtime import TensorSpec
 from edgefg.signals import kept_signal_stack
 
 
@@ -20,6 +21,10 @@ class OpenVINORuntime:
 
     The compiled model is kept in `edgefg.cache`.
     """
+
+    companions = (".bin",)
+    extra = "openvino"
+    int8_remedy = "export with --reduce-range for an x86 CPU without VNNI (avx512_vnni, avx_vnni in lscpu)"
 
     def __init__(self, path: Path, *, threads: int | None = None, device: str | None = None) -> None:
         try:
@@ -48,11 +53,16 @@ class OpenVINORuntime:
         shape = tuple(None if size.is_dynamic else int(size.get_length()) for size in port.get_partial_shape())
         self.input = TensorSpec(shape, np.dtype(port.get_element_type().to_dtype()).name)
         self.version = f"openvino {ov.__version__.split('-')[0]}"
+        self._path = path
         self._tensor = ov.Tensor
         self._requests: queue.LifoQueue[_Worker] = queue.LifoQueue()
 
     def infer(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the logits, ``float32 [N, classes]``, of ``uint8 [N, H, W, 3]``."""
+        """Return the logits, ``float32 [N, classes]``, of ``uint8 [N, H, W, 3]``.
+
+        Raises:
+            InferenceError: OpenVINO failed.
+        """
         # Held locally, so that a request in flight during `close` goes back to a pool that is dropped with it.
         requests, compiled = self._requests, self._compiled
         try:
@@ -72,6 +82,8 @@ class OpenVINORuntime:
             worker.request.infer(share_outputs=True)
             logits = worker.output.copy()
             return logits
+        except RuntimeError as exc:  # all that OpenVINO raises
+            raise InferenceError(f"OpenVINO failed on {self._path.name}: {one_line(exc)}") from exc
         finally:
             requests.put(worker)
 

@@ -45,6 +45,10 @@ class TensorRTRuntime:
         DeviceMismatchError: the plan was built for another GPU or by another TensorRT.
     """
 
+    companions = ()
+    extra = "tensorrt"
+    int8_remedy = ""
+
     def __init__(self, path: Path, *, threads: int | None = None, device: str | None = None) -> None:
         try:
             import tensorrt as trt
@@ -219,7 +223,7 @@ def _read(path: Path, cuda: Cuda, version: str) -> bytes:
 
 
 def _refusal(path: Path, said: str) -> EdgefgError:
-    """Tell how to mend it: what was built from a file at hand can be built again, by ``rebuild=True`` too."""
+    """Tell how to mend it: what was built from a file at hand can be built again."""
     info = read_manifest(path).plan if manifest_path(path).exists() else None
     if OUT_OF_MEMORY.search(said):
         return RuntimeUnavailableError(f"{said}; stop what else uses the GPU")

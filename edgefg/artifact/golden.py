@@ -20,9 +20,9 @@ import numpy.typing as npt
 from edgefg.artifact.manifest import Manifest
 from edgefg.errors import InferenceError, ManifestError, ParityError, one_line
 from edgefg.preprocess import Color, InputSpec, UInt8Array, prepare
+from edgefg.runtime import runtime_for
 
 MAX_BYTES = 2_000_000
-_INT8_REMEDY = ", or with --reduce-range for an x86 CPU without VNNI (avx512_vnni, avx_vnni in lscpu)"
 # What NumPy and zipfile raise for files that are cut off, altered or something else.
 _UNREADABLE = (
     OSError,
@@ -154,8 +154,8 @@ def check(classifier: GoldenClassifier) -> GoldenReport:
     except InferenceError as exc:
         raise ParityError(f"engine: {exc}") from exc
     logits = np.stack([prediction.logits for prediction in predictions])
-    on_cpu = classifier.manifest.precision == "int8" and classifier.path.suffix == ".xml"
-    remedy = _INT8_REMEDY if on_cpu else ""
+    known = runtime_for(classifier.path).int8_remedy if classifier.manifest.precision == "int8" else ""
+    remedy = f", or {known}" if known else ""
     own = _deviation(logits, golden.logits)
     _within("engine", own, info.logits, "against the artifact's own logits", remedy)
     parent = _deviation(logits, golden.parent_logits)

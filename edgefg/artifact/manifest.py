@@ -18,6 +18,7 @@ from edgefg.artifact.hashes import FileInfo, FileName, check_files, file_info
 from edgefg.errors import ManifestError
 from edgefg.metrics import Scores
 from edgefg.preprocess import InputSpec
+from edgefg.runtime import model_files
 from edgefg.settings.gate import Gate
 from edgefg.settings.split import SplitSpec
 from edgefg.taxonomy import TaxonomyLevel
@@ -306,10 +307,8 @@ def bare_manifest(model: Path, labels: Sequence[str], spec: InputSpec) -> Manife
     path = manifest_path(model)
     if path.exists():
         raise ManifestError(f"labels were given for {model.name}, but {path} has its own; leave labels and input out")
-    # An OpenVINO IR keeps its weights in a file beside it.
-    parts = [model, model.with_suffix(".bin")] if model.suffix == ".xml" else [model]
     try:
-        files = tuple(file_info(part) for part in parts)
+        files = tuple(file_info(file) for file in model_files(model))
     except OSError as exc:
         raise ManifestError(f"cannot read {exc.filename or model}: {exc.strerror}") from exc
     manifest = Manifest(
@@ -354,16 +353,21 @@ def _check(manifest: Manifest, path: Path, model_name: str | None) -> None:
         problem = f"a taxonomy level does not have one group for each of the {len(manifest.labels)} labels"
     elif model_name is not None and manifest.model != model_name:
         problem = f"it describes {manifest.model!r}, not {model_name!r}"
-    elif manifest.model.endswith(".xml") and manifest.model[:-4] + ".bin" not in names:
-        problem = "the weights (.bin) are missing from its list of files"
-    elif manifest.model not in names or (manifest.golden and manifest.golden.file not in names):
-        problem = "the model or golden file is missing from its list of files"
+    elif missing := _missing(manifest, names):
+        problem = f"{missing} is missing from its list of files"
     elif len(set(names)) != len(names):
         problem = "a file stands twice in its list of files"
     elif {".", ".."} & set(names):
         problem = "a file name is a folder"
     if problem:
         raise ManifestError(f"{path} is inconsistent: {problem}; export the artifact again")
+
+
+def _missing(manifest: Manifest, names: list[str]) -> str | None:
+    """Name a file that the artifact needs and that its manifest does not list."""
+    needed = [file.name for file in model_files(Path(manifest.model))]
+    needed += [manifest.golden.file] if manifest.golden else []
+    return next((name for name in needed if name not in names), None)
 
 
 def check_artifact(manifest: Manifest, model: Path) -> None:

@@ -9,17 +9,29 @@ from __future__ import annotations
 import re
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 from edgefg.artifact.manifest import PlanInfo, build_command, read_manifest
 from edgefg.errors import DeviceMismatchError, ManifestError, RuntimeUnavailableError
-from edgefg.runtime import Device
 
+PLAN = "engine.plan"
+"""Name of the plan that a device builds beside the ONNX file ``model.onnx``."""
 OUT_OF_MEMORY = re.compile(r"out of memory|could not be allocated|OutOfMemory|MemoryAllocation", re.IGNORECASE)
 """What TensorRT and CUDA say where memory ran out, which says nothing against a plan."""
 _MAGIC = 0x74727466  # "ftrt", little-endian
 _SERIALISATION = 0
 _HEADER = 28
 _VERSION = slice(24, 28)
+
+
+class GpuInfo(NamedTuple):
+    """A GPU as its driver describes it."""
+
+    name: str
+    compute_capability: str
+    """``major.minor``, for instance ``8.7``."""
+    memory: int
+    """Bytes."""
 
 
 def gpu_number(device: str | None, path: Path) -> int:
@@ -59,7 +71,7 @@ def check_header(data: bytes, path: Path) -> str | None:
     return ".".join(map(str, data[_VERSION])) if serialisation == _SERIALISATION else None
 
 
-def mismatch(info: PlanInfo | None, written_by: str | None, device: Device, tensorrt: str) -> str | None:
+def mismatch(info: PlanInfo | None, written_by: str | None, device: GpuInfo, tensorrt: str) -> str | None:
     """Say why a plan cannot run here; None where nothing speaks against it.
 
     Args:
@@ -79,7 +91,7 @@ def mismatch(info: PlanInfo | None, written_by: str | None, device: Device, tens
     )
 
 
-def check_fits(path: Path, info: PlanInfo | None, written_by: str | None, device: Device, tensorrt: str) -> None:
+def check_fits(path: Path, info: PlanInfo | None, written_by: str | None, device: GpuInfo, tensorrt: str) -> None:
     """Raise `DeviceMismatchError`, which names the command that rebuilds, where a plan cannot run here."""
     reason = mismatch(info, written_by, device, tensorrt)
     if reason is not None:
@@ -107,7 +119,7 @@ def _same_version(built: str, here: str) -> bool:
     return ours[:shorter] == theirs[:shorter]
 
 
-def _fits(info: PlanInfo, device: Device) -> bool:
+def _fits(info: PlanInfo, device: GpuInfo) -> bool:
     if info.hardware_compatible == "ampere-plus":
         return int(device.compute_capability.split(".")[0]) >= 8
     if info.hardware_compatible == "same-capability":

@@ -15,7 +15,7 @@ from edgefg import __version__
 from edgefg.cli.app import command, print_json
 from edgefg.cli.device import cpus
 from edgefg.errors import RuntimeUnavailableError
-from edgefg.runtime import describe_gpu
+from edgefg.runtimes.cuda import describe_gpu
 
 _OPENS = {"openvino": ".xml", "onnxruntime": ".onnx", "tensorrt": ".plan"}
 _FOR_DEVELOPERS = ("demo", "dev")

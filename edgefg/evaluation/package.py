@@ -6,10 +6,7 @@ renamed. Runs on devices: no torch.
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +14,7 @@ import msgspec
 import numpy as np
 
 from edgefg.artifact import golden
+from edgefg.artifact.folder import GOLDEN, as_export_error, check_target, folder_beside, swap, sync_all
 from edgefg.artifact.golden import FloatArray, GoldenSet
 from edgefg.artifact.hashes import file_info
 from edgefg.artifact.manifest import (
@@ -30,23 +28,12 @@ from edgefg.artifact.manifest import (
     encode_manifest,
     manifest_path,
 )
-from edgefg.artifact.signature import signature_path
 from edgefg.classifier import Classifier
-from edgefg.errors import EdgefgError, ExportError, GateError, one_line
+from edgefg.errors import ExportError
 from edgefg.evaluation.measure import Measured
-from edgefg.files import sync
 from edgefg.preprocess import InputSpec, UInt8Array, prepare, resize
 from edgefg.taxonomy import TaxonomyLevel
 
-STEM = "model"
-"""Every exported artifact's files are called ``model.…``."""
-PLAN = "engine.plan"
-"""What a device builds of one lies beside it, as ``engine.…``."""
-_GOLDEN = ".golden.npz"
-_FILES = frozenset(
-    {f"{stem}{suffix}" for stem in (STEM, "engine") for suffix in (".json", ".json.sig", _GOLDEN)}
-    | {f"{STEM}.onnx", f"{STEM}.xml", f"{STEM}.bin", PLAN}
-)
 _MOST_FRAMES = 16
 # Shares of the greatest logit. Engines of one kind sum in another order on another processor …
 _FP32_GATE = 1e-4
@@ -116,7 +103,7 @@ def write_artifact(
             reproduce its parent; ``out`` is as it was before.
     """
     check_target(out)
-    with folder_beside(out) as temporary, _told(out):
+    with folder_beside(out) as temporary, as_export_error(out):
         model = stage(temporary, draft, write_model, measure)
         swap(temporary, out)
     return out / model.name
@@ -131,114 +118,8 @@ def stage(
     """Write an artifact's files, proven and synced, into a folder of their own; return the path of the model file."""
     model = write_model(folder)
     _write_manifest(model, draft, measure)
-    _sync_all(folder)
+    sync_all(folder)
     return model
-
-
-def copy_artifact(model: Path, out: Path) -> Path:
-    """Copy the artifact of a model file to a folder, whole or not at all; return the copy's model file."""
-    with folder_beside(out) as temporary:
-        shutil.copytree(model.parent, temporary, dirs_exist_ok=True)
-        _sync_all(temporary)
-        swap(temporary, out)
-    return out / model.name
-
-
-def _sync_all(folder: Path) -> None:
-    for file in folder.iterdir():
-        sync(file)
-    sync(folder)
-
-
-def move_in(model: Path, folder: Path) -> Path:
-    """Move a staged artifact into a folder beside other files, its manifest last; return where its model file is now.
-
-    Cut off between two files, the old manifest no longer fits them: the artifact is refused, not misread.
-
-    Raises:
-        ExportError: the disk is full or read-only.
-    """
-    manifest = manifest_path(model)
-    with _told(folder, f"{model.name} there may be of two builds, and is refused then: build again"):
-        # A signature belongs to the manifest that it was made of.
-        signature_path(folder / model.name).unlink(missing_ok=True)
-        for file in sorted(model.parent.iterdir(), key=lambda file: file == manifest):
-            file.replace(folder / file.name)
-        sync(folder)
-    return folder / model.name
-
-
-@contextlib.contextmanager
-def _told(out: Path, after: str = "nothing was changed there") -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise ExportError(f"cannot write {out}: {exc.strerror or exc}; {after}") from exc
-    except (ExportError, GateError):  # a gate that fails is no failure of the export
-        raise
-    except EdgefgError as exc:
-        raise ExportError(f"the written artifact does not hold: {one_line(exc)}; nothing was changed in {out}") from exc
-
-
-def check_target(out: Path) -> None:
-    """Raise `ExportError` unless ``out`` is absent, empty, or an earlier artifact that may be replaced."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise ExportError(f"{out} is a file or a link; needed the name of a folder for the artifact")
-    try:
-        names = {entry.name for entry in out.iterdir()} if out.exists() else set()
-    except OSError as exc:
-        raise ExportError(f"cannot look into {out}: {exc.strerror}") from exc
-    if names and not (f"{STEM}.json" in names and names <= _FILES):
-        stranger = min(names - _FILES, default=min(names))
-        raise ExportError(
-            f"{out} is not empty and no artifact alone (it holds {stranger}); name a new folder, or empty it"
-        )
-
-
-@contextlib.contextmanager
-def folder_beside(out: Path) -> Iterator[Path]:
-    """Yield a new hidden folder on the same disk as ``out``; remove what is left of it afterwards."""
-    out = out.absolute()
-    temporary = out.parent / f".{out.name}.{secrets.token_hex(4)}"
-    try:
-        # A plain mkdir: mkdtemp's 0700 would keep a service from reading its own model.
-        temporary.mkdir(parents=True)
-    except OSError as exc:
-        raise ExportError(f"cannot create a folder in {out.parent}: {exc.strerror}") from exc
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def remove_stale(out: Path) -> None:
-    """Remove what `folder_beside` left where its process was killed. The caller knows that no other one is at work."""
-    for left in out.parent.glob(f".{out.name}.????????"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def remove_stale_below(folder: Path) -> None:
-    """Remove what `folder_beside` and `swap` left anywhere below a folder; see `remove_stale`."""
-    for pattern in (".*.????????", ".*.????????.old"):
-        for left in list(folder.rglob(pattern)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def swap(temporary: Path, out: Path) -> None:
-    """Rename the finished folder to its final name; an earlier artifact goes only after that."""
-    old = temporary.with_name(f"{temporary.name}.old")
-    replaced = out.exists()
-    if replaced:
-        out.rename(old)
-    try:
-        temporary.rename(out)
-    except BaseException:  # Ctrl-C between the two renames included
-        if replaced and not out.exists():
-            old.rename(out)
-        raise
-    sync(out.absolute().parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], Measured] | None) -> None:
@@ -263,7 +144,7 @@ def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], M
         logits = np.stack([p.logits for p in classifier.predict_batch(list(inputs), color="rgb")])
         name, _, version = classifier.runtime_version.partition(" ")
         measured = measure(classifier) if measure is not None else None
-    path = model.with_name(model.stem + _GOLDEN)
+    path = model.with_name(model.stem + GOLDEN)
     golden.write(GoldenSet(draft.frames, inputs, draft.parent_logits, logits), path)
     manifest = msgspec.structs.replace(
         manifest,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgefg.errors import ExportError, one_line
 from edgefg.preprocess import UInt8Array
-from edgefg.runtime import EXACT_SUMS
+from edgefg.runtimes.onnxruntime import EXACT_SUMS
 
 
 def open_session(model: bytes | str, *, optimise: bool = True) -> Any:

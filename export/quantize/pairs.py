@@ -41,7 +41,7 @@ def activation_params(model: onnx.ModelProto) -> dict[str, QuantParams]:
 def with_own_zeros(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a QDQ graph in which no two nodes share the constant of a zero point.
 
-    ONNX Runtime 1.32 cannot open shared ones with `edgefg.runtime.EXACT_SUMS` on a CPU that needs it.
+    ONNX Runtime 1.32 cannot open shared ones with `edgefg.runtimes.onnxruntime.EXACT_SUMS` on a CPU that needs it.
     """
     own = onnx.ModelProto()
     own.CopyFrom(model)

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 
 import onnx
 
+from edgefg.artifact.folder import STEM
 from edgefg.errors import ExportError, one_line
-from edgefg.evaluation.package import STEM
 from edgefg.export.onnx.graph import Graph
 from edgefg.export.onnx.rules import skip_tensors
 from edgefg.export.quantize.bias_correction import correct_biases

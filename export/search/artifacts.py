@@ -7,10 +7,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from edgefg.artifact.folder import copy_artifact
 from edgefg.artifact.manifest import Accuracy, read_manifest
 from edgefg.errors import EdgefgError, ExportError, TrainingError
 from edgefg.evaluation.gate import judge
-from edgefg.evaluation.package import copy_artifact
 from edgefg.export.export import export_checkpoint
 from edgefg.export.qat.qat import qat
 from edgefg.export.search.candidates import Precision, Shape, Stage

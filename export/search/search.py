@@ -17,11 +17,11 @@ from pathlib import Path
 
 import msgspec
 
+from edgefg.artifact.folder import copy_artifact, remove_stale_below
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import Accuracy
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.errors import DataError, EdgefgError, ExportError, TrainingError, one_line
-from edgefg.evaluation.package import copy_artifact, remove_stale_below
 from edgefg.evaluation.verify import VerifyReport, verify
 from edgefg.export.search.artifacts import choose_again
 from edgefg.export.search.candidates import (

@@ -17,10 +17,10 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
+from edgefg.artifact.folder import folder_beside
 from edgefg.classifier import Classifier
 from edgefg.data.calibration import choose_balanced, read_calibration
 from edgefg.errors import DataError, ExportError
-from edgefg.evaluation.package import folder_beside
 from edgefg.evaluation.timing import alternate, in_turn
 from edgefg.export.distill.distill import distill
 from edgefg.export.prune.channels import remove_channels

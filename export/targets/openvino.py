@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from edgefg.artifact.folder import STEM
 from edgefg.errors import ExportError, one_line
-from edgefg.evaluation.package import STEM
 from edgefg.export.quantize.nncf_ranges import range_parameters
 from edgefg.export.quantize.pairs import QuantParams
 from edgefg.export.quantize.quantizer import Quantizer

@@ -11,8 +11,8 @@ from typing import ClassVar, get_args
 import onnx
 from msgspec.structs import replace
 
+from edgefg.artifact.folder import STEM
 from edgefg.errors import ExportError
-from edgefg.evaluation.package import STEM
 from edgefg.export.onnx.fp16 import to_half
 from edgefg.export.quantize.pairs import QuantParams, activation_params, with_integer_weights
 from edgefg.export.quantize.quantizer import Quantizer, lacks_vnni
@@ -51,7 +51,7 @@ class Target(abc.ABC):
     def weight_bits(self, config: QuantizationConfig) -> WeightBits:
         """Return the width of INT8 weights: as asked for or, if nothing was, 7 bits if this CPU lacks VNNI.
 
-        Without VNNI, OpenVINO saturates with 8 bits, and ONNX Runtime (see `edgefg.runtime.EXACT_SUMS`) is no faster
+        Without VNNI, OpenVINO saturates with 8 bits, and ONNX Runtime (see `edgefg.runtimes.onnxruntime.EXACT_SUMS`) is no faster
         than in FP32.
         """
         reduced = lacks_vnni() if config.reduce_range is None else config.reduce_range

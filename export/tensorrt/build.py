@@ -17,18 +17,18 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from edgefg.artifact import golden
+from edgefg.artifact.folder import folder_beside, move_in, remove_stale
 from edgefg.artifact.hashes import FileInfo, file_info
 from edgefg.artifact.manifest import Manifest, PlanInfo, check_artifact, encode_manifest, manifest_path, read_manifest
-from edgefg.artifact.plan import gpu_number, mismatch
+from edgefg.artifact.plan import PLAN, GpuInfo, gpu_number, mismatch
 from edgefg.artifact.signature import signature_path, verify_signature
 from edgefg.errors import BuildError, DataError, EdgefgError, ManifestError, one_line
-from edgefg.evaluation.package import PLAN, Draft, folder_beside, move_in, remove_stale, stage
+from edgefg.evaluation.package import Draft, stage
 from edgefg.evaluation.verify import VerifyReport, verify
 from edgefg.export.tensorrt.builder import build_plan, cached_plan, describe, keep_plan
 from edgefg.export.tensorrt.fastest import Candidate, measure
 from edgefg.export.tensorrt.worker import Here, Settings
 from edgefg.files import locked, sync
-from edgefg.runtime import Device
 
 Precision = Literal["auto", "int8", "fp16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "int8", "fp16", "fp32")
@@ -235,7 +235,7 @@ def _still_good(plan: Path, sources: list[_Source], site: _Site) -> BuildReport 
 
 def _same_build(info: PlanInfo, site: _Site) -> bool:
     here, settings = site.here, site.settings
-    device = Device(here.gpu, here.compute_capability, here.memory)
+    device = GpuInfo(here.gpu, here.compute_capability, here.memory)
     asked = info.batches, info.hardware_compatible, info.optimization_level, info.workspace
     return mismatch(info, None, device, here.tensorrt) is None and asked == (
         *(settings.batches, settings.hardware_compatible, settings.optimization_level, settings.workspace),

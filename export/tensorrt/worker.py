@@ -17,7 +17,7 @@ from edgefg.artifact.manifest import Batches, HardwareCompatible
 from edgefg.artifact.plan import OUT_OF_MEMORY
 from edgefg.errors import EdgefgError, one_line
 from edgefg.files import atomic_file
-from edgefg.runtime import describe_gpu
+from edgefg.runtimes.cuda import describe_gpu
 
 if TYPE_CHECKING:
     import tensorrt as trt

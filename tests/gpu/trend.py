@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from edgefg.runtime import describe_gpu
+from edgefg.runtimes.cuda import describe_gpu
 
 BLOCKS = 5
 

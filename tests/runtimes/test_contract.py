@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgefg.errors import RuntimeUnavailableError
+from edgefg.errors import InferenceError, RuntimeUnavailableError
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
-from edgefg.runtime import RUNTIMES, Runtime, load
-from tests.conftest import MODELS, TINY
+from edgefg.runtime import RUNTIMES, Runtime, load, runtime_for
+from tests.conftest import MODELS, ROOT, TINY
 from tests.simulated.install import simulated_device
 from tests.simulated.tensorrt_engine import VERSIONS, Plan, write_plan
 from tests.threads import run_together
@@ -63,6 +63,15 @@ def batch(name: str, birds: tuple[tuple[str, ...], list[UInt8Array]]) -> UInt8Ar
 def test_every_runtime_is_under_contract() -> None:
     assert {*(Path(model).suffix for model in MODELS.values()), ".plan", ".engine"} == set(RUNTIMES)
     assert RUNTIMES[".plan"] == RUNTIMES[".engine"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_a_runtime_states_of_itself(suffix: str) -> None:
+    stated = runtime_for(Path(f"model{suffix}"))
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert not stated.extra or f"\n{stated.extra} = [" in project
+    assert all(companion.startswith(".") and companion not in RUNTIMES for companion in stated.companions)
+    assert not stated.int8_remedy.endswith(".")  # it ends a message
 
 
 def test_input(name: str, runtime: Runtime) -> None:
@@ -129,7 +138,7 @@ def test_any_memory_layout(layout: str, runtime: Runtime, batch: UInt8Array) -> 
 
 @pytest.mark.parametrize("name", [name for name in [*MODELS, *PLANS] if name != "null"])
 def test_a_batch_that_does_not_fit_is_no_silent_success(runtime: Runtime, batch: UInt8Array) -> None:
-    with pytest.raises(Exception):  # noqa: B017, PT011 - the vendor's own; Classifier wraps it
+    with pytest.raises((InferenceError, ValueError)):
         runtime.infer(batch[:, :32])
     assert np.isfinite(runtime.infer(batch)).all()
 

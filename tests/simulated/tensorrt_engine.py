@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgefg.runtime import EXACT_SUMS
+from edgefg.runtimes.onnxruntime import EXACT_SUMS
 from tests.simulated.books import Books
 from tests.simulated.device import Device
 from tests.simulated.plan_format import VERSIONS, Plan, Shape, Version, read_plan, write_plan

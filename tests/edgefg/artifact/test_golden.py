@@ -75,7 +75,7 @@ def test_weights_of_8_bits_are_named_where_they_may_saturate(spoil: Callable[...
         rewrite(model, precision=precision)
         with pytest.raises(ParityError) as deviates:
             Classifier(model, verify=True)
-        assert ("or with --reduce-range for an x86 CPU without VNNI" in str(deviates.value)) == named
+        assert ("or export with --reduce-range for an x86 CPU without VNNI" in str(deviates.value)) == named
 
 
 def test_one_level_of_the_input_is_tolerated(spoil: Callable[..., Path]) -> None:

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from edgefg.artifact.hashes import FileInfo
 from edgefg.artifact.manifest import HardwareCompatible, PlanInfo
-from edgefg.artifact.plan import check_fits, check_header, mismatch
+from edgefg.artifact.plan import GpuInfo, check_fits, check_header, mismatch
 from edgefg.errors import DeviceMismatchError, RuntimeUnavailableError
-from edgefg.runtime import Device
 
-ORIN = Device("Orin", "8.7", 8 << 30)
+ORIN = GpuInfo("Orin", "8.7", 8 << 30)
 PATH = Path("models/engine.plan")
 SOURCE = FileInfo(name="model.onnx", size=3, sha256="0" * 64)
 
@@ -88,7 +87,7 @@ def test_devices(gpu: str, capability: str, compatible: HardwareCompatible, fits
 
 
 def test_ampere_plus_does_not_reach_below_ampere() -> None:
-    turing = Device("NVIDIA T4", "7.5", 16 << 30)
+    turing = GpuInfo("NVIDIA T4", "7.5", 16 << 30)
     assert mismatch(info("NVIDIA A2", "8.6", compatible="ampere-plus"), None, turing, "10.16.1.11") is not None
 
 

@@ -18,7 +18,7 @@ from edgefg.artifact import golden
 from edgefg.artifact.manifest import Provenance, read_manifest
 from edgefg.errors import ExportError, RuntimeUnavailableError
 from edgefg.evaluation import package
-from edgefg.evaluation.package import Draft, check_target, golden_frames, write_artifact
+from edgefg.evaluation.package import Draft, golden_frames, write_artifact
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from tests.conftest import TINY
 
@@ -106,8 +106,14 @@ def test_broken_artifact_may_be_replaced(draft: Draft, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda out: (out.mkdir(), (out / "thesis.tex").write_text("x")), r"no artifact alone \(it holds thesis.tex\)"),
-        (lambda out: (out.mkdir(), (out / "model.onnx").write_text("x")), "no artifact alone"),
+        (
+            lambda out: (out.mkdir(), (out / "thesis.tex").write_text("x")),
+            r"not an artifact \(it holds thesis.tex\)",
+        ),
+        (
+            lambda out: (out.mkdir(), (out / "model.onnx").write_text("x")),
+            r"not an artifact \(it holds model.onnx\)",
+        ),
         (lambda out: out.write_text("x"), "is a file or a link"),
         (lambda out: out.symlink_to("elsewhere"), "is a file or a link"),
     ],
@@ -140,7 +146,7 @@ def _refused(*_: object, **__: object) -> None:
     ("where", "failure", "message"),
     [
         ("edgefg.evaluation.package.golden.write", _full, "No space left on device"),
-        ("edgefg.evaluation.package.sync", _full, "No space left on device"),
+        ("edgefg.artifact.folder.sync", _full, "No space left on device"),
         ("edgefg.evaluation.package.encode_manifest", _full, "No space left on device"),
         ("edgefg.evaluation.package.Classifier", _refused, "the engine refused the model"),
         ("pathlib.Path.rename", _full, "No space left on device"),
@@ -231,12 +237,6 @@ def test_logits_that_are_not_finite_are_noticed(draft: Draft, tmp_path: Path, mo
     monkeypatch.setattr(package.Classifier, "predict_batch", broken)
     with pytest.raises(ExportError, match="not finite"):
         write_artifact(tmp_path / "a", draft, _copy("onnx"))
-
-
-def test_check_target_takes_what_is_empty(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    check_target(tmp_path / "empty")
-    check_target(tmp_path / "absent")
 
 
 def test_golden_frames_are_reduced_and_few() -> None:

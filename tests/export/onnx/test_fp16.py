@@ -28,7 +28,7 @@ from edgefg.export.onnx.rules import broken_rules
 from edgefg.export.targets import tensorrt
 from edgefg.export.tracing.onnx_exporter import torch_logits, write_onnx
 from edgefg.preprocess import InputSpec, UInt8Array
-from edgefg.runtime import EXACT_SUMS
+from edgefg.runtimes.onnxruntime import EXACT_SUMS
 from edgefg.settings.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.methods import build
