@@ -51,8 +51,8 @@ class Target(abc.ABC):
     def weight_bits(self, config: QuantizationConfig) -> WeightBits:
         """Return the width of INT8 weights: as asked for or, if nothing was, 7 bits if this CPU lacks VNNI.
 
-        Without VNNI, OpenVINO saturates with 8 bits, and ONNX Runtime (see `edgefg.runtimes.onnxruntime.EXACT_SUMS`) is no faster
-        than in FP32.
+        Without VNNI, OpenVINO saturates with 8 bits, and ONNX Runtime (see `edgefg.runtimes.onnxruntime.EXACT_SUMS`)
+        is no faster than in FP32.
         """
         reduced = lacks_vnni() if config.reduce_range is None else config.reduce_range
         return 7 if self.runs_on_cpu and reduced else 8
