@@ -111,7 +111,7 @@ def test_child_processes_test_this_checkout(python: Python) -> None:
 
 
 def test_import_loads_no_heavy_package(python: Python) -> None:
-    heavy = sorted(VENDORS | {"cv2", "typer", "hypothesis", "PIL", "cryptography"})
+    heavy = sorted(VENDORS | {"cv2", "cyclopts", "hypothesis", "PIL", "cryptography"})
     code = f"import json, edgefg; print(json.dumps([m for m in {heavy!r} if m in sys.modules]))"
     result = python(code)
     assert result.returncode == 0, result.stderr
@@ -126,7 +126,7 @@ with edgefg.Classifier(sys.argv[1], threads=1, verify=True) as classifier:
     print(classifier.predict(np.full((90, 120, 3), 128, np.uint8)).label)
 assert "torch" not in sys.modules and "edgefg.export" not in sys.modules
 """
-    blocked = ("torch", "torchvision", "onnx", "timm", "nncf", "typer", "safetensors", "PIL")
+    blocked = ("torch", "torchvision", "onnx", "timm", "nncf", "cyclopts", "safetensors", "PIL")
     result = python(code, TINY / model, blocked=blocked)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() in ("bar", "cross", "disc", "pair")

@@ -18,11 +18,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from edgefg import Classifier, errors
 from edgefg.artifact.signature import new_key, sign
-from edgefg.cli import app
 from edgefg.cli.doctor import _JETPACKS, _LOWEST_TENSORRT, _is_supported
 from edgefg.preprocess import UInt8Array
 from tests.conftest import ROOT
@@ -228,13 +226,14 @@ def commands() -> list[tuple[str, list[str]]]:
     return [(verb, re.findall(r"--[a-z-]+", rest)) for verb, rest in found]
 
 
-def test_every_command_exists() -> None:
+def test_every_command_exists(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert ("build", ["--to", "--workspace"]) in commands()
     assert {"build", "doctor", "export", "predict", "sign", "verify"} == {verb for verb, _ in commands()}
     for verb, options in commands():
-        shown = CliRunner().invoke(app, [verb, "--help"], env={"COLUMNS": "200"})
-        assert shown.exit_code == 0, verb
-        assert not [option for option in options if option not in shown.output], (verb, options)
+        status, shown, _ = run(verb, "--help")
+        assert status == 0, verb
+        assert not [option for option in options if option not in shown], (verb, options)
 
 
 def test_the_table_of_jetpacks_is_doctor_s() -> None:

@@ -1,200 +1,159 @@
-"""The Typer application, and how a command's docstring becomes its help."""
+"""The command line's application: verbs in panels, settings structs as options.
+
+Each thing is written once. An option's help, range and choices stand in its settings struct, a verb's own arguments in
+the ``Args:`` of its docstring, and a verb's defaults in its signature:
+
+    @command
+    def train(data: Path, /, *, out: Out, training: TrainingConfig = TrainingConfig(image_size=192)) -> None:
+
+Parameters before ``/`` are arguments, those after ``*`` are options. A verb's panel is the name of its module. An
+option of the verb itself takes the place of a settings option of the same name, which then keeps its default.
+
+cyclopts does not know msgspec structs, and it loses the default instance of a dataclass as soon as one field is given.
+So settings are flattened into plain options before cyclopts sees the verb, and put together again afterwards.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import inspect
-import logging
+import json
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-import typer
-from typer.models import OptionInfo
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from edgefg import __version__
 from edgefg.errors import DataError
-from edgefg.progress import T, progress_shown_by
-from edgefg.settings.options import Option, options_of, with_options
+from edgefg.settings.options import options_of, with_options
 
-app = typer.Typer(
+_Verb = TypeVar("_Verb", bound=Callable[..., None])
+# In the order of the work.
+_PANELS = {name: Group.create_ordered(name) for name in ("Data", "Train", "Compress", "Export", "Device", "Measure")}
+# One object per title: cyclopts refuses two groups of the same name.
+_options_panel = functools.cache(Group.create_ordered)
+
+
+def _default_text(value: Any) -> str | None:
+    """Return a default as the help shows it; None if there is nothing to show."""
+    if value is None or value is False or value == ():
+        return None
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+app = App(
     name="edgefg",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    help="From a fine-grained image classifier to a verified engine on an edge device.",
+    version=f"edgefg {__version__}",
+    help_format="plaintext",
+    group_commands=Group.create_ordered("General"),
+    group_parameters=Group.create_ordered("Options"),
+    default_parameter=Parameter(negative_iterable=(), show_default=_default_text),
+    # Errors and Ctrl-C are for `edgefg.cli.main`.
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_none",
 )
-
-_Function = TypeVar("_Function", bound=Callable[..., None])
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"edgefg {__version__}")
-        raise typer.Exit()
+app.register_install_completion_command()
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show it")] = False,
-) -> None:
-    """From a fine-grained image classifier to a verified engine on an edge device."""
+def command(verb: _Verb) -> _Verb:
+    """Register a verb in the panel of its module."""
+    hints = typing.get_type_hints(verb, include_extras=True)
+    own = inspect.signature(verb).parameters
+    parameters: list[inspect.Parameter] = []
+    settings: dict[str, tuple[msgspec.Struct, list[str]]] = {}
+    for name, parameter in own.items():
+        if isinstance(parameter.default, msgspec.Struct):
+            extras = typing.get_args(hints[name])[1:] if typing.get_origin(hints[name]) is Annotated else ()
+            left_out = (name for extra in extras if isinstance(extra, Without) for name in extra.names)
+            offered = _flatten(parameter.default, {*own, *left_out})
+            settings[name] = (parameter.default, [option.name for option in offered])
+            parameters += offered
+        else:
+            parameters.append(parameter.replace(annotation=hints[name]))
+    defaults = {one.name: one.default for one in parameters if one.kind == one.KEYWORD_ONLY}
+
+    def flat(*arguments: Any, **given: Any) -> None:
+        values = defaults | given
+        made = {
+            name: with_options(default, **{option: values.pop(option) for option in options})
+            for name, (default, options) in settings.items()
+        }
+        verb(*arguments, **values, **made)
+
+    functools.update_wrapper(flat, verb)
+    del flat.__dict__["__wrapped__"]
+    # Join the lines of each paragraph and of each entry of Args: terminals have other widths.
+    flat.__doc__ = re.sub(r"(?<=[^\n:])\n(?: {8})?(?=\S)", " ", inspect.cleandoc(verb.__doc__ or ""))
+    flat.__dict__["__signature__"] = inspect.Signature(parameters)
+    flat.__annotations__ = {one.name: one.annotation for one in parameters}
+    panel = verb.__module__.rpartition(".")[2].capitalize()
+    app.command(flat, group=_PANELS[panel], sort_key=len(list(app)))
+    return verb
 
 
-class Only:
-    """Restricts a settings parameter to some of its struct's options or groups."""
+class Without:
+    """Marks a settings parameter: these of its options are not offered, and keep their defaults."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
 
-    def offers(self, option: Option) -> bool:
-        """Whether an option, or the group that it belongs to, is one of the names."""
-        return not set(option.path).isdisjoint(self.names)
 
-
-class Except(Only):
-    """Leaves some options or groups of a settings parameter out."""
-
-    def offers(self, option: Option) -> bool:
-        """Whether neither the option nor its group is one of the names."""
-        return not super().offers(option)
-
-
-def command(function: _Function) -> _Function:
-    """Register a command; the ``Args:`` of its docstring become the help of its arguments and options.
-
-    A parameter without default is an argument, unless it is annotated as an option; the others are options. A parameter
-    whose type is a settings struct becomes one option for each of `options_of` it; their defaults are those of the
-    parameter's default.
-    """
-    summary, _, arguments = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
-    helps = {
-        match[1]: " ".join(match[2].split())
-        for match in re.finditer(r"^    (\w+): (.*(?:\n        .*)*)", arguments, flags=re.MULTILINE)
-    }
-    hints = typing.get_type_hints(function, include_extras=True)
-    parameters: list[inspect.Parameter] = []
-    settings: dict[str, tuple[Any, list[str]]] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        hint = hints[parameter.name]
-        if _is_struct(hint):
-            options = _options_of(hint, parameter.default)
-            settings[parameter.name] = (parameter.default, [option.name for option in options])
-            parameters += options
-        else:
-            parameters.append(parameter.replace(annotation=_with_help(hint, parameter, helps[parameter.name])))
-
-    @functools.wraps(function)
-    def wrapper(**given: Any) -> None:
-        try:
-            for name, (default, fields) in settings.items():
-                given[name] = with_options(default, **{field: given.pop(field) for field in fields})
-            function(**given)
-        except KeyboardInterrupt:
-            print("edgefg: interrupted; the same command resumes what can be resumed", file=sys.stderr)
-            raise typer.Exit(130) from None
-
-    order = sorted(parameters, key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-    keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in order]
-    wrapper.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    wrapper.__doc__ = summary
-    app.command()(wrapper)
-    return function
-
-
-def _is_struct(hint: Any) -> bool:
-    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-    return isinstance(base, type) and issubclass(base, msgspec.Struct)
-
-
-def _options_of(hint: Any, default: Any) -> list[inspect.Parameter]:
-    """Turn the options of a settings parameter into parameters of their own."""
-    found = []
-    for option in offered_options(hint):
-        choices = "|".join(option.choices)
-        text = f"{choices}: {option.help}" if choices else option.help
-        kind = str if choices else option.type
-        flag, value = option.flag, option.value_in(default)
-        if typing.get_origin(kind) is tuple:
-            kind, value = list[str], list(value)
-        if kind == bool | None or (kind is bool and value):
-            flag = f"{flag}/--no-{flag.removeprefix('--')}"
-        found.append(
-            inspect.Parameter(
-                option.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=value,
-                annotation=Annotated[kind, typer.Option(flag, help=text)],
-            )
+def _flatten(settings: msgspec.Struct, taken: Collection[str]) -> list[inspect.Parameter]:
+    """Turn the fields of a settings struct and its groups into options, each in the panel of its group."""
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.value_in(settings),
+            annotation=Annotated[option.type, Parameter(help=option.help, group=_panel_of(settings, option.path))],
         )
-    return found
+        for name, option in options_of(type(settings)).items()
+        if name not in taken
+    ]
 
 
-def offered_options(hint: Any) -> list[Option]:
-    """List the options of a settings parameter that are on the command line."""
-    base, *rules = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
-    return [option for option in options_of(base).values() if all(rule.offers(option) for rule in rules)]
+def _panel_of(settings: msgspec.Struct, path: Sequence[str]) -> Group:
+    """Return the panel of an option, called like the struct that it is a field of."""
+    for name in path[:-1]:
+        settings = getattr(settings, name)
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(settings).__name__.removesuffix("Config"))
+    group: Group = _options_panel(words.capitalize())
+    return group
 
 
-def _with_help(hint: Any, parameter: inspect.Parameter, text: str) -> Any:
-    base, *extras = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
-    for extra in extras:
-        if isinstance(extra, OptionInfo):  # shared by several commands, so each gets a copy with its own help
-            option = copy.copy(extra)
-            option.help = text
-            return Annotated[base, option]
-    if parameter.default is inspect.Parameter.empty:
-        return Annotated[base, typer.Argument(help=text)]
-    flag = [f"--{parameter.name.replace('_', '-')}"] if base is bool else []
-    return Annotated[base, typer.Option(*flag, help=text)]
-
-
-Count = Annotated[int, typer.Option(min=1)]
-"""A whole number from 1."""
-MaybeCount = Annotated[int | None, typer.Option(min=1)]
-"""A whole number from 1, or left out."""
-
-
-def print_json(value: Any) -> None:
-    """Print one line of JSON."""
-    print(msgspec.json.encode(value).decode())
-
-
-def needs(extra: str, error: ImportError) -> DataError:
-    """Say in one line which extra brings a package that is not installed."""
-    return DataError(f"this command needs {error.name}, which is not installed: pip install 'edgefg[{extra}]'")
-
-
-def say(line: str) -> None:
-    """Tell a person what begins, on standard error."""
-    print(f"== {line}", file=sys.stderr, flush=True)
+def usage_error(error: CycloptsError) -> str:
+    """Say in one line what is wrong with the arguments, and where to look."""
+    text = re.sub(r'^Command "[^"]*" parameter (\S+) requires an argument', r"\1 requires a value", str(error))
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        text = f"Unexpected argument: {error.unused_tokens[0]}."
+    verb = " ".join(["edgefg", *(error.command_chain or ())])
+    return f"{text} See {verb} --help"
 
 
 @contextlib.contextmanager
-def console() -> Iterator[None]:
-    """Show log messages on standard error, and progress bars if it is a terminal."""
-    logger, handler = logging.getLogger("edgefg"), logging.StreamHandler(sys.stderr)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+def needs(extra: str) -> Iterator[None]:
+    """Name the extra to install if an import fails.
+
+    Raises:
+        DataError: a package is not installed.
+    """
     try:
-        with progress_shown_by(_progress_bar) if sys.stderr.isatty() else contextlib.nullcontext():
-            yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+        yield
+    except ModuleNotFoundError as exc:
+        raise DataError(
+            f"this command needs {exc.name}, which is not installed: pip install 'edgefg[{extra}]'"
+        ) from exc
 
 
-def _progress_bar(items: Iterable[T], description: str, total: int | None) -> Iterable[T]:
-    try:
-        from tqdm import tqdm
-    except ImportError:  # it comes with edgefg[train]
-        return items
-    bar: Iterable[T] = tqdm(items, description, total, leave=False)
-    return bar
+def print_json(value: Any) -> None:
+    """Print one line of JSON, in ASCII unless standard output can encode everything."""
+    text = msgspec.json.encode(value).decode()
+    print(text if sys.stdout.encoding.lower() in ("utf-8", "utf8") else json.dumps(json.loads(text)))

@@ -1,128 +1,261 @@
-"""The verb that searches: state the budget, get the engine."""
+"""Verbs that make a student from a teacher: distill, prune, qat, compress."""
 
 from __future__ import annotations
 
-from enum import Enum
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from edgefg.cli.app import Count, Except, Only, command, needs, print_json, say
-from edgefg.cli.workstation import Out
+from edgefg.cli.app import Without, command, needs, print_json
+from edgefg.cli.options import (
+    Count,
+    Device,
+    Flag,
+    Json,
+    Natural,
+    Out,
+    Restart,
+    SkipCorrupt,
+    Target,
+    Weights,
+)
 from edgefg.errors import DataError
+from edgefg.log import get_logger
 from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.quantization import QuantizationConfig
-from edgefg.settings.training import Augmentation, Schedule, TrainingConfig
+from edgefg.settings.training import Augmentation, FineTuning, Schedule, TrainingConfig
 
 if TYPE_CHECKING:
     from edgefg.export.search.candidates import Front, Student
 
-# Long and mild, as a student that has a teacher to follow bears it (Beyer et al. 2022).
-_DEFAULTS = TrainingConfig(
-    schedule=Schedule(epochs=30), augmentation=Augmentation(min_area=0.2, randaugment=9, color=0.0)
-)
-_DISTILLATION = DistillationConfig()
-_PRUNING = PruningConfig()
-_QUANTIZATION = QuantizationConfig()
-# The loss of top-1 is counted against the teacher.
-_GATE = Gate(max_drop=100)
-_HERE = Hardware()
-_LIST = typer.Option()
+_log = get_logger(__name__)
+# A student that imitates a teacher bears long training on small crops (Beyer et al. 2022).
+_LONG_AND_MILD = Augmentation(min_area=0.2, randaugment=9, color=0.0)
 
 
-class Target(str, Enum):
-    """What `compress` emits and measures here."""
+@command
+def distill(
+    teacher: Path,
+    data: Path,
+    /,
+    *,
+    out: Out,
+    student: str = "tf_efficientnet_lite0",
+    weights: Weights = "hub",
+    image_size: Annotated[int | None, Parameter(validator=Number(gte=16))] = None,
+    also: tuple[Path, ...] = (),
+    extra: Path | None = None,
+    teacher_cache: Path | None = None,
+    distillation: DistillationConfig = DistillationConfig(),
+    schedule: Schedule = Schedule(),
+    augmentation: Augmentation = Augmentation(),
+    fine_tuning: FineTuning = FineTuning(),
+    hardware: Hardware = Hardware(),
+    skip_corrupt: SkipCorrupt = False,
+    restart: Restart = False,
+) -> None:
+    """Distil one or more teachers into a smaller student.
 
-    openvino = "openvino"
-    onnx = "onnx"
+    Writes OUT/student.safetensors and logs. The same command resumes an interrupted run.
+
+    Args:
+        teacher: The teacher's checkpoint.
+        data: The data set that it was trained on.
+        student: The student's backbone, a timm or torchvision model.
+        image_size: Height and width of the student's input in pixels. Default: the teacher's.
+        also: Checkpoint of another teacher of the same data; may be repeated. The student learns from their mean.
+        extra: Folder of unlabelled images that are added to the training images.
+        teacher_cache: File that caches the teachers' logits. Later runs with the same crops (seed, batch size, workers
+            and sizes) read it.
+    """
+    with needs("export"):
+        from edgefg.export.distill.distill import distill as run
+        from edgefg.training.checkpoint import read_header
+    size = image_size or read_header(teacher).input.height
+    config = TrainingConfig(image_size=size, schedule=schedule, augmentation=augmentation, fine_tuning=fine_tuning)
+    path = run(
+        teacher,
+        data,
+        out,
+        config,
+        student=student,
+        weights=weights,
+        distillation=distillation,
+        also=also,
+        extra=extra,
+        teacher_cache=teacher_cache,
+        hardware=hardware,
+        skip_corrupt=skip_corrupt,
+        restart=restart,
+    )
+    print(path)
+
+
+@command
+def prune(
+    student: Path,
+    data: Path,
+    /,
+    *,
+    out: Out,
+    teacher: Path | None = None,
+    pruning: PruningConfig = PruningConfig(),
+    schedule: Schedule = Schedule(epochs=5, lr=5e-4),
+    augmentation: Augmentation = Augmentation(),
+    hardware: Hardware = Hardware(),
+    skip_corrupt: SkipCorrupt = False,
+    restart: Restart = False,
+) -> None:
+    """Prune channels of a student and fine-tune it.
+
+    Writes OUT/pruned.safetensors and logs. The same command resumes an interrupted run with the channels that it chose.
+
+    Args:
+        student: The student's checkpoint.
+        data: The data set that it was trained on.
+        teacher: Fine-tune on the predictions of this checkpoint. Default: on the labels.
+    """
+    with needs("export"):
+        from edgefg.export.prune.prune import prune as run
+    path = run(
+        student,
+        data,
+        out,
+        TrainingConfig(schedule=schedule, augmentation=augmentation),
+        pruning,
+        teacher_path=teacher,
+        hardware=hardware,
+        skip_corrupt=skip_corrupt,
+        restart=restart,
+        progress=_log.info,
+    )
+    print(path)
+
+
+@command
+def qat(
+    student: Path,
+    data: Path,
+    /,
+    *,
+    to: Target,
+    out: Out,
+    teacher: Path | None = None,
+    quantization: Annotated[
+        QuantizationConfig, Without("bias_correction", "max_int8_drop", "keep_layers")
+    ] = QuantizationConfig(),
+    schedule: Schedule = Schedule(epochs=3, lr=3e-5),
+    augmentation: Augmentation = Augmentation(),
+    hardware: Hardware = Hardware(),
+    skip_corrupt: SkipCorrupt = False,
+    restart: Restart = False,
+) -> None:
+    """Fine-tune a student with quantisation-aware training.
+
+    The student is trained as the INT8 graph of a target. Calibration sets the ranges of its activations, which stay
+    fixed. Writes OUT/qat.safetensors and logs. Export it with --precision int8 and the same --to.
+
+    Args:
+        student: Checkpoint of a student, a pruned student, or a teacher of a single pass.
+        data: The data set that it was trained on.
+        teacher: Learn from the predictions of this checkpoint. Default: those of the student in FP32.
+    """
+    with needs("export"):
+        from edgefg.export.qat.qat import qat as run
+    path = run(
+        student,
+        data,
+        out,
+        TrainingConfig(schedule=schedule, augmentation=augmentation),
+        to=to,
+        teacher_path=teacher,
+        quantization=quantization,
+        hardware=hardware,
+        skip_corrupt=skip_corrupt,
+        restart=restart,
+    )
+    print(path)
 
 
 @command
 def compress(
     teacher: Path,
     data: Path,
-    to: Annotated[Target, typer.Option()],
-    budget: Annotated[str, typer.Option()],
+    /,
+    *,
+    to: Literal["openvino", "onnx"],
+    budget: str,
     out: Out,
-    max_drop: Annotated[float, typer.Option(min=-100, max=100)] = 1.0,
-    student: Annotated[list[str], _LIST] = ["tf_efficientnet_lite0"],  # noqa: B006 (Typer needs a list)
-    size: Annotated[list[int], _LIST] = [],  # noqa: B006
-    macs: Annotated[list[float], _LIST] = [1.0, 0.7],  # noqa: B006
-    precision: Annotated[list[str], _LIST] = ["int8", "fp32"],  # noqa: B006
+    max_drop: Annotated[float, Parameter(validator=Number(gte=-100, lte=100))] = 1.0,
+    student: tuple[str, ...] = ("tf_efficientnet_lite0",),
+    size: tuple[int, ...] = (),
+    macs: tuple[float, ...] = (1.0, 0.7),
+    precision: tuple[Literal["int8", "fp32"], ...] = ("int8", "fp32"),
     trials: Count = 8,
     finalists: Count = 2,
     short_epochs: Count = 3,
     prune_epochs: Count = 8,
-    qat_epochs: Annotated[int, typer.Option(min=0)] = 0,
-    train_share: Annotated[float, typer.Option(min=0.1, max=1)] = 0.85,
-    quantization: Annotated[QuantizationConfig, Except("keep_layers")] = _QUANTIZATION,
-    generated_golden: bool = False,
-    device: str | None = None,
-    measure_again: bool = False,
-    gate: Annotated[Gate, Only("max_class_drop", "max_flips", "min_agreement")] = _GATE,
-    pruning: Annotated[PruningConfig, Only("importance", "isomorphic", "uniform", "round_to")] = _PRUNING,
-    distillation: DistillationConfig = _DISTILLATION,
-    config: Annotated[
-        TrainingConfig, Only("schedule", "augmentation"), Except("train_size", "val_every", "patience")
-    ] = _DEFAULTS,
-    hardware: Annotated[Hardware, Only("accelerator", "devices", "workers")] = _HERE,
-    skip_corrupt: bool = False,
-    json: bool = False,
+    qat_epochs: Natural = 0,
+    train_share: Annotated[float, Parameter(validator=Number(gte=0.1, lte=1))] = 0.85,
+    quantization: Annotated[QuantizationConfig, Without("keep_layers")] = QuantizationConfig(),
+    generated_golden: Flag = False,
+    device: Device = None,
+    measure_again: Flag = False,
+    gate: Gate = Gate(max_drop=100),
+    pruning: Annotated[
+        PruningConfig,
+        Without("params", "latency", "latency_precision", "max_ratio", "rounds", "round_epochs"),
+    ] = PruningConfig(),
+    distillation: DistillationConfig = DistillationConfig(),
+    schedule: Annotated[Schedule, Without("val_every", "patience")] = Schedule(epochs=30),
+    augmentation: Annotated[Augmentation, Without("train_size")] = _LONG_AND_MILD,
+    hardware: Hardware = Hardware(),
+    skip_corrupt: SkipCorrupt = False,
+    json: Json = False,
 ) -> None:
-    """Search for the best student of a teacher within a latency budget. Writes OUT/front.json and OUT/chosen.
+    """Search for the best student of a teacher within a latency budget.
 
-    Every architecture × size × pruning × precision is measured untrained on this machine; those inside the budget are
-    distilled for a short while, where they are more than --finalists; the best are trained in full. Ends with 1 where
-    no candidate fits. The same command goes on where it was cut off; another budget begins with what is there.
-    Validation images choose and are reported: evaluate what was chosen on test images, once.
+    Writes OUT/front.json and the chosen artifact, OUT/chosen. The exit status is 1 if no candidate meets the budget.
+    Every architecture × size × pruning × precision is measured untrained on this machine. Those within the budget are
+    distilled briefly if they are more than --finalists, and the best are trained in full. The same command resumes an
+    interrupted search; another budget reuses its results. Candidates are chosen and reported on validation images, so
+    evaluate the chosen one on test images, once.
 
     Args:
-        teacher: the teacher's checkpoint.
-        data: the data it was trained on, with validation images.
-        to: openvino or onnx (ONNX Runtime).
-        budget: greatest median latency of a prediction on this machine, for instance 3ms.
-        out: folder for everything; the artifact that was chosen is OUT/chosen.
-        max_drop: greatest loss of top-1 on val against the teacher, percentage points.
-        student: an architecture to try, NAME or NAME=WEIGHTS (hub, none, a state dict, a weight package); may be
-            repeated.
-        size: an image size to try, pixels; may be repeated. The teacher's and smaller ones where left out.
-        macs: a share of the multiply-accumulates to keep by pruning, 1 for none; may be repeated.
-        precision: int8 or fp32; may be repeated.
-        trials: how many shapes are distilled at most, the slowest inside the budget first.
-        finalists: how many of them are trained in full; where there are more, a short distillation of all decides; one
-            that an earlier run trained in full takes a place too.
-        short_epochs: epochs of the short distillation.
-        prune_epochs: epochs of fine-tuning after pruning a finalist.
-        qat_epochs: epochs of quantisation-aware training of INT8 finalists, of which the better of both is taken; 0:
-            they are calibrated alone.
-        train_share: side of the training crops, as a share of the image size.
-        quantization: how int8 candidates are made, an option each; --max-int8-drop is for finalists only.
-        generated_golden: prove artifacts by generated frames, so that no photograph goes with them.
-        device: the engine's device, for instance GPU with OpenVINO.
-        measure_again: measure all latencies anew, as where the machine was busy; what another machine measured in this
-            folder always is.
-        gate: how much worse than its own fp32 network the choice may be on val, an option each.
-        pruning: which channels go, an option each.
-        distillation: what the students learn, an option each.
-        config: the full training's settings, an option each.
-        hardware: where to train, an option each.
-        skip_corrupt: leave unreadable images out instead of stopping.
-        json: print the front as JSON.
+        teacher: The teacher's checkpoint.
+        data: The data set that it was trained on, with validation images.
+        to: The target: OpenVINO IR, or ONNX for ONNX Runtime.
+        budget: Largest median latency of a prediction on this machine, for instance 3ms.
+        max_drop: Largest loss of top-1 against the teacher on val, in percentage points.
+        student: An architecture to try, NAME or NAME=WEIGHTS (see `edgefg train`); may be repeated.
+        size: An image size to try, in pixels; may be repeated. Default: the teacher's and three smaller ones.
+        macs: A share of the multiply-accumulates to keep by pruning, 1 for none; may be repeated.
+        precision: A precision to try; may be repeated.
+        trials: Largest number of networks to distil. The slowest within the budget come first.
+        finalists: Largest number of networks to train in full, those of earlier runs included.
+        short_epochs: Epochs of the brief distillation.
+        prune_epochs: Epochs of fine-tuning after a finalist was pruned.
+        qat_epochs: Epochs of quantisation-aware training of INT8 finalists. The better of it and plain calibration is
+            kept. 0: calibration only.
+        train_share: Side of the training crops, as a share of the image size.
+        generated_golden: Use generated frames in golden sets, so that artifacts contain no photograph.
+        measure_again: Measure all latencies again, for instance if the machine was busy. Latencies of another machine
+            are always measured again.
     """
-    try:
+    with needs("export"):
         from edgefg.export.search import candidates, search
         from edgefg.export.search.context import Training
         from edgefg.training.checkpoint import read_header
-    except ImportError as exc:
-        raise needs("export", exc) from exc
     students, sizes = [_student(text) for text in student], size or _smaller(read_header(teacher).input.height)
     space = candidates.space_of(students=students, sizes=sizes, macs=macs, precisions=precision)
     training = Training(
-        config=config,
+        config=TrainingConfig(schedule=schedule, augmentation=augmentation),
         short_epochs=short_epochs,
         prune_epochs=prune_epochs,
         train_share=train_share,
@@ -133,7 +266,7 @@ def compress(
         generated_golden=generated_golden,
     )
     request = search.Request(
-        target=to.value,
+        target=to,
         budget_ms=candidates.parse_budget(budget),
         max_drop=max_drop,
         space=space,
@@ -146,7 +279,7 @@ def compress(
         measure_again=measure_again,
     )
     front, verified = search.compress(
-        teacher, data, out, request, hardware=hardware, skip_corrupt=skip_corrupt, say=say
+        teacher, data, out, request, hardware=hardware, skip_corrupt=skip_corrupt, say=_log.info
     )
     _draw(front, out)
     if json:
@@ -156,7 +289,7 @@ def compress(
         if verified is not None:
             print(f"\nchosen: {front.chosen}\n{verified.render()}")
     if front.chosen is None:
-        raise typer.Exit(1)
+        sys.exit(1)
 
 
 def _student(text: str) -> Student:
@@ -164,16 +297,16 @@ def _student(text: str) -> Student:
 
     name, _, weights = text.partition("=")
     if not name:
-        raise DataError(f"--student {text!r} names no architecture; needed NAME or NAME=WEIGHTS")
+        raise DataError(f"--student {text!r} does not name an architecture. Give NAME or NAME=WEIGHTS")
     return Student(backbone=name, weights=weights or "hub")
 
 
-def _machine(to: Target) -> str:
-    """Say where latencies are measured: processor, cores, engine."""
+def _machine(to: str) -> str:
+    """Describe what latencies depend on: processor, cores, engine."""
     from edgefg.benchmarks.device import describe
 
     here = describe()
-    engine = "onnxruntime" if to is Target.onnx else to.value
+    engine = "onnxruntime" if to == "onnx" else to
     return f"{here.cpu}, {here.cores} cores, {engine} {here.versions.get(engine)}"
 
 
@@ -186,7 +319,7 @@ def _draw(front: Front, out: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        say("matplotlib is not installed, so there is no plot: pip install 'edgefg[report]'")
+        _log.warning("no plot: matplotlib is not installed. Install it with pip install 'edgefg[report]'")
         return
     from edgefg.evaluation.pareto_plot import Point, draw_front
 

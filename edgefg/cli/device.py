@@ -1,68 +1,130 @@
-"""The verbs that use an artifact: predict, verify, bench, inspect."""
+"""Verbs that run on the device: doctor, build, predict, verify, inspect."""
 
 from __future__ import annotations
 
 import os
 import sys
-from enum import Enum
 from pathlib import Path
+from typing import Literal
 
-import msgspec
-import typer
-
-from edgefg.artifact.manifest import Comparison, TemperatureScaling
-from edgefg.artifact.plan import source_of
-from edgefg.classifier import Classifier
-from edgefg.cli.app import Count, MaybeCount, command, needs, print_json, say
+from edgefg.cli.app import command, needs, print_json
+from edgefg.cli.options import Count, Device, Flag, Json, OptionalCount, Threads, TrustedKey
 from edgefg.errors import DataError, DeviceMismatchError, IntegrityError
-from edgefg.image_io import image_files, read_image
+from edgefg.log import get_logger
 from edgefg.settings.gate import Gate
 
-_GATE = Gate()
+_log = get_logger(__name__)
 
 
-class Frame(str, Enum):
-    """What `bench` classifies."""
+@command
+def doctor(*, json: Json = False) -> None:
+    """Check what is installed and say how to install the rest.
 
-    network = "network"
-    camera = "camera"
+    It lists the packages of each extra, what opens which artifact, and what fits this machine's GPU. On a Jetson it
+    names the JetPack.
+    """
+    from edgefg.cli.doctor import examine, render
+
+    report = examine()
+    if json:
+        print_json(report)
+    else:
+        print(render(report))
+
+
+@command
+def build(
+    models: list[Path],
+    /,
+    *,
+    to: Literal["tensorrt"] = "tensorrt",
+    precision: Literal["auto", "int8", "fp16", "fp32"] = "auto",
+    out: Path | None = None,
+    batch: Count = 1,
+    max_batch: OptionalCount = None,
+    hardware_compatible: Literal["none", "ampere-plus", "same-capability"] = "none",
+    workspace: OptionalCount = None,
+    optimization_level: int = 3,
+    rebuild: Flag = False,
+    trusted_key: TrustedKey = None,
+    json: Json = False,
+) -> None:
+    """Build and verify an engine for this device.
+
+    Writes engine.plan beside the ONNX model. If a plan is already there, fits this device and reproduces its golden
+    set, nothing is built, so a service may call this at every start.
+
+    Args:
+        models: ONNX models of `edgefg export --to tensorrt-onnx`. Of several precisions of one network, the one that
+            is fastest here is kept.
+        to: The engine: tensorrt, for NVIDIA GPUs and Jetson.
+        precision: Build only the models of this precision.
+        out: Folder for the plan, if not that of the model. The ONNX artifact is copied there.
+        batch: Usual batch size of a network that was exported with a dynamic batch.
+        max_batch: Largest batch size of such a network. Default: the usual one.
+        hardware_compatible: Other GPUs that the plan must run on. It is slower than a plan for this GPU only.
+        workspace: Memory that a layer may use while it runs, in MiB. Default: three quarters of the free memory.
+        optimization_level: From 0, which builds fastest, to 5, which searches longest.
+        rebuild: Build even if the plan fits, without the cache.
+    """
+    from edgefg.export.tensorrt.build import build_engine
+    from edgefg.export.tensorrt.builder import settings_of
+
+    settings = settings_of(batch, max_batch, hardware_compatible, workspace, optimization_level)
+    report = build_engine(
+        models,
+        out=out,
+        precision=precision,
+        settings=settings,
+        rebuild=rebuild,
+        trusted_key=trusted_key,
+        progress=_log.info,
+    )
+    if json:
+        print_json(report)
+    else:
+        print(report.render())
 
 
 @command
 def predict(
     artifact: Path,
     images: list[Path],
+    /,
+    *,
     top_k: Count = 3,
-    threads: MaybeCount = None,
-    device: str | None = None,
-    rebuild: bool = False,
-    trusted_key: Path | None = None,
-    json: bool = False,
+    threads: Threads = None,
+    device: Device = None,
+    rebuild: Flag = False,
+    trusted_key: TrustedKey = None,
+    json: Json = False,
 ) -> None:
-    """Classify images with an artifact. An unreadable image is told; the others are classified all the same.
+    """Classify images with an artifact.
+
+    Unreadable images are reported and skipped; the exit status is then 2. With --json each image is one line.
 
     Args:
-        artifact: the model file; its manifest lies beside it.
-        images: image files, or folders of them.
-        top_k: how many candidates to show.
-        threads: CPU threads of the engine.
-        device: the engine's device, for instance GPU with OpenVINO.
-        rebuild: if a TensorRT plan was built for another device, driver or JetPack, or if a power cut mixed its files,
-            build it again from the ONNX file beside it. This takes minutes.
-        trusted_key: PEM file of the public key that must have signed the artifact.
-        json: print one JSON object a line.
+        artifact: The model file. Its manifest lies beside it.
+        images: Image files, or folders of them.
+        top_k: Number of classes to show.
+        rebuild: Rebuild a TensorRT plan that was built for another device, driver or JetPack, or whose files do not
+            match after a power cut. It is built from the ONNX file beside it, which takes minutes.
     """
+    from edgefg.artifact.plan import source_of
+    from edgefg.classifier import Classifier
+    from edgefg.image_io import image_files, read_image
+
     files = [file for path in images for file in image_files(path)]
     unreadable = 0
     if rebuild and trusted_key is not None:
-        raise DataError("--rebuild excludes --trusted-key, since a plan that a device builds carries no signature")
+        raise DataError("--rebuild and --trusted-key exclude each other: a plan built on the device is not signed")
 
     def open_classifier() -> Classifier:
         return Classifier(artifact, threads=threads, device=device, top_k=top_k, trusted_key=trusted_key)
 
     try:
         opened = open_classifier()
-    except (DeviceMismatchError, IntegrityError):  # built for another device, or a power cut between two files
+    except (DeviceMismatchError, IntegrityError):
         if not rebuild or source_of(artifact) is None:
             raise
         from edgefg.export import tensorrt
@@ -75,7 +137,7 @@ def predict(
                 frame = read_image(file)
             except DataError as exc:
                 unreadable += 1
-                print(f"edgefg: {exc}", file=sys.stderr)
+                _log.error("%s", exc)
                 if json:
                     print_json({"image": str(file), "error": str(exc)})
                 continue
@@ -87,33 +149,32 @@ def predict(
             named = "  ".join(f"{c.label} {c.confidence:.1%}" for c in prediction.top_k)
             print(f"{file}: {'rejected: ' if prediction.rejected else ''}{named}  ({prediction.timings.total:.1f} ms)")
     if unreadable:
-        raise typer.Exit(2)
+        sys.exit(2)
 
 
 @command
 def verify(
     artifact: Path,
+    /,
+    *,
     parent: Path | None = None,
     data: Path | None = None,
     split: str | None = None,
-    gate: Gate = _GATE,
-    device: str | None = None,
-    json: bool = False,
+    gate: Gate = Gate(),
+    device: Device = None,
+    json: Json = False,
 ) -> None:
-    """Prove that an artifact is whole and does what it did when it was packaged.
+    """Check that an artifact is complete and reproduces its golden set.
 
-    Checks sizes and SHA-256 sums, and reproduces the golden set step by step. With a parent and data it also compares
-    the two on those images. Exit status 1 where something does not reproduce or the gate does not hold, 2 where the
-    artifact cannot be trusted.
+    Compares sizes and SHA-256 sums with the manifest, then runs the golden set step by step. With --parent and --data
+    both artifacts are also compared on labelled images. The exit status is 1 if a step does not reproduce or the gate
+    fails, and 2 if the artifact cannot be trusted.
 
     Args:
-        artifact: the model file.
-        parent: the artifact it was made from, for instance the FP32 one.
-        data: labelled images to compare both on.
-        split: which of their splits; val where left out.
-        gate: how much worse than the parent it may be, an option each.
-        device: the engine's device, for instance GPU with OpenVINO.
-        json: print the report as one JSON object, also where the gate does not hold.
+        artifact: The model file.
+        parent: The artifact that it was made from, for instance the FP32 one.
+        data: Labelled images for the comparison with the parent.
+        split: Split of the data. Default: val.
     """
     from edgefg.evaluation.measure import require
     from edgefg.evaluation.verify import examine
@@ -127,83 +188,22 @@ def verify(
 
 
 @command
-def bench(
-    artifacts: list[Path],
-    data: Path | None = None,
-    split: str | None = None,
-    iterations: Count = 200,
-    warmup: Count = 20,
-    rounds: Count = 5,
-    workers: Count = 1,
-    frame: Frame = Frame.network,
-    threads: MaybeCount = None,
-    device: str | None = None,
-    skip_corrupt: bool = False,
-    json: Path | None = None,
-) -> None:
-    """Measure latency, throughput, memory and cold start of artifacts, side by side in one run.
+def inspect(path: Path, /, *, json: Json = False) -> None:
+    """Show the manifest of an artifact or the header of a checkpoint.
 
-    Prints a table, then one JSON line.
+    The files of an artifact are compared with its manifest.
 
     Args:
-        artifacts: model files; their rounds are interleaved, so that a machine's moods hit all alike.
-        data: labelled images; adds accuracy with a 95 % interval.
-        split: which of their splits.
-        iterations: timed predictions of each artifact.
-        warmup: predictions before the timed ones, each round.
-        rounds: how many times each artifact's turn comes.
-        workers: threads that share one classifier where throughput is measured.
-        frame: network (a frame of network size) or camera (1280×720, preprocessing included).
-        threads: CPU threads of the engine.
-        device: the engine's device.
-        skip_corrupt: leave unreadable images out instead of stopping.
-        json: also write the report to this file.
+        path: A model file or a .safetensors checkpoint.
     """
-    from edgefg.benchmarks.harness import bench as run
-    from edgefg.benchmarks.report import render
+    import msgspec
 
-    report = run(
-        artifacts,
-        data=data,
-        split=split,
-        iterations=iterations,
-        warmup=warmup,
-        rounds=rounds,
-        workers=workers,
-        threads=threads,
-        device=device,
-        frame=frame.value,
-        skip_corrupt=skip_corrupt,
-        progress=say,
-    )
-    print(render(report))
-    print_json(report)
-    if json is not None:
-        from edgefg.files import atomic_file
-
-        try:
-            with atomic_file(json) as temporary:
-                temporary.write_bytes(msgspec.json.encode(report) + b"\n")
-        except OSError as exc:
-            raise DataError(f"cannot write {json}: {exc.strerror}") from exc
-
-
-@command
-def inspect(path: Path, json: bool = False) -> None:
-    """Show what an artifact or a checkpoint is: its manifest or header, its files checked.
-
-    Args:
-        path: a model file or a .safetensors checkpoint.
-        json: print it as one JSON object.
-    """
-    from edgefg.artifact.manifest import check_artifact, read_manifest
+    from edgefg.artifact.manifest import Comparison, TemperatureScaling, check_artifact, read_manifest
 
     described: msgspec.Struct
     if path.suffix == ".safetensors":
-        try:
+        with needs("train"):
             from edgefg.training.checkpoint import read_header
-        except ImportError as exc:
-            raise needs("train", exc) from exc
         described = read_header(path)
     else:
         described = read_manifest(path)

@@ -1,4 +1,4 @@
-"""The verb that looks at the machine: doctor."""
+"""Checks of a machine: packages, GPU, TensorRT and JetPack, and what to do about what is missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import NamedTuple
 import msgspec
 
 from edgefg import __version__
-from edgefg.cli.app import command, print_json
 from edgefg.cli.device import cpus
 from edgefg.errors import RuntimeUnavailableError
 from edgefg.runtimes.cuda import describe_gpu
@@ -125,20 +124,9 @@ class Here(NamedTuple):
     gpu: Callable[[], Gpu]
 
 
-@command
-def doctor(json: bool = False) -> None:
-    """Say what is installed here, what opens which files, what fits together, and what to do about the rest.
-
-    On a Jetson it names the JetPack and what comes with it.
-
-    Args:
-        json: print it as one JSON object.
-    """
-    report = look(Here(Path("/"), platform.machine(), _version, _requires, _read_gpu))
-    if json:
-        print_json(report)
-    else:
-        print(render(report))
+def examine() -> Report:
+    """Examine this machine."""
+    return look(Here(Path("/"), platform.machine(), _version, _requires, _read_gpu))
 
 
 def look(here: Here) -> Report:

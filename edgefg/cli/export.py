@@ -1,84 +1,57 @@
-"""The verbs that export a checkpoint as an artifact, and show which layers INT8 hurts: export, sensitivity."""
+"""Verbs on artifacts before they reach a device: export, sensitivity, check, sign."""
 
 from __future__ import annotations
 
-from enum import Enum
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from cyclopts import Parameter
 
-from edgefg.cli.app import Count, Except, command, needs, print_json
-from edgefg.cli.workstation import Out
+from edgefg.cli.app import Without, command, needs, print_json
+from edgefg.cli.options import Count, Flag, Json, Out, SkipCorrupt, Target
+from edgefg.errors import DataError
 from edgefg.settings.export import ExportConfig
 from edgefg.settings.gate import Gate
-from edgefg.settings.quantization import QuantizationConfig
-
-_CONFIG = ExportConfig()
-_QUANTIZATION = QuantizationConfig()
-_GATE = Gate()
-_SCAN = Except("bias_correction", "max_int8_drop", "keep_layers")
-_SCAN_DEFAULTS = QuantizationConfig(num_samples=32)
-
-
-class Target(str, Enum):
-    """What `export` emits."""
-
-    openvino = "openvino"
-    onnx = "onnx"
-    tensorrt_onnx = "tensorrt-onnx"
-
-
-class Precision(str, Enum):
-    """Arithmetic of the emitted network."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
+from edgefg.settings.quantization import Precision, QuantizationConfig
 
 
 @command
 def export(
     checkpoint: Path,
-    to: Annotated[Target, typer.Option()],
+    /,
+    *,
+    to: Target,
     out: Out,
     calibration: Path | None = None,
-    precision: Precision = Precision.fp32,
-    quantization: QuantizationConfig = _QUANTIZATION,
-    config: ExportConfig = _CONFIG,
-    gate: Gate = _GATE,
+    precision: Precision = "fp32",
+    quantization: QuantizationConfig = QuantizationConfig(),
+    config: ExportConfig = ExportConfig(),
+    gate: Gate = Gate(),
     reference: Path | None = None,
-    no_gate: bool = False,
-    skip_corrupt: bool = False,
+    no_gate: Flag = False,
+    skip_corrupt: SkipCorrupt = False,
 ) -> None:
-    """Export a checkpoint as an artifact: model file, manifest and golden set in the folder OUT.
+    """Export a checkpoint as an artifact.
 
-    If the data have validation images, the artifact is compared with the checkpoint on them before it gets its name:
-    an artifact that does not pass the gate is not written, and the exit status is 1. The temperature, which calibrates
-    the confidences, is fitted on them too.
+    An artifact is a model file, its manifest and its golden set. If the data have validation images, the artifact is
+    compared with the checkpoint on them, and the temperature of its confidences is fitted. If the gate fails, nothing
+    is written and the exit status is 1. An earlier artifact in OUT is replaced once the new one is complete.
 
     Args:
-        checkpoint: a teacher, student or pruned student.
-        to: openvino (IR), onnx (for ONNX Runtime) or tensorrt-onnx (to be built on the device).
-        out: folder of the artifact; an earlier artifact there is replaced once the new one is whole.
-        calibration: the data set it was trained on; calibration and golden images come from its training split.
-        precision: fp32, int8, or, for tensorrt-onnx and openvino (GPUs), fp16.
-        quantization: how int8 is made from an FP32 checkpoint, an option each.
-        config: how the artifact is made and proven, an option each.
-        gate: how much worse than the checkpoint the artifact may be, an option each.
-        reference: for a checkpoint that qat wrote: the FP32 one it was trained from, to compare with.
-        no_gate: write the artifact whatever the comparison shows, and only record it.
-        skip_corrupt: leave unreadable images out instead of stopping.
+        checkpoint: A teacher, student or pruned student.
+        calibration: The data set that it was trained on. Calibration and golden images come from its training split.
+        precision: fp16 is for tensorrt-onnx, and for openvino on GPUs.
+        reference: The FP32 parent of a checkpoint that `edgefg qat` wrote, to compare with.
+        no_gate: Record the comparison, and write the artifact whatever its result.
     """
-    try:
+    with needs("export"):
         from edgefg.export.export import export_checkpoint
-    except ImportError as exc:
-        raise needs("export", exc) from exc
     path = export_checkpoint(
         checkpoint,
         out,
-        to=to.value,
-        precision=precision.value,
+        to=to,
+        precision=precision,
         calibration=calibration,
         config=config,
         quantization=quantization,
@@ -93,34 +66,35 @@ def export(
 def sensitivity(
     checkpoint: Path,
     data: Path,
-    to: Annotated[Target, typer.Option()],
-    quantization: Annotated[QuantizationConfig, _SCAN] = _SCAN_DEFAULTS,
+    /,
+    *,
+    to: Target,
+    quantization: Annotated[
+        QuantizationConfig, Without("bias_correction", "max_int8_drop", "keep_layers")
+    ] = QuantizationConfig(num_samples=32),
     compared: Count = 64,
     seed: int = 0,
-    skip_corrupt: bool = False,
-    json: bool = False,
+    skip_corrupt: SkipCorrupt = False,
+    json: Json = False,
 ) -> None:
-    """Show how sensitive each layer is to INT8: the logits with only that layer quantised against FP32's.
+    """Measure how sensitive each layer is to INT8.
+
+    One layer at a time is quantised, and the logits are compared with those of the FP32 network. The most sensitive
+    layers come first.
 
     Args:
-        checkpoint: a teacher, student or pruned student.
-        data: the data set it was trained on; training images calibrate, validation images are compared.
-        to: the target whose INT8 is scanned: openvino, onnx or tensorrt-onnx.
-        quantization: how layers are quantised, an option each.
-        compared: how many images are compared.
-        seed: seed of the choice of images.
-        skip_corrupt: leave unreadable images out instead of stopping.
-        json: print one JSON object instead of a table, the layers worst first.
+        checkpoint: A teacher, student or pruned student.
+        data: The data set that it was trained on. Training images calibrate, validation images are compared.
+        compared: Number of images that are compared.
+        seed: Seed of the choice of images.
     """
-    try:
+    with needs("export"):
         from edgefg.export.quantize.layer_sensitivity import sensitivity as run
         from edgefg.export.targets import target_of
-    except ImportError as exc:
-        raise needs("export", exc) from exc
     found = run(
         checkpoint,
         data,
-        target_of(to.value),
+        target_of(to),
         compared=compared,
         quantization=quantization,
         seed=seed,
@@ -130,3 +104,57 @@ def sensitivity(
         print_json(found)
     else:
         print(found.render())
+
+
+@command
+def check(
+    model: Path,
+    /,
+    *,
+    target: Annotated[Literal["tensorrt"], Parameter(name="--for")] = "tensorrt",
+    json: Json = False,
+) -> None:
+    """Check an ONNX graph against the rules of TensorRT.
+
+    The rules are those of explicit quantisation in TensorRT 10 and 11. The exit status is 1 if one is broken.
+
+    Args:
+        model: An ONNX file with QuantizeLinear and DequantizeLinear nodes.
+        target: The engine that will build the graph.
+    """
+    with needs("export"):
+        from edgefg.export.onnx.check import check as run
+    report = run(model)
+    if json:
+        print_json(report)
+    else:
+        print(report.render())
+    if report.broken:
+        sys.exit(1)
+
+
+@command
+def sign(artifact: Path, /, *, key: Path | None = None, new_key: Path | None = None) -> None:
+    """Sign an artifact with an Ed25519 key.
+
+    A device then refuses other artifacts: Classifier(path, trusted_key="public.pem"). All files are compared with the
+    manifest before it is signed. The signature is written beside the manifest.
+
+    Args:
+        artifact: The model file.
+        key: The private key, a PEM file.
+        new_key: Create a key pair and sign with it. The private key is written to this file, the public one to
+            public.pem beside it.
+    """
+    with needs("sign"):
+        from edgefg.artifact.signature import new_key as make
+        from edgefg.artifact.signature import sign as run
+
+    if key is not None and new_key is not None:
+        raise DataError("--key and --new-key exclude each other. Give one of them")
+    private = key or new_key
+    if private is None:
+        raise DataError("no key to sign with. Give --key private.pem, or --new-key private.pem to create a key pair")
+    if new_key is not None:
+        print(f"{make(new_key)} is for your devices; keep {new_key} secret")
+    print(run(artifact, private))

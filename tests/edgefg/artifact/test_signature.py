@@ -222,7 +222,7 @@ def test_the_verb(run, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model = tiny("ir")
     status, out, err = run("sign", model, "--new-key", "private.pem")
     assert (status, err) == (0, "")
-    assert out == f"public.pem is for your devices; keep private.pem to yourself\n{signature_path(model)}\n"
+    assert out == f"public.pem is for your devices; keep private.pem secret\n{signature_path(model)}\n"
     verify_signature(model, Path("public.pem"))
     first = signature_path(model).read_bytes()
     tamper(model)
@@ -234,8 +234,8 @@ def test_the_verb(run, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "nothing to sign with"),
-        (["--key", "a.pem", "--new-key", "b.pem"], "were both given"),
+        ([], "no key to sign with"),
+        (["--key", "a.pem", "--new-key", "b.pem"], "exclude each other"),
         (["--key", "a.pem"], "cannot use the private key a.pem: No such file or directory"),
     ],
 )

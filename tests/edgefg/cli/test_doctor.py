@@ -17,12 +17,12 @@ from edgefg.cli.doctor import Gpu, Here, Report, look, render
 from tests.conftest import ROOT
 
 REQUIRES = (
-    *("numpy>=1.26", "typer>=0.15", 'onnxruntime>=1.20; extra == "onnxruntime"'),
+    *("numpy>=1.26", "cyclopts>=4.25", 'onnxruntime>=1.20; extra == "onnxruntime"'),
     *('tensorrt>=10.3; extra == "tensorrt"', 'cuda-python>=12.6; extra == "tensorrt"'),
     *('pycuda>=2024.1; extra == "pycuda"', 'edgefg[report]; extra == "train"', 'torch>=2.9; extra == "train"'),
     *('edgefg[demo]; extra == "dev"', 'hypothesis>=6.100; extra == "dev"', 'setuptools>=77; extra == "dev"'),
 )
-CORE = {"numpy": "2.4.6", "typer": "0.29.2", "onnxruntime": "1.32.0", "torch": "2.14.1"}
+CORE = {"numpy": "2.4.6", "cyclopts": "5.5.2", "onnxruntime": "1.32.0", "torch": "2.14.1"}
 NO_GPU = Gpu(problem="neither cuda-python nor PyCUDA is installed")
 ORIN = Gpu(name="Orin", compute_capability="8.7", memory=32 * 2**30, cuda="12.6")
 THOR = Gpu(name="Thor", compute_capability="11.0", memory=120 * 2**30, cuda="13.0")
@@ -76,7 +76,7 @@ def test_a_machine_without_gpu_lacks_nothing(machine) -> None:
 def test_packages_by_extra(machine) -> None:
     report = machine({})
     assert report.packages == {
-        "core": {"numpy": "2.4.6", "typer": "0.29.2"},
+        "core": {"numpy": "2.4.6", "cyclopts": "5.5.2"},
         "onnxruntime": {"onnxruntime": "1.32.0"},
         "tensorrt": {"tensorrt": None, "cuda-python": None},
         "pycuda": {"pycuda": None},

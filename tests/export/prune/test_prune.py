@@ -167,8 +167,11 @@ def test_rounds_need_one_process(student: Path, birds: Path, tmp_path: Path) -> 
         ("--latency 1", "--latency 1 is out of range. Give a share between 0 and 1"),
         ("--macs 0", "--macs 0 is out of range. Give a share between 0 and 1"),
         ("--isomorphic --uniform", "--isomorphic and --uniform exclude each other"),
-        ("--importance l1", "--importance 'l1' is not a choice. Use one of taylor, magnitude, fpgm, bn-scale"),
-        ("--latency 0.5 --latency-precision fp8", "--latency-precision 'fp8' is not a choice"),
+        (
+            "--importance l1",
+            'Invalid value "l1" for --importance. Choose from: "taylor", "magnitude", "fpgm", "bn-scale".',
+        ),
+        ("--latency 0.5 --latency-precision fp8", 'Invalid value "fp8" for --latency-precision.'),
         ("--max-ratio 1", "--max-ratio 1.0 is out of range"),
         ("--round-to 0", "--round-to 0 is out of range"),
         ("--rounds 0", "--rounds 0 is out of range"),

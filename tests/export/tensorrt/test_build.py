@@ -329,10 +329,10 @@ def test_the_verb(model: Path, device: Books, run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--to", "coreml"], "cannot build for 'coreml'; needed tensorrt"),
-        (["--precision", "int4"], "--precision 'int4': no such choice"),
+        (["--to", "coreml"], 'Invalid value "coreml" for --to. Choose from: "tensorrt".'),
+        (["--precision", "int4"], 'Invalid value "int4" for --precision. Choose from: "auto", "int8", "fp16", "fp32".'),
         (["--batch", "4", "--max-batch", "2"], "--max-batch 2 is less than --batch 4"),
-        (["--hardware-compatible", "all"], "needed one of none, ampere-plus, same-capability"),
+        (["--hardware-compatible", "all"], 'Choose from: "none", "ampere-plus", "same-capability".'),
         (["--optimization-level", "6"], "needed 0 to 5"),
     ],
 )

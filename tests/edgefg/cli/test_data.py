@@ -46,7 +46,7 @@ def test_what_it_says(run: Run, birds: Path) -> None:
     assert "duplicates with two labels: 1\n" in out
     assert "zz.jpg (train, " in out
     assert ": identical files" in out
-    assert "1 images are also in another split" in err
+    assert "warning: 1 images are also in another split" in err
 
 
 def test_as_json(run: Run, birds: Path) -> None:

@@ -1,4 +1,4 @@
-"""The verbs that ask what a model is worth, and why: evaluate, explain."""
+"""Verbs that measure and explain models: evaluate, explain, bench."""
 
 from __future__ import annotations
 
@@ -6,31 +6,28 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import typer
+from cyclopts import Parameter
 
-from edgefg.classifier import Classifier
-from edgefg.cli.app import Count, MaybeCount, command, needs, print_json
-from edgefg.cli.device import cpus
-from edgefg.data import load_split
-from edgefg.data.checks import corrupt_message
-from edgefg.data.split import Sample
+from edgefg.cli.app import command, needs, print_json
+from edgefg.cli.options import Count, Device, Json, Out, SkipCorrupt, Threads
 from edgefg.errors import DataError
-from edgefg.image_io import decode_image, image_files
+from edgefg.log import get_logger
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edgefg.data.split import Sample
     from edgefg.evaluation.predictions import Predictions
 
-Out = Annotated[Path, typer.Option()]
-Names = Annotated[list[str], typer.Option("--positive")]
+_log = get_logger(__name__)
 _CHECKPOINT = ".safetensors"
 
 
 class _Request(NamedTuple):
-    """What `evaluate` was asked to classify, and how."""
+    """Images to classify, and how."""
 
     data: Path
     split: str | None
@@ -40,11 +37,11 @@ class _Request(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What a model said."""
+    """Predictions of a model."""
 
     predictions: Predictions
     unknown: npt.NDArray[np.float32] | None
-    """Its logits of the images of no known class."""
+    """Logits of the images of no known class."""
     train_images: Mapping[str, int] | None
 
 
@@ -52,31 +49,31 @@ class _Found(NamedTuple):
 def evaluate(
     model: Path,
     data: Path,
+    /,
+    *,
     split: str | None = None,
     against: Path | None = None,
-    positive: Names = [],  # noqa: B006 (Typer needs a list; it is never changed)
+    positive: tuple[str, ...] = (),
     unknown: Path | None = None,
     report: Path | None = None,
-    threads: MaybeCount = None,
-    device: str | None = None,
-    skip_corrupt: bool = False,
-    json: bool = False,
+    threads: Threads = None,
+    device: Device = None,
+    skip_corrupt: SkipCorrupt = False,
+    json: Json = False,
 ) -> None:
-    """Measure accuracy, calibration, risk–coverage, confusions and each class on labelled images.
+    """Measure accuracy, calibration and errors per class.
+
+    Also reports risk and coverage of rejection, and the most frequent confusions.
 
     Args:
-        model: an artifact's model file, or a checkpoint (.safetensors).
-        data: DATA/{train,val,test}/<class>/*.jpg, or DATA/<class>/*.jpg.
-        split: train, val or test; where left out test, or val where there is no test.
-        against: another artifact or checkpoint (for instance the FP32 one) to compare with on the same images.
-        positive: a class that counts as positive (a defect, a tumour); may be repeated. Adds ROC AUC, sensitivity at
-            95 % specificity, and recall at false-reject rates of 1 and 5 %.
-        unknown: a folder of images of no known class; adds how many are rejected where 95 % of the known are kept.
-        report: also write a self-contained HTML page with plots and photographs to this file.
-        threads: CPU threads of the engine (artifacts only).
-        device: the engine's device (artifacts only).
-        skip_corrupt: leave unreadable images out instead of stopping.
-        json: print everything as one JSON object.
+        model: An artifact's model file, or a checkpoint (.safetensors).
+        data: Labelled images; see `edgefg data`.
+        split: train, val or test. Default: test, or val if there is no test split.
+        against: Another artifact or checkpoint to compare with on the same images, for instance the FP32 one.
+        positive: A class that counts as positive, such as a defect; may be repeated. Adds ROC AUC, sensitivity at 95 %
+            specificity, and recall at false-reject rates of 1 % and 5 %.
+        unknown: Folder of images of no known class. Adds the share that is rejected when 95 % of the known are kept.
+        report: Write an HTML page with plots and images to this file.
     """
     from edgefg.evaluation.assessment import assess
     from edgefg.evaluation.text import render
@@ -96,7 +93,7 @@ def evaluate(
         unknown=None if found.unknown is None else (str(unknown), found.unknown),
     )
     for skipped in predictions.skipped:
-        print(f"left out: {skipped}", file=sys.stderr)
+        _log.warning("left out: %s", skipped)
     if report is not None:
         from edgefg.evaluation.page import write_page
 
@@ -108,54 +105,119 @@ def evaluate(
 
 
 @command
-def explain(checkpoint: Path, images: list[Path], out: Out, top: Count = 3, json: bool = False) -> None:
-    """Show where a network looks: a PNG for each image, with its attention maps and the parts that it finds.
+def explain(checkpoint: Path, images: list[Path], /, *, out: Out, top: Count = 3, json: Json = False) -> None:
+    """Show which image regions a network looks at.
 
-    An unreadable image is told; the others are explained all the same.
+    Writes a PNG for each image, with attention maps and, for methods that find parts, the parts. Unreadable images are
+    reported and skipped; the exit status is then 2. With --json each image is one line.
 
     Args:
-        checkpoint: a teacher, student or pruned student (.safetensors).
-        images: image files, or folders of them.
-        out: folder for the PNGs.
-        top: how many classes to name, and how many of several maps to show beside their mean.
-        json: print one JSON object a line.
+        checkpoint: A teacher, student or pruned student (.safetensors).
+        images: Image files, or folders of them.
+        top: Number of classes to name, and of maps to show beside their mean.
     """
     if checkpoint.suffix != _CHECKPOINT:
         raise DataError(
-            f"{checkpoint} is not a checkpoint; an artifact gives logits only: explain the .safetensors that it was"
-            " exported from"
+            f"{checkpoint} is not a checkpoint, and an artifact returns only logits. Explain the .safetensors file that"
+            " it was exported from"
         )
+    from edgefg.image_io import image_files
+
     files = list(dict.fromkeys(file for path in images for file in image_files(path)))
-    try:
+    with needs("train"):
         from edgefg.training.explain import explain_files
-    except ImportError as exc:
-        raise needs("train", exc) from exc
     unreadable = 0
     for found in explain_files(checkpoint, files, out, top):
         if found.error is not None:
             unreadable += 1
-            print(f"edgefg: {found.error}", file=sys.stderr)
+            _log.error("%s", found.error)
         if json:
             print_json(found)
         elif found.error is None:
             named = "  ".join(f"{candidate.label} {candidate.confidence:.1%}" for candidate in found.top)
             print(f"{found.image}: {named} -> {found.picture}")
     if unreadable:
-        raise typer.Exit(2)
+        sys.exit(2)
+
+
+@command
+def bench(
+    artifacts: list[Path],
+    /,
+    *,
+    data: Path | None = None,
+    split: str | None = None,
+    iterations: Count = 200,
+    warmup: Count = 20,
+    rounds: Count = 5,
+    workers: Count = 1,
+    frame: Literal["network", "camera"] = "network",
+    threads: Threads = None,
+    device: Device = None,
+    skip_corrupt: SkipCorrupt = False,
+    report: Annotated[Path | None, Parameter(name="--out")] = None,
+) -> None:
+    """Measure latency, throughput, memory and cold start.
+
+    Artifacts are measured side by side in one run, in alternating rounds, so that other load on the machine affects all
+    of them alike. Prints a table, then one line of JSON.
+
+    Args:
+        artifacts: Model files.
+        data: Labelled images. Adds accuracy with a 95 % interval.
+        split: Split of the data. Default: test, or val if there is no test split.
+        iterations: Timed predictions of each artifact.
+        warmup: Untimed predictions at the start of each round.
+        rounds: Number of rounds.
+        workers: Threads that share a classifier when throughput is measured.
+        frame: network is a frame of the network's size, camera is one of 1280×720 that is preprocessed.
+        report: Also write the JSON to this file.
+    """
+    from edgefg.benchmarks.harness import bench as run
+    from edgefg.benchmarks.report import render
+
+    measured = run(
+        artifacts,
+        data=data,
+        split=split,
+        iterations=iterations,
+        warmup=warmup,
+        rounds=rounds,
+        workers=workers,
+        threads=threads,
+        device=device,
+        frame=frame,
+        skip_corrupt=skip_corrupt,
+        progress=_log.info,
+    )
+    print(render(measured))
+    print_json(measured)
+    if report is not None:
+        import msgspec
+
+        from edgefg.files import atomic_file
+
+        try:
+            with atomic_file(report) as temporary:
+                temporary.write_bytes(msgspec.json.encode(measured) + b"\n")
+        except OSError as exc:
+            raise DataError(f"cannot write {report}: {exc.strerror}") from exc
 
 
 def _need_plots() -> None:
-    """Say what to install before anything is measured."""
-    try:
+    """Fail before anything is measured."""
+    with needs("report"):
         import matplotlib  # noqa: F401
-    except ImportError as exc:
-        raise needs("report", exc) from exc
 
 
 def _predictions(model: Path, request: _Request, unknown: Path | None) -> _Found:
+    from edgefg.image_io import image_files
+
     files = [] if unknown is None else image_files(unknown)
     if model.suffix == _CHECKPOINT:
         return _by_checkpoint(model, request, files)
+    from edgefg.classifier import Classifier
+    from edgefg.data import load_split
     from edgefg.evaluation.predictions import classify_files, predict_split
 
     data, split, threads, device, skip_corrupt = request
@@ -170,18 +232,18 @@ def _predictions(model: Path, request: _Request, unknown: Path | None) -> _Found
             _, training = load_split(
                 data, "train", classifier.labels, origin.split, trained_on=origin.dataset, skip_corrupt=skip_corrupt
             )
-        except DataError:  # the data have no training images, or not the artifact's, which is no one's fault
+        except DataError:  # the data have no training images, or not the artifact's, which is not an error
             return _Found(found, logits, None)
     return _Found(found, logits, _count(training, found.labels))
 
 
 def _by_checkpoint(model: Path, request: _Request, unknown: Sequence[Path]) -> _Found:
-    try:
+    with needs("train"):
         from edgefg.data import load_dataset
         from edgefg.training.checkpoint import load
         from edgefg.training.loop.fit import predict
-    except ImportError as exc:
-        raise needs("train", exc) from exc
+    from edgefg.cli.device import cpus
+    from edgefg.data.split import Sample
     from edgefg.evaluation.predictions import Predictions
 
     network, header = load(model)
@@ -189,7 +251,7 @@ def _by_checkpoint(model: Path, request: _Request, unknown: Sequence[Path]) -> _
     present = [name for name, samples in loaded.splits.items() if samples]
     split = request.split or ("test" if "test" in present else "val")
     if split not in present:
-        raise DataError(f"{request.data} has no split {split!r}; needed one of {', '.join(present)}")
+        raise DataError(f"{request.data} has no split {split!r}; choose from {', '.join(present)}")
 
     def logits_of(samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
         found: npt.NDArray[np.float32] = predict(
@@ -211,7 +273,10 @@ def _by_checkpoint(model: Path, request: _Request, unknown: Sequence[Path]) -> _
 
 
 def _readable(files: Sequence[Path], skip_corrupt: bool) -> list[Path]:
-    """Decode images at an eighth, as a data set's are, and leave out those that cannot be read."""
+    """Decode images at an eighth of their size, as those of a data set are, and leave out unreadable ones."""
+    from edgefg.data.checks import corrupt_message
+    from edgefg.image_io import decode_image
+
     good, problems = [], []
     for file in files:
         try:
@@ -225,7 +290,7 @@ def _readable(files: Sequence[Path], skip_corrupt: bool) -> list[Path]:
     if problems and not (skip_corrupt and good):
         raise DataError(corrupt_message(problems, len(files)))
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        _log.warning("left out: %s", problem)
     return good
 
 

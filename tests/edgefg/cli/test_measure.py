@@ -1,8 +1,9 @@
-"""`edgefg evaluate` and `edgefg explain`, from the command line."""
+"""`edgefg evaluate`, `edgefg explain` and `edgefg bench`."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,14 +20,8 @@ from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
 from tests.conftest import BLOCKER
-from tests.synthetic import write_dataset
 
 _LEVELS = (127.0, 127.0, 127.0)
-
-
-@pytest.fixture(scope="module")
-def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("insight"), classes=4, per_class=8, size=72, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +142,33 @@ def test_explain_goes_on_after_an_unreadable_image(run, birds: Path, checkpoint:
     assert Path(found["picture"]).is_file()
 
 
+def test_an_artifact_by_split(run, tiny, birds: Path) -> None:
+    status, out, _ = run("evaluate", tiny("onnx"), birds, "--json")
+    scores = json.loads(out)
+    assert status == 0
+    assert scores["split"] == "test"
+    assert scores["top1"] > 0.5
+    status, out, _ = run("evaluate", tiny("onnx"), birds, "--split", "val")
+    assert status == 0
+    assert re.search(r"^split +val$", out, flags=re.MULTILINE)
+
+
+def test_bench_prints_a_table_then_one_json_line(run, tiny, tmp_path: Path) -> None:
+    status, out, _ = run(
+        "bench", tiny("null"), "--iterations", 4, "--rounds", 2, "--warmup", 1, "--out", tmp_path / "r.json"
+    )
+    assert status == 0
+    assert "p99" in out
+    assert json.loads(out.splitlines()[-1]) == json.loads((tmp_path / "r.json").read_text())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["evaluate", "{tiny}", "{birds}", "--positive", "albatross"], "--positive albatross: no such class"),
         (["evaluate", "{tiny}", "{birds}", "--unknown", "/no/such"], "/no/such does not exist"),
         (["evaluate", "{tiny}", "{birds}", "--against", "/no/such.onnx"], "neither is such.onnx"),
-        (["evaluate", "{checkpoint}", "{birds}", "--split", "holdout"], "no split 'holdout'; needed one of train, val"),
+        (["evaluate", "{checkpoint}", "{birds}", "--split", "holdout"], "no split 'holdout'; choose from train, val"),
         (["explain", "{tiny}", "{birds}", "--out", "{out}"], "is not a checkpoint"),
         (["explain", "{checkpoint}", "/no/such.jpg", "--out", "{out}"], "/no/such.jpg does not exist"),
         (["explain", "/no/such.safetensors", "{birds}", "--out", "{out}"], "is not there"),
