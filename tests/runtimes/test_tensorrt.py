@@ -279,6 +279,6 @@ with edgefg.Classifier(sys.argv[1], verify=True) as classifier:
     print(classifier.predict(numpy.zeros((64, 64, 3), numpy.uint8)).label)
 assert "torch" not in sys.modules and "edgefg.export" not in sys.modules
 """
-    result = python(code, plan, blocked=("torch", "torchvision", "timm", "nncf", "openvino", "typer", "safetensors"))
+    result = python(code, plan, blocked=("torch", "torchvision", "timm", "nncf", "openvino", "cyclopts", "safetensors"))
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() in ("bar", "cross", "disc", "pair")
