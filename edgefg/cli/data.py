@@ -66,7 +66,7 @@ def folds(
 
     Each of OUT/fold-0.csv, OUT/fold-1.csv and so on is a data set for `edgefg train`: one fold is val, the others are
     train. Test images are left out. Groups of the data stay together. Data without groups may show one scene in several
-    images; --look-alikes then groups images by appearance, so that the folds do not share scenes.
+    images; --clusters-per-class then groups images by appearance, so that folds do not share scenes.
 
     Args:
         data: The data set; see `edgefg data`.
