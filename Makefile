@@ -1,4 +1,4 @@
-# make demo | check | test | test-slow | test-gpu: each makes .venv if it is not there and installs what it needs, once.
+# make demo | check | test | test-slow | test-gpu | docs: each makes .venv if it is not there and installs what it needs, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +17,7 @@ ifeq ($(shell uname -sm),Linux x86_64)
 TEST_NEEDS := $(VENV)/.bindings
 endif
 
-.PHONY: demo test test-slow test-gpu check format clean
+.PHONY: demo test test-slow test-gpu check docs format clean
 
 # A stamp for each set of extras; the demo's is part of dev's, so either order works.
 $(VENV)/.made:
@@ -30,6 +30,10 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
 	$(PIP_INSTALL) -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.made pyproject.toml $(CONSTRAINTS)
+	$(PIP_INSTALL) -e '.[docs]'
 	touch $@
 
 # Beside the environment's own packages, not among them: they cannot run, and each is there in several versions. One that
@@ -61,14 +65,18 @@ test-gpu:
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m slow
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Into site/; broken links, anchors and references fail.
+docs: $(VENV)/.docs
+	$(BIN)/zensical build --clean --strict
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -22,7 +22,7 @@ _FOR_NVIDIA = ("tensorrt", "pycuda")
 # Other packages that bring the same.
 _ALSO = {"tensorrt": ("tensorrt-cu13", "tensorrt-cu12"), "cuda-python": ("cuda-bindings",)}
 # What each Jetson Linux (L4T) belongs to and brings: JetPack, CUDA, TensorRT. Only what NVIDIA's pages or the devices
-# of several users confirm (runtimes/DEPLOYMENT.md).
+# of several users confirm (docs/device/jetson.md).
 _JETPACKS: dict[str, tuple[str, str | None, str | None]] = {
     "36.3": ("6.0", "12.2", "8.6"),
     "36.4": ("6.1", "12.6", "10.3"),

@@ -179,7 +179,7 @@ class RACNN(Network):
 
     The paper's own fusion (``fusion=learned``) normalises each scale's descriptor and lets one fully connected layer
     read all three; that layer learns with the classifiers and sends no gradient into the backbones. With few images it
-    is the worse one (``benchmarks/LOG.md``).
+    is the worse one (``docs/experiments/attention.md``).
 
     Training alternates by epochs (see `phase_of`), so a run needs at least eleven to go through every phase.
 
@@ -308,7 +308,7 @@ def phase_of(epoch: int, epochs: int, options: RACNNOptions) -> Phase:
     both go by turns, as in the paper. The first and the last epoch after the peak are always the classifiers': the
     rank loss needs classifiers that know something, and the prediction classifiers that have seen the final crops.
     With 40 % of the epochs before the proposals, accuracy on synthetic birds was 3 points higher on ``val`` than with
-    none (three seeds, ``benchmarks/LOG.md``).
+    none (three seeds, ``docs/experiments/attention.md``).
     """
     warm = round(options.warm_share * epochs)
     peak = max(1, round(options.peak_share * epochs)) if options.peak_share else 0

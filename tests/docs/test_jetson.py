@@ -1,4 +1,4 @@
-"""runtimes/DEPLOYMENT.md holds: its service runs, its unit is one, its commands and tables are those of the code."""
+"""docs/device/jetson.md holds: its service runs, its unit is one, its commands and tables are those of the code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgefg.cli.doctor import _JETPACKS, _LOWEST_TENSORRT, _is_supported
 from edgefg.preprocess import UInt8Array
 from tests.conftest import ROOT
 
-TEXT = (ROOT / "runtimes" / "DEPLOYMENT.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "device" / "jetson.md").read_text(encoding="utf-8")
 Birds = tuple[tuple[str, ...], list[UInt8Array]]
 Tiny = Callable[[str], Path]
 
@@ -237,7 +237,7 @@ def test_every_command_exists(run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_table_of_jetpacks_is_doctor_s() -> None:
-    rows = table("What fits together")
+    rows = table("Supported versions")
     assert [(row[0], row[1], row[2], row[3]) for row in rows] == [
         (l4t, jetpack, cuda or "–", tensorrt or "–") for l4t, (jetpack, cuda, tensorrt) in _JETPACKS.items()
     ]
@@ -259,4 +259,4 @@ def test_the_errors_exist_and_every_one_of_a_device_is_told() -> None:
 
 def test_the_other_python_compiles() -> None:
     for block in blocks("python"):
-        compile(block, "DEPLOYMENT.md", "exec")
+        compile(block, "jetson.md", "exec")
