@@ -6,7 +6,8 @@ inputs of a network are bit-identical from training to device.
 * Crop first, then resize: dropped pixels are never touched.
 * Upscaling is linear. Downscaling is antialiased: halve (2×2 area) while the ratio is 4 or more, blur with a Gaussian,
   then interpolate linearly. The Gaussian supplies the variance that Pillow's antialiased bilinear filter has in
-  addition. ``docs/experiments/preprocessing.md`` has the measurement: a third of area averaging's error in a third of its time.
+  addition. ``docs/experiments/preprocessing.md`` has the measurement: a third of area averaging's error in a third of
+  its time.
 * For a frame that already has the network's size, only the colour order changes.
 """
 
