@@ -125,10 +125,10 @@ def _serve(job: Job, import_seconds: float, answers: IO[bytes]) -> None:
         # Only now, so that the cold start pays for its own import of OpenCV.
         frames = [_photograph(Path(path), *size) for path in job.images] or frames
         for line in sys.stdin.buffer:
-            _send(answers, measure(classifier, frames, msgspec.json.decode(line, type=Round)))
+            _send(answers, run_round(classifier, frames, msgspec.json.decode(line, type=Round)))
 
 
-def measure(classifier: Classifier, frames: list[UInt8Array], turn: Round) -> RoundResult:
+def run_round(classifier: Classifier, frames: list[UInt8Array], turn: Round) -> RoundResult:
     """Run one turn on ``frames``, over and over, and time each prediction."""
     endless = itertools.cycle(frames)
     for _ in _limited(turn.warmup, turn.seconds):

@@ -28,8 +28,8 @@ class Timings(msgspec.Struct, frozen=True):
         return self.preprocess + self.infer + self.decide
 
 
-class Candidate(msgspec.Struct, frozen=True):
-    """A label with its probability."""
+class ClassProbability(msgspec.Struct, frozen=True):
+    """A class and its probability."""
 
     label: str
     index: int
@@ -52,7 +52,7 @@ class Prediction(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """Position of the label in the manifest's labels."""
     confidence: float
     """Softmax probability after temperature, in [0, 1]."""
-    top_k: tuple[Candidate, ...]
+    top_k: tuple[ClassProbability, ...]
     """The most probable classes, best first; ties go to the lower index."""
     logits: npt.NDArray[np.float32]
     """``float32 [classes]``, as the network gave them."""
@@ -87,7 +87,7 @@ def decide(
     total = float(exponentials.sum())
     # By the logits: probabilities round near ties together.
     order = np.argsort(-logits, kind="stable")[:top_k].tolist()
-    best = tuple(Candidate(manifest.labels[i], i, float(exponentials[i]) / total) for i in order)
+    best = tuple(ClassProbability(manifest.labels[i], i, float(exponentials[i]) / total) for i in order)
     threshold = manifest.output.reject_threshold
     rejected = threshold is not None and not best[0].confidence >= threshold
     rollup = None

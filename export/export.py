@@ -24,8 +24,8 @@ from edgefg.classifier import Classifier
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
 from edgefg.errors import DataError, ExportError
-from edgefg.evaluation.measure import Measured, measure
 from edgefg.evaluation.package import Draft, golden_frames, write_artifact
+from edgefg.evaluation.validation import Validation, validate
 from edgefg.export.qat.quantized_network import QuantizedNetwork, check_trained_for, load_quantized, write_quantized
 from edgefg.export.quantize.mixed_precision import find_kept
 from edgefg.export.quantize.quantizer import lacks_vnni
@@ -239,7 +239,7 @@ def _draft(job: _Job, network: nn.Module, photographs: Sequence[Path]) -> Draft:
 
 def _measure(
     data: ImageDataset | None, network: nn.Module, spec: InputSpec, gate: Gate | None, fit_temperature: bool
-) -> Callable[[Classifier], Measured] | None:
+) -> Callable[[Classifier], Validation] | None:
     """Return a function that measures an artifact beside its network on validation data; ``test`` is for reports."""
     if data is None or not data.splits["val"]:
         why = "no data were given" if data is None else "there are no validation images"
@@ -250,9 +250,9 @@ def _measure(
     def parent(frames: list[UInt8Array]) -> FloatArray:
         return torch_logits(network, np.stack([prepare(frame, spec) for frame in frames]))
 
-    def measuring(classifier: Classifier) -> Measured:
+    def measuring(classifier: Classifier) -> Validation:
         _log.info("comparing with the checkpoint on %d images", len(samples))
-        return measure(classifier, samples, name, parent=parent, gate=gate, fit_temperature=fit_temperature)
+        return validate(classifier, samples, name, parent=parent, gate=gate, fit_temperature=fit_temperature)
 
     return measuring
 

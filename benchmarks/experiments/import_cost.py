@@ -50,7 +50,7 @@ class ImportCost(msgspec.Struct, frozen=True, kw_only=True):
     load_before: float | None
 
 
-def measure(runs: int = 15) -> ImportCost:
+def measure_import(runs: int = 15) -> ImportCost:
     """Start ``runs`` pairs of processes, in turns, after one pair that fills the disk cache and writes bytecode.
 
     Linux only: memory is read from ``/proc``.
@@ -80,7 +80,7 @@ def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m edgefg.benchmarks.experiments.import_cost")
     parser.add_argument("--runs", type=int, default=15)
-    cost = measure(parser.parse_args().runs)
+    cost = measure_import(parser.parse_args().runs)
     row = {
         "import edgefg": "on top of import numpy",
         "p50 ms": f"{cost.edgefg_ms:.1f}",

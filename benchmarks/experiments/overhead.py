@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from edgefg.benchmarks.stats import Latency, summarize
 from edgefg.classifier import Classifier
 from edgefg.errors import EdgefgError, RuntimeUnavailableError
 from edgefg.evaluation.tables import table
+from edgefg.evaluation.timing import alternate
 from edgefg.preprocess import UInt8Array
 
 
@@ -43,7 +43,7 @@ class Overhead(msgspec.Struct, frozen=True, kw_only=True):
     load_after: float | None
 
 
-def measure(path: Path, *, threads: int | None = None, iterations: int = 500, warmup: int = 50) -> Overhead:
+def measure_overhead(path: Path, *, threads: int | None = None, iterations: int = 500, warmup: int = 50) -> Overhead:
     """Time both in turns.
 
     Args:
@@ -61,8 +61,8 @@ def measure(path: Path, *, threads: int | None = None, iterations: int = 500, wa
         frame = np.random.default_rng(0).integers(0, 256, (spec.height, spec.width, 3), np.uint8)
         # The request gets the very values that predict prepares, without preparing them.
         bare = bare_request(path, np.ascontiguousarray(frame[np.newaxis, :, :, ::-1]), threads)
-        times = interleave([lambda: classifier.predict(frame), bare], iterations, warmup)
-    ours, theirs = (summarize([series]) for series in times)
+        seconds = alternate([lambda: classifier.predict(frame), bare], turns=iterations, warm_up=warmup)
+    ours, theirs = (summarize([series]) for series in (1e3 * seconds).tolist())
     return Overhead(
         path=str(path),
         threads=threads,
@@ -72,25 +72,6 @@ def measure(path: Path, *, threads: int | None = None, iterations: int = 500, wa
         load_before=load_before,
         load_after=load_average(),
     )
-
-
-def interleave(calls: list[Callable[[], Any]], iterations: int, warmup: int) -> list[list[float]]:
-    """Time calls in turns, there and back again, so that none always follows the same other one.
-
-    Returns:
-        For each call its ``iterations`` times in milliseconds.
-    """
-    times: list[list[float]] = [[] for _ in calls]
-    order = list(range(len(calls)))
-    for iteration in range(warmup + iterations):
-        for i in order:
-            start = time.perf_counter()
-            calls[i]()
-            elapsed = (time.perf_counter() - start) * 1e3
-            if iteration >= warmup:
-                times[i].append(elapsed)
-        order.reverse()
-    return times
 
 
 def bare_request(path: Path, batch: UInt8Array, threads: int | None) -> Callable[[], Any]:
@@ -123,7 +104,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=500)
     arguments = parser.parse_args()
     try:
-        result = measure(arguments.artifact, threads=arguments.threads, iterations=arguments.iterations)
+        result = measure_overhead(arguments.artifact, threads=arguments.threads, iterations=arguments.iterations)
     except EdgefgError as exc:
         parser.error(str(exc))
     rows = [

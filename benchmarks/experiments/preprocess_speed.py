@@ -20,11 +20,11 @@ import msgspec
 import numpy as np
 
 from edgefg.benchmarks.device import load_average
-from edgefg.benchmarks.experiments.overhead import interleave
 from edgefg.benchmarks.report import json_line
 from edgefg.benchmarks.stats import percentile
 from edgefg.errors import DataError
 from edgefg.evaluation.tables import table
+from edgefg.evaluation.timing import alternate
 from edgefg.image_io import image_files, read_image
 from edgefg.preprocess import InputSpec, UInt8Array, crop, prepare, resize
 
@@ -32,7 +32,7 @@ HEIGHT, WIDTH = 720, 1280
 Resizer = Callable[[UInt8Array, int], UInt8Array]
 
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+class ResizeMethod(msgspec.Struct, frozen=True, kw_only=True):
     """One way to resize, measured over all frames."""
 
     name: str
@@ -55,7 +55,7 @@ class PreprocessSpeed(msgspec.Struct, frozen=True, kw_only=True):
     """Threads of OpenCV."""
     repeats: int
     load_before: float | None
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[ResizeMethod, ...]
 
 
 def area_then_crop(frame: UInt8Array, size: int) -> UInt8Array:
@@ -133,7 +133,7 @@ CANDIDATES: dict[str, Resizer] = {
 }
 
 
-def measure(
+def measure_speed(
     frames: list[UInt8Array], kind: str, *, size: int = 224, threads: int = 2, repeats: int = 5
 ) -> PreprocessSpeed:
     """Run every candidate on every frame, in turns.
@@ -155,8 +155,9 @@ def measure(
         for frame in frames:
             wanted = pillow(frame, size).astype(np.int16)
             calls = [_call(resizer, frame, size) for resizer in CANDIDATES.values()]
-            for (name, resizer), series in zip(CANDIDATES.items(), interleave(calls, repeats, 1), strict=True):
-                times[name] += series
+            seconds = alternate(calls, turns=repeats)
+            for (name, resizer), series in zip(CANDIDATES.items(), 1e3 * seconds, strict=True):
+                times[name] += series.tolist()
                 result = resizer(frame, size)
                 if resizer is ours_complete:
                     result = result[:, :, ::-1]
@@ -223,8 +224,8 @@ def _call(resizer: Resizer, frame: UInt8Array, size: int) -> Callable[[], UInt8A
     return lambda: resizer(frame, size)
 
 
-def _candidate(name: str, times: list[float], errors: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> Candidate:
-    return Candidate(
+def _candidate(name: str, times: list[float], errors: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> ResizeMethod:
+    return ResizeMethod(
         name=name,
         p50_ms=percentile(times, 50),
         p90_ms=percentile(times, 90),
@@ -246,7 +247,7 @@ def main() -> None:
         frames = make_frames(arguments.folder, arguments.frames, arguments.images)
     except DataError as exc:
         parser.error(str(exc))
-    result = measure(frames, arguments.frames, size=arguments.size, threads=arguments.threads)
+    result = measure_speed(frames, arguments.frames, size=arguments.size, threads=arguments.threads)
     rows = [
         {
             f"{WIDTH}×{HEIGHT} → {result.size}, {result.images} {result.frames} frames": candidate.name,

@@ -176,7 +176,7 @@ def verify(
         data: Labelled images for the comparison with the parent.
         split: Split of the data. Default: val.
     """
-    from edgefg.evaluation.measure import require
+    from edgefg.evaluation.validation import require_gate
     from edgefg.evaluation.verify import examine
 
     report = examine(artifact, parent=parent, data=data, split=split, gate=gate, device=device)
@@ -184,7 +184,7 @@ def verify(
         print_json(report)
     else:
         print(report.render())
-    require(report.failures, report.artifact)
+    require_gate(report.failures, report.artifact)
 
 
 @command

@@ -207,6 +207,7 @@ def bench(
 def _need_plots() -> None:
     """Fail before anything is measured."""
     with needs("report"):
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
 
 
@@ -218,15 +219,15 @@ def _predictions(model: Path, request: _Request, unknown: Path | None) -> _Found
         return _by_checkpoint(model, request, files)
     from edgefg.classifier import Classifier
     from edgefg.data import load_split
-    from edgefg.evaluation.predictions import classify_files, predict_split
+    from edgefg.evaluation.predictions import logits_of, predict_files, predict_split
 
     data, split, threads, device, skip_corrupt = request
     with Classifier(model, threads=threads, device=device) as classifier:
         found = predict_split(classifier, data, split, skip_corrupt=skip_corrupt)
         logits = None
         if files:
-            logits, _, problems = classify_files(classifier, files, skip_corrupt)
-            found = found._replace(skipped=(*found.skipped, *problems))
+            [logits], _, skipped = predict_files([logits_of(classifier)], files, skip_corrupt=skip_corrupt)
+            found = found._replace(skipped=(*found.skipped, *skipped))
         try:
             origin = classifier.manifest.provenance
             _, training = load_split(
@@ -241,10 +242,8 @@ def _by_checkpoint(model: Path, request: _Request, unknown: Sequence[Path]) -> _
     with needs("train"):
         from edgefg.data import load_dataset
         from edgefg.training.checkpoint import load
-        from edgefg.training.loop.fit import predict
-    from edgefg.cli.device import cpus
-    from edgefg.data.split import Sample
-    from edgefg.evaluation.predictions import Predictions
+        from edgefg.training.inference import logits_of
+    from edgefg.evaluation.predictions import Predictions, predict_files
 
     network, header = load(model)
     loaded = load_dataset(request.data, expected=header, skip_corrupt=request.skip_corrupt)
@@ -253,45 +252,21 @@ def _by_checkpoint(model: Path, request: _Request, unknown: Sequence[Path]) -> _
     if split not in present:
         raise DataError(f"{request.data} has no split {split!r}; choose from {', '.join(present)}")
 
-    def logits_of(samples: Sequence[Sample]) -> npt.NDArray[np.float32]:
-        found: npt.NDArray[np.float32] = predict(
-            network, samples, header.input, batch_size=32, workers=min(2, cpus() - 1)
-        )[0]
-        return found
-
+    model_logits = [logits_of(network, header.input)]
+    unseen = predict_files(model_logits, unknown, skip_corrupt=request.skip_corrupt) if unknown else None
     samples = loaded.splits[split]
-    logits = logits_of([Sample(file, 0) for file in _readable(unknown, request.skip_corrupt)]) if unknown else None
     predictions = Predictions(
         model=str(model),
         split=split,
         samples=tuple(samples),
-        logits=logits_of(samples),
+        logits=predict_files(model_logits, [sample.path for sample in samples]).logits[0],
         labels=header.labels,
         taxonomy=header.taxonomy,
+        skipped=() if unseen is None else unseen.skipped,
     )
-    return _Found(predictions, logits, _count(loaded.splits["train"], header.labels))
-
-
-def _readable(files: Sequence[Path], skip_corrupt: bool) -> list[Path]:
-    """Decode images at an eighth of their size, as those of a data set are, and leave out unreadable ones."""
-    from edgefg.data.checks import corrupt_message
-    from edgefg.image_io import decode_image
-
-    good, problems = [], []
-    for file in files:
-        try:
-            decode_image(file.read_bytes(), str(file), reduced=True)
-        except DataError as exc:
-            problems.append(str(exc))
-        except OSError as exc:
-            problems.append(f"{file}: {exc.strerror}")
-        else:
-            good.append(file)
-    if problems and not (skip_corrupt and good):
-        raise DataError(corrupt_message(problems, len(files)))
-    for problem in problems:
-        _log.warning("left out: %s", problem)
-    return good
+    return _Found(
+        predictions, None if unseen is None else unseen.logits[0], _count(loaded.splits["train"], header.labels)
+    )
 
 
 def _count(samples: Sequence[Sample], labels: Sequence[str]) -> dict[str, int]:

@@ -1,6 +1,6 @@
-"""All that is reported of a model on labelled images, put together from its predictions by `edgefg.metrics`.
+"""Assessment of a model on labelled images: every figure that its predictions give.
 
-Artifacts, checkpoints, FP32 and INT8 alike come as `Predictions`; where they were made does not matter here.
+Artifacts and checkpoints, FP32 and INT8, all come as `Predictions`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg import metrics
+from edgefg.artifact.manifest import ClassDrop, Comparison
 from edgefg.errors import DataError, InferenceError
 from edgefg.evaluation import views
+from edgefg.evaluation.gate import compare
 from edgefg.evaluation.predictions import Predictions
 from edgefg.metrics import softmax
 from edgefg.taxonomy import TaxonomyLevel
@@ -24,15 +26,15 @@ KEEP = 0.95
 """Share of the known images that the threshold for unknown ones keeps."""
 
 
-class Share(msgspec.Struct, frozen=True):
-    """A share with its 95 % Wilson interval, each in [0, 1]."""
+class Proportion(msgspec.Struct, frozen=True):
+    """A proportion with its 95 % Wilson interval, each in [0, 1]."""
 
     value: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, part: int, whole: int) -> Share:
+    def of(cls, part: int, whole: int) -> Proportion:
         """Return ``part`` of ``whole``."""
         return cls(part / whole, *metrics.wilson_interval(part, whole))
 
@@ -41,12 +43,12 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class ClassFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of one class; shares are null where they are undefined."""
+    """Figures of one class; null if undefined."""
 
     name: str
     images: int
     train_images: int | None
-    """How many images of it there are to train on; null where the data do not say."""
+    """How many training images it has; null if the data do not say."""
     recall: float | None
     precision: float | None
     f1: float | None
@@ -67,47 +69,25 @@ class LevelFigures(msgspec.Struct, frozen=True, kw_only=True):
 
     level: str
     groups: int
-    accuracy: Share
+    accuracy: Proportion
 
 
-class ClassDrop(msgspec.Struct, frozen=True, kw_only=True):
-    """A class whose recall differs from the other model's."""
-
-    name: str
-    images: int
-    recall: float
-    other: float
-    drop: float
-    """``other`` - ``recall``: positive where the class lost."""
-
-
-class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """The model against another one (an INT8 artifact against its FP32 parent) on the same images."""
+class Against(msgspec.Struct, frozen=True, kw_only=True):
+    """Another model on the same images, for instance the FP32 parent of an INT8 artifact."""
 
     model: str
-    """The other one."""
-    top1: Share
-    """The other one's."""
-    drop: float
-    """Its top-1 less the model's: positive where the model lost."""
-    gained: int
-    """Images that only the model has right."""
-    lost: int
-    """Images that only the other one has right."""
-    changed: int
-    """Images that the two name differently."""
-    p: float
-    """McNemar's exact test."""
+    """The other model, in whose place ``parent`` stands in ``comparison``."""
+    comparison: Comparison
     classes: tuple[ClassDrop, ...]
-    """The classes whose recall differs, greatest drop first."""
+    """The classes that the assessed model recognises less often, the least explicable by chance first."""
 
 
 class AtRate(msgspec.Struct, frozen=True, kw_only=True):
-    """Share of the positive images found, and the threshold on the summed probability that finds them."""
+    """Recall of the positive images, and the threshold on the summed probability that gives it."""
 
-    recall: Share
+    recall: Proportion
     threshold: float | None
-    """Null where no threshold keeps the limit."""
+    """Null if no threshold keeps the limit."""
 
 
 class PositiveView(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +99,7 @@ class PositiveView(msgspec.Struct, frozen=True, kw_only=True):
     roc_auc: float
     sensitivity_at_95_specificity: AtRate
     recall_at_1_false_reject: AtRate
-    """At most 1 % of the negative images is called positive."""
+    """At most 1 % of the negative images are called positive."""
     recall_at_5_false_reject: AtRate
 
 
@@ -131,13 +111,13 @@ class UnknownView(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float
     kept: float
     """Share of the known images that reaches the threshold."""
-    rejected: Share
+    rejected: Proportion
     roc_auc: float
     """How often a known image is surer than an unknown one."""
 
 
 class Assessment(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model is worth on a split."""
+    """A model on a split."""
 
     model: str
     data: str
@@ -145,22 +125,25 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
     scores: metrics.Scores
     classes: tuple[ClassFigures, ...]
     rarest: tuple[str, ...]
-    """The classes with fewest images to train on, or in this split where that is not known."""
+    """The classes with fewest training images, or fewest images in this split if that is not known."""
     rare_recall: float
     """Mean recall of those."""
     confused: tuple[ConfusedPair, ...]
     """All pairs of classes that were confused, most frequent first."""
     taxonomy: tuple[LevelFigures, ...]
-    against: Comparison | None = None
+    against: Against | None = None
     positive: PositiveView | None = None
     unknown: UnknownView | None = None
     skipped: tuple[str, ...] = ()
     """One line for each image that was left out as unreadable."""
 
     def as_json(self) -> dict[str, object]:
-        """Return plain values; the scores stand beside the rest."""
+        """Return plain values, with the scores at the top level."""
         built = msgspec.to_builtins(self)
         scores = built.pop("scores")
+        if self.against is not None:
+            against = built["against"]
+            built["against"] = {"model": against["model"], **against["comparison"], "classes": against["classes"]}
         return {**{name: built.pop(name) for name in ("model", "data", "split")}, **scores, **built}
 
 
@@ -173,18 +156,18 @@ def assess(
     positive: Sequence[str] = (),
     unknown: tuple[str, npt.NDArray[np.float32]] | None = None,
 ) -> Assessment:
-    """Measure everything that predictions tell.
+    """Compute every figure that predictions give.
 
     Args:
         found: the model's predictions.
-        data: what they were made on, for people.
-        train_images: class name → how many images there are to train on.
+        data: names the data in the report.
+        train_images: the number of training images of each class, by name.
         other: another model's predictions of the same images.
         positive: names of the classes that count as positive.
         unknown: a folder of images of no known class and the model's logits of them, ``float32 [M, classes]``.
 
     Raises:
-        DataError: ``other`` saw other images or classes, a name in ``positive`` is no class, or the split lacks
+        DataError: ``other`` has other images or classes, a name in ``positive`` is not a class, or the split lacks
             positive or negative images.
         InferenceError: a logit is not finite.
     """
@@ -207,7 +190,7 @@ def assess(
             for label, answer in [(found.labels[pair.label], found.labels[pair.predicted])]
         ),
         taxonomy=tuple(_level(found, level) for level in found.taxonomy),
-        against=_compare(found, scores, other) if other is not None else None,
+        against=_against(found, other) if other is not None else None,
         positive=_positive_view(found, positive) if positive else None,
         unknown=_unknown_view(found, *unknown) if unknown is not None else None,
         skipped=found.skipped,
@@ -246,30 +229,14 @@ def _rarest(figures: Sequence[ClassFigures]) -> list[ClassFigures]:
 def _level(found: Predictions, level: TaxonomyLevel) -> LevelFigures:
     predicted, of_class = views.group_predictions(found.probabilities, level.groups)
     right = int((predicted == of_class[found.targets]).sum())
-    return LevelFigures(level=level.name, groups=len(set(level.groups)), accuracy=Share.of(right, len(predicted)))
+    return LevelFigures(level=level.name, groups=len(set(level.groups)), accuracy=Proportion.of(right, len(predicted)))
 
 
-def _compare(found: Predictions, scores: metrics.Scores, other: Predictions) -> Comparison:
+def _against(found: Predictions, other: Predictions) -> Against:
     theirs = _aligned(other, found)
-    other_scores = _score(theirs)
-    result = views.flips(found.predicted, theirs.predicted, found.targets)
-    mine, others = (views.class_table(each.predicted, found.targets, len(found.labels)) for each in (found, theirs))
-    drops = [
-        ClassDrop(name=name, images=int(mine.images[i]), recall=recall, other=before, drop=before - recall)
-        for i, name in enumerate(found.labels)
-        for recall, before in [(float(mine.recall[i]), float(others.recall[i]))]
-        if mine.images[i] and recall != before
-    ]
-    return Comparison(
-        model=other.model,
-        top1=Share(other_scores.top1, other_scores.top1_low, other_scores.top1_high),
-        drop=other_scores.top1 - scores.top1,
-        gained=result.gained,
-        lost=result.lost,
-        changed=result.changed,
-        p=result.p,
-        classes=tuple(sorted(drops, key=lambda entry: -entry.drop)),
-    )
+    _score(theirs)  # names the model whose logits are not finite
+    verdict = compare(found.logits, theirs.logits, found.targets, found.labels, found.split, None)
+    return Against(model=other.model, comparison=verdict.comparison, classes=verdict.classes)
 
 
 def _aligned(other: Predictions, found: Predictions) -> Predictions:
@@ -307,7 +274,7 @@ def _positive_view(found: Predictions, names: Sequence[str]) -> PositiveView:
     def at(rate: float) -> AtRate:
         point = views.recall_at_false_positives(scores, positive, rate)
         threshold = point.threshold if np.isfinite(point.threshold) else None
-        return AtRate(recall=Share.of(point.found, point.positives), threshold=threshold)
+        return AtRate(recall=Proportion.of(point.found, point.positives), threshold=threshold)
 
     return PositiveView(
         classes=unique,
@@ -330,7 +297,7 @@ def _unknown_view(found: Predictions, folder: str, logits: npt.NDArray[np.float3
         images=rejection.unknown,
         threshold=rejection.threshold,
         kept=rejection.kept,
-        rejected=Share.of(rejection.rejected, rejection.unknown),
+        rejected=Proportion.of(rejection.rejected, rejection.unknown),
         roc_auc=views.roc_auc(both, np.arange(len(both)) < len(known)),
     )
 

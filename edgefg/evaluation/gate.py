@@ -42,9 +42,11 @@ _NAMED = 10
 
 
 class Verdict(NamedTuple):
-    """An artifact compared with its parent, and what of that is too much."""
+    """An artifact compared with its parent, and the limits that do not hold."""
 
     comparison: Comparison
+    classes: tuple[ClassDrop, ...]
+    """Every class that loses images, the least explicable by chance first; `comparison` has the worst."""
     failures: tuple[str, ...]
     """One clause for each limit that does not hold, with the classes concerned; empty where all hold."""
 
@@ -90,7 +92,7 @@ def compare(
         flips=tuple(Flip(label=names[a], predicted=names[b], images=count) for a, b, count in pairs[:_KEPT]),
         gate=gate,
     )
-    return Verdict(comparison, () if gate is None else judge(comparison, gate))
+    return Verdict(comparison, classes, () if gate is None else judge(comparison, gate))
 
 
 def paired_error(lost: int, gained: int, images: int) -> tuple[float, float]:

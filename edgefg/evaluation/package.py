@@ -30,7 +30,7 @@ from edgefg.artifact.manifest import (
 )
 from edgefg.classifier import Classifier
 from edgefg.errors import ExportError
-from edgefg.evaluation.measure import Measured
+from edgefg.evaluation.validation import Validation
 from edgefg.preprocess import InputSpec, UInt8Array, prepare, resize
 from edgefg.taxonomy import TaxonomyLevel
 
@@ -86,7 +86,7 @@ def write_artifact(
     out: Path,
     draft: Draft,
     write_model: Callable[[Path], Path],
-    measure: Callable[[Classifier], Measured] | None = None,
+    validate: Callable[[Classifier], Validation] | None = None,
 ) -> Path:
     """Write an artifact folder and return the path of its model file.
 
@@ -94,17 +94,17 @@ def write_artifact(
         out: the folder. An earlier artifact there is replaced; anything else is left alone.
         draft: what to say about the model.
         write_model: writes the model file, called ``model.…``, into the folder that it is given, and returns its path.
-        measure: measures what goes into the manifest: accuracy, temperature, comparison with the parent. Where it
+        validate: measures what goes into the manifest: accuracy, temperature, comparison with the parent. Where it
             raises `GateError`, so does this, and ``out`` is as it was before.
 
     Raises:
-        GateError: see ``measure``.
+        GateError: see ``validate``.
         ExportError: ``out`` holds something else, the disk is full, or the written model does not load or does not
             reproduce its parent; ``out`` is as it was before.
     """
     check_target(out)
     with folder_beside(out) as temporary, as_export_error(out):
-        model = stage(temporary, draft, write_model, measure)
+        model = stage(temporary, draft, write_model, validate)
         swap(temporary, out)
     return out / model.name
 
@@ -113,16 +113,16 @@ def stage(
     folder: Path,
     draft: Draft,
     write_model: Callable[[Path], Path],
-    measure: Callable[[Classifier], Measured] | None = None,
+    validate: Callable[[Classifier], Validation] | None = None,
 ) -> Path:
     """Write an artifact's files, proven and synced, into a folder of their own; return the path of the model file."""
     model = write_model(folder)
-    _write_manifest(model, draft, measure)
+    _write_manifest(model, draft, validate)
     sync_all(folder)
     return model
 
 
-def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], Measured] | None) -> None:
+def _write_manifest(model: Path, draft: Draft, validate: Callable[[Classifier], Validation] | None) -> None:
     """Write the manifest and, through a `Classifier` on the same files, the golden set; prove that it holds."""
     manifest = Manifest(
         schema=SCHEMA,
@@ -143,7 +143,7 @@ def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], M
     with Classifier(model) as classifier:
         logits = np.stack([p.logits for p in classifier.predict_batch(list(inputs), color="rgb")])
         name, _, version = classifier.runtime_version.partition(" ")
-        measured = measure(classifier) if measure is not None else None
+        validation = validate(classifier) if validate is not None else None
     path = model.with_name(model.stem + GOLDEN)
     golden.write(GoldenSet(draft.frames, inputs, draft.parent_logits, logits), path)
     manifest = msgspec.structs.replace(
@@ -152,13 +152,13 @@ def _write_manifest(model: Path, draft: Draft, measure: Callable[[Classifier], M
         files=(*manifest.files, file_info(path)),
         golden=_tolerances(draft, logits, path.name),
     )
-    if measured is not None:
+    if validation is not None:
         manifest = msgspec.structs.replace(
             manifest,
-            output=msgspec.structs.replace(draft.output, temperature=measured.temperature),
-            accuracy=measured.accuracy,
-            temperature_scaling=measured.scaling,
-            comparison=measured.comparison,
+            output=msgspec.structs.replace(draft.output, temperature=validation.temperature),
+            accuracy=validation.accuracy,
+            temperature_scaling=validation.scaling,
+            comparison=validation.comparison,
         )
     manifest_path(model).write_bytes(encode_manifest(manifest))
     with Classifier(model) as classifier:

@@ -1,11 +1,13 @@
-"""Accuracy of an artifact: every image of a split through `Classifier`, scored by `edgefg.metrics`.
+"""Models over image files: logits of every image, and their accuracy.
 
 Class folders are matched with the manifest's labels by name, never by position: a split may lack classes.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg import metrics
+from edgefg.artifact.golden import FloatArray
 from edgefg.classifier import Classifier
 from edgefg.data import load_split
 from edgefg.data.checks import corrupt_message
@@ -21,13 +24,29 @@ from edgefg.data.split import Sample
 from edgefg.errors import DataError
 from edgefg.image_io import read_image
 from edgefg.metrics import softmax
+from edgefg.preprocess import UInt8Array
+from edgefg.progress import track
 from edgefg.taxonomy import TaxonomyLevel
 
-Progress = Callable[[int, int], None]
+LogitsFunction = Callable[[list[UInt8Array]], FloatArray]
+"""A model: frames, each ``uint8 [H, W, 3]`` BGR, to logits, ``float32 [N, classes]``."""
+_BATCH = 16
+_READERS = 2
+
+
+class FileLogits(NamedTuple):
+    """Logits of image files."""
+
+    logits: list[FloatArray]
+    """``float32 [N, classes]`` of each model."""
+    kept: list[int]
+    """The positions of the N readable images among the files."""
+    skipped: tuple[str, ...]
+    """One line for each unreadable image."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """What an artifact is worth on a split."""
+    """Accuracy and calibration of an artifact on a split."""
 
     data: str
     split: str
@@ -38,14 +57,14 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Predictions(NamedTuple):
-    """What a model, artifact or checkpoint, says of labelled images."""
+    """Logits of a model, artifact or checkpoint, on labelled images."""
 
     model: str
     split: str
     """``train``, ``val``, ``test``, or ``all`` for data without split folders."""
     samples: tuple[Sample, ...]
     """The images with their class indices, as many as there are logits."""
-    logits: npt.NDArray[np.float32]
+    logits: FloatArray
     """``float32 [N, classes]``."""
     labels: tuple[str, ...]
     """The class names, in the order of the logits."""
@@ -72,40 +91,62 @@ class Predictions(NamedTuple):
         return softmax(self.logits, self.temperature)
 
 
-def evaluate(
-    classifier: Classifier,
-    data: Path,
-    split: str | None = None,
-    *,
-    skip_corrupt: bool = False,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Classify every image of a split and score the logits with the manifest's temperature.
+def logits_of(classifier: Classifier) -> LogitsFunction:
+    """Return an artifact's logits as a function of frames."""
+    return lambda frames: np.stack([prediction.logits for prediction in classifier.predict_batch(frames)])
 
-    The arguments and errors are those of `predict_split`.
+
+def predict_files(models: Sequence[LogitsFunction], files: Sequence[Path], *, skip_corrupt: bool = False) -> FileLogits:
+    """Run one or more models over image files; every image is decoded once.
+
+    Args:
+        models: the models.
+        files: images, at least one.
+        skip_corrupt: leave unreadable images out instead of raising.
+
+    Raises:
+        DataError: an image cannot be read and ``skip_corrupt`` is not set, or no image can.
+        InferenceError: an engine failed, or gave logits that are not finite.
     """
-    found = predict_split(classifier, data, split, skip_corrupt=skip_corrupt, progress=progress)
-    scores = metrics.score(found.logits, found.targets, len(found.labels), found.temperature)
-    return Evaluation(data=str(data), split=found.split, scores=scores, skipped=found.skipped)
+    rows: list[list[FloatArray]] = [[] for _ in models]
+    kept: list[int] = []
+    problems: list[str] = []
+    positions = iter(track(range(len(files)), "classifying images", len(files)))
+    with ThreadPoolExecutor(_READERS) as pool:
+        while batch := list(itertools.islice(positions, _BATCH)):
+            frames = []
+            for position, frame in zip(batch, pool.map(_read, [files[i] for i in batch]), strict=True):
+                if isinstance(frame, DataError):
+                    problems.append(str(frame))
+                else:
+                    frames.append(frame)
+                    kept.append(position)
+            if frames:
+                for row, model in zip(rows, models, strict=True):
+                    row.append(model(frames))
+    if problems and not (skip_corrupt and kept):
+        raise DataError(corrupt_message(problems, len(files)))
+    return FileLogits([np.concatenate(row) for row in rows], kept, tuple(problems))
+
+
+def _read(path: Path) -> UInt8Array | DataError:
+    try:
+        return read_image(path)
+    except DataError as exc:
+        return exc
 
 
 def predict_split(
-    classifier: Classifier,
-    data: Path,
-    split: str | None = None,
-    *,
-    skip_corrupt: bool = False,
-    progress: Progress | None = None,
+    classifier: Classifier, data: Path, split: str | None = None, *, skip_corrupt: bool = False
 ) -> Predictions:
     """Classify every image of a split.
 
     Args:
-        classifier: what to measure.
+        classifier: the artifact to run.
         data: ``DATA/<split>/<class>/*.jpg``, or ``DATA/<class>/*.jpg``.
-        split: None takes ``test`` if the data have it, else ``val``; data without split
-            folders are split as training did (the manifest says how), or taken whole where it does not say.
+        split: None takes ``test``, or ``val`` if there is no ``test``. Data without split folders are split as for
+            training if the manifest says how, else taken whole.
         skip_corrupt: leave unreadable images out instead of raising; `Predictions.skipped` names those of the split.
-        progress: called after each image with how many are done and how many there are.
 
     Raises:
         DataError: the split is missing, a class folder is not among the manifest's labels or holds no image, an image
@@ -117,42 +158,21 @@ def predict_split(
     name, images = load_split(
         data, split, classifier.labels, origin.split, trained_on=origin.dataset, skip_corrupt=skip_corrupt
     )
-    logits, kept, problems = classify_files(classifier, [image.path for image in images], skip_corrupt, progress)
+    found = predict_files([logits_of(classifier)], [image.path for image in images], skip_corrupt=skip_corrupt)
     return Predictions(
         model=str(classifier.path),
         split=name,
-        samples=tuple(images[i] for i in kept),
-        logits=logits,
+        samples=tuple(images[i] for i in found.kept),
+        logits=found.logits[0],
         labels=classifier.labels,
         taxonomy=manifest.taxonomy,
         temperature=manifest.output.temperature,
-        skipped=problems,
+        skipped=found.skipped,
     )
 
 
-def classify_files(
-    classifier: Classifier, files: Sequence[Path], skip_corrupt: bool = False, progress: Progress | None = None
-) -> tuple[npt.NDArray[np.float32], list[int], tuple[str, ...]]:
-    """Classify image files one by one.
-
-    Returns:
-        The logits, ``float32 [N, classes]``, of the readable ones; their positions in ``files``; one line for each
-        other.
-
-    Raises:
-        DataError: an image cannot be read and ``skip_corrupt`` is not set, or none can.
-    """
-    logits, kept, problems = [], [], []
-    for position, file in enumerate(files):
-        try:
-            frame = read_image(file)
-        except DataError as exc:
-            problems.append(str(exc))
-        else:
-            logits.append(classifier.predict(frame).logits)
-            kept.append(position)
-        if progress is not None:
-            progress(position + 1, len(files))
-    if problems and not (skip_corrupt and kept):
-        raise DataError(corrupt_message(problems, len(files)))
-    return np.stack(logits), kept, tuple(problems)
+def evaluate(classifier: Classifier, data: Path, split: str | None = None, *, skip_corrupt: bool = False) -> Evaluation:
+    """Classify every image of a split and score the logits with the manifest's temperature; see `predict_split`."""
+    found = predict_split(classifier, data, split, skip_corrupt=skip_corrupt)
+    scores = metrics.score(found.logits, found.targets, len(found.labels), found.temperature)
+    return Evaluation(data=str(data), split=found.split, scores=scores, skipped=found.skipped)

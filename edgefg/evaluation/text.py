@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from edgefg.evaluation.assessment import Assessment, Comparison, PositiveView, UnknownView
+from edgefg.evaluation.assessment import Against, Assessment, PositiveView, Proportion, UnknownView
 from edgefg.evaluation.tables import table
 
 PAIRS = 10
-"""How many confused pairs and dropped classes are shown."""
+"""How many confused pairs are shown."""
 
 
 def render(found: Assessment) -> str:
@@ -26,7 +26,7 @@ def render(found: Assessment) -> str:
     lines += _section(_confused_rows(found), len(found.confused))
     lines += _section(_rare_rows(found), sum(entry.images > 0 for entry in found.classes))
     if found.against is not None:
-        lines += _comparison(found.against)
+        lines += _against(found.against)
     if found.positive is not None:
         lines += _positive(found.positive)
     if found.unknown is not None:
@@ -67,25 +67,10 @@ def _rare_rows(found: Assessment) -> list[dict[str, str]]:
     return rows
 
 
-def _comparison(against: Comparison) -> list[str]:
-    lines = [
-        "",
-        f"against {against.model}: top-1 {against.top1}; this model's drop is {100 * against.drop:+.2f} points",
-        f"  {against.gained} images gained, {against.lost} lost, {against.changed} named differently;"
-        f" McNemar p = {against.p:.3g}",
-    ]
-    drops = [
-        {
-            "class": entry.name,
-            "images": str(entry.images),
-            "recall": percent(entry.recall),
-            "other": percent(entry.other),
-            "drop": f"{100 * entry.drop:+.1f}",
-        }
-        for entry in against.classes
-        if entry.drop > 0
-    ]
-    return lines + _section(drops[:PAIRS], len(drops))
+def _against(against: Against) -> list[str]:
+    parent = against.comparison.parent
+    top1 = Proportion(parent.top1, parent.top1_low, parent.top1_high)
+    return ["", f"against {against.model}, top-1 {top1}:", against.comparison.render()]
 
 
 def _positive(view: PositiveView) -> list[str]:

@@ -1,4 +1,4 @@
-"""Times several things against each other: turns alternate, so that a machine that gets slower does so for all."""
+"""Timing of alternatives against each other, interleaved, so that a machine that slows down does so for all of them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ _Item = TypeVar("_Item")
 def alternate(
     calls: Sequence[Callable[[], object]], *, turns: int, times: int = 1, warm_up: int = 1
 ) -> npt.NDArray[np.float64]:
-    """Call each one some times in turn, again and again; return the seconds, ``float64 [calls, turns · times]``.
+    """Time several calls in turns; return the seconds, ``float64 [calls, turns · times]``.
+
+    The order is reversed after each turn, so that no call always follows the same other one.
 
     Args:
         calls: what to time.
-        turns: how often it is each one's turn.
-        times: calls in a row of one turn.
+        turns: how many turns each call has.
+        times: calls in a row in one turn.
         warm_up: turns before these, which are not timed.
     """
     found = np.empty((len(calls), warm_up + turns, times))
+    order = list(range(len(calls)))
     for turn in range(warm_up + turns):
-        for number, call in enumerate(calls):
+        for number in order:
             for again in range(times):
                 start = time.perf_counter()
-                call()
+                calls[number]()
                 found[number, turn, again] = time.perf_counter() - start
+        order.reverse()
     return found[:, warm_up:].reshape(len(calls), -1)
 
 
 def in_turn(call: Callable[[_Item], object], items: Iterable[_Item]) -> Callable[[], object]:
-    """Return what calls ``call`` with one item after the other, again and again."""
+    """Return a call that takes one item after the other, again and again."""
     endless = itertools.cycle(items)
     return lambda: call(next(endless))

@@ -7,7 +7,7 @@ Runs on devices: no torch, everything goes through `Classifier`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,8 @@ from edgefg.data import load_split
 from edgefg.data.split import Sample
 from edgefg.errors import DataError
 from edgefg.evaluation.gate import compare
-from edgefg.evaluation.measure import answer_of, require, run
+from edgefg.evaluation.predictions import logits_of, predict_files
+from edgefg.evaluation.validation import require_gate
 from edgefg.metrics import score
 from edgefg.settings.gate import Gate
 
@@ -31,7 +32,7 @@ _GATE = Gate()
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `verify` found; files and golden set hold, or it would have raised."""
+    """Result of `verify`: files and golden set hold, or it would have raised."""
 
     artifact: str
     runtime: str
@@ -42,7 +43,7 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: Accuracy | None = None
     comparison: Comparison | None = None
     failures: tuple[str, ...] = ()
-    """The limits of the gate that do not hold, with the classes concerned; `verify` raises where there is one."""
+    """The limits of the gate that do not hold, with the classes concerned; `verify` raises if there is one."""
 
     def render(self) -> str:
         """Return the report as a few lines of text for people."""
@@ -66,16 +67,15 @@ def verify(
     split: str | None = None,
     gate: Gate = _GATE,
     device: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Prove an artifact on this device; see `examine`, which tells a failed gate without raising.
+    """Prove an artifact on this device; see `examine`, which reports a failed gate without raising.
 
     Raises:
         GateError: the artifact is worse than its parent by more than ``gate`` allows; the message names the classes.
         ManifestError, IntegrityError, RuntimeUnavailableError, DataError, ParityError: see `examine`.
     """
-    report = examine(artifact, parent=parent, data=data, split=split, gate=gate, device=device, progress=progress)
-    require(report.failures, report.artifact)
+    report = examine(artifact, parent=parent, data=data, split=split, gate=gate, device=device)
+    require_gate(report.failures, report.artifact)
     return report
 
 
@@ -87,7 +87,6 @@ def examine(
     split: str | None = None,
     gate: Gate = _GATE,
     device: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Check an artifact on this device and, with data, measure it beside its parent.
 
@@ -97,9 +96,8 @@ def examine(
         data: folder of labelled images, see `edgefg.data.load_split`; or the samples (path, class index)
             themselves.
         split: which split of ``data``; None takes ``val``. Names samples in the report.
-        gate: how much worse than ``parent`` it may be; what does not hold is in the report's ``failures``.
+        gate: how much worse than ``parent`` it may be; the report's ``failures`` names the limits that do not hold.
         device: the engine's, as `Classifier` takes it.
-        progress: called with how many images are done, and of how many.
 
     Raises:
         ManifestError, IntegrityError, RuntimeUnavailableError: the artifact or its parent cannot be trusted or run.
@@ -107,18 +105,18 @@ def examine(
         ParityError: the golden set does not hold; the message says by how much.
     """
     if parent is not None and data is None:
-        raise DataError("a parent was given without data; needed a folder of labelled images to compare on")
+        raise DataError("--parent was given without --data; give a folder of labelled images to compare on")
     with Classifier(artifact, device=device) as classifier:
         checked = golden.check(classifier)
         accuracy, comparison = None, None
         failures: tuple[str, ...] = ()
         if data is not None:
             name, samples = _samples(classifier, data, split)
-            logits, *before = _logits(classifier, parent, device, [path for path, _ in samples], progress)
+            logits, *before = _logits(classifier, parent, device, [path for path, _ in samples])
             labels: IntArray = np.array([label for _, label in samples], np.int64)
             accuracy = Accuracy.of(score(logits, labels, len(classifier.labels)), name)
             for expected in before:
-                comparison, failures = compare(logits, expected, labels, classifier.labels, name, gate)
+                comparison, _, failures = compare(logits, expected, labels, classifier.labels, name, gate)
         return VerifyReport(
             artifact=str(artifact),
             runtime=classifier.runtime_version,
@@ -131,7 +129,7 @@ def examine(
 
 
 def _samples(classifier: Classifier, data: Path | Sequence[Sample], split: str | None) -> tuple[str, Sequence[Sample]]:
-    """Return what the labelled images are called, and the images."""
+    """Return the name of the labelled images, and the images."""
     if not isinstance(data, Path):
         return split or "given images", data
     origin = classifier.manifest.provenance
@@ -145,26 +143,20 @@ def _samples(classifier: Classifier, data: Path | Sequence[Sample], split: str |
     return f"{part} of {data.resolve().name}", samples
 
 
-def _logits(
-    classifier: Classifier,
-    parent: Path | None,
-    device: str | None,
-    files: list[Path],
-    progress: Callable[[int, int], None] | None,
-) -> list[FloatArray]:
-    """Return the artifact's logits and, where there is a parent, the parent's."""
+def _logits(classifier: Classifier, parent: Path | None, device: str | None, files: list[Path]) -> list[FloatArray]:
+    """Return the artifact's logits and, if there is a parent, the parent's."""
     if parent is None:
-        return run([answer_of(classifier)], files, progress)
+        return predict_files([logits_of(classifier)], files).logits
     with Classifier(parent, device=device) as other:
         _check_labels(classifier, other)
-        return run([answer_of(classifier), answer_of(other)], files, progress)
+        return predict_files([logits_of(classifier), logits_of(other)], files).logits
 
 
 def _check_labels(artifact: Classifier, parent: Classifier) -> None:
     if artifact.labels != parent.labels:
         raise DataError(
-            f"{artifact.path} has {len(artifact.labels)} classes and {parent.path} {len(parent.labels)}, or others;"
-            " needed artifacts of the same classes in the same order"
+            f"{artifact.path} ({len(artifact.labels)} classes) and {parent.path} ({len(parent.labels)}) differ in their"
+            " classes; compare artifacts with the same classes in the same order"
         )
 
 

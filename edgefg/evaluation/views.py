@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgefg.metrics import BoolArray, FloatArray, IntArray, confusion_matrix, mcnemar_p
+from edgefg.metrics import BoolArray, FloatArray, IntArray, confusion_matrix
 
 _Values = npt.NDArray[np.floating[Any]]
 _Indices = npt.NDArray[np.integer[Any]]
@@ -39,19 +39,6 @@ class Confusion(NamedTuple):
     label: int
     predicted: int
     images: int
-
-
-class Flips(NamedTuple):
-    """Where two classifiers part on the same images."""
-
-    gained: int
-    """Images that only the first has right."""
-    lost: int
-    """Images that only the second has right."""
-    changed: int
-    """Images that they name differently, right or wrong."""
-    p: float
-    """McNemar's exact test: probability of so lopsided a difference if both were equally good."""
 
 
 class Operating(NamedTuple):
@@ -121,19 +108,6 @@ def group_predictions(probabilities: _Values, groups: Sequence[str]) -> tuple[In
     names, of_class = np.unique(np.asarray(groups), return_inverse=True)
     member = (of_class[:, np.newaxis] == np.arange(len(names))).astype(np.float64)
     return (probabilities.astype(np.float64) @ member).argmax(axis=1), of_class.astype(np.int64)
-
-
-def flips(predicted: _Indices, other: _Indices, labels: _Indices) -> Flips:
-    """Compare two classifiers' predictions of the same images, all ``[N]``."""
-    _check_lengths(predicted, other)
-    _check_lengths(predicted, labels)
-    right, other_right = predicted == labels, other == labels
-    return Flips(
-        gained=int((right & ~other_right).sum()),
-        lost=int((~right & other_right).sum()),
-        changed=int((predicted != other).sum()),
-        p=mcnemar_p(right, other_right),
-    )
 
 
 def roc_auc(scores: _Values, positive: BoolArray) -> float:

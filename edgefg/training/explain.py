@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from edgefg.decision import Candidate
+from edgefg.decision import ClassProbability
 from edgefg.errors import CheckpointError, DataError
 from edgefg.files import atomic_file
 from edgefg.image_io import read_image
@@ -43,7 +43,7 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     image: str
     picture: str | None = None
     """The PNG that was written."""
-    top: tuple[Candidate, ...] = ()
+    top: tuple[ClassProbability, ...] = ()
     """The most probable classes, best first."""
     boxes: dict[str, tuple[float, float, float, float]] = {}
     """Part → x0, y0, x1, y1 in pixels of the image as decoded; parts that were not found are left out."""
@@ -124,7 +124,7 @@ def look(network: Network, frame: UInt8Array, spec: InputSpec, top: int) -> Look
     return Look(logits, _chosen(attention, top), boxes)
 
 
-def draw(frame: UInt8Array, seen: Look, spec: InputSpec, best: Sequence[Candidate]) -> UInt8Array:
+def draw(frame: UInt8Array, seen: Look, spec: InputSpec, best: Sequence[ClassProbability]) -> UInt8Array:
     """Draw the picture with its boxes and, to its right, one heat map after the other; ``uint8 [H, W, 3]`` BGR."""
     height, width = frame.shape[:2]
     scale = max(min(1.0, _LONGEST / max(height, width)), _WIDTH / width)
@@ -152,10 +152,10 @@ def write_png(path: Path, image: UInt8Array) -> None:
         raise DataError(f"cannot write {path}: {exc.strerror}") from exc
 
 
-def _best(logits: FloatArray, labels: Sequence[str], top: int) -> tuple[Candidate, ...]:
+def _best(logits: FloatArray, labels: Sequence[str], top: int) -> tuple[ClassProbability, ...]:
     probabilities = softmax(logits)
     order = np.argsort(-logits, kind="stable")[:top].tolist()
-    return tuple(Candidate(labels[i], i, float(probabilities[i])) for i in order)
+    return tuple(ClassProbability(labels[i], i, float(probabilities[i])) for i in order)
 
 
 def _chosen(attention: Attention, top: int) -> list[tuple[str, FloatArray]]:

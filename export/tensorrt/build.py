@@ -26,7 +26,7 @@ from edgefg.errors import BuildError, DataError, EdgefgError, ManifestError, one
 from edgefg.evaluation.package import Draft, stage
 from edgefg.evaluation.verify import VerifyReport, verify
 from edgefg.export.tensorrt.builder import build_plan, cached_plan, describe, keep_plan
-from edgefg.export.tensorrt.fastest import Candidate, measure
+from edgefg.export.tensorrt.fastest import select_fastest
 from edgefg.export.tensorrt.worker import Here, Settings
 from edgefg.files import locked, sync
 
@@ -35,6 +35,17 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "int8", "fp16", "fp32")
 _TEGRA = Path("/etc/nv_tegra_release")
 """Only a Jetson has it."""
 _Say = Callable[[str], None]
+
+
+class BuiltModel(msgspec.Struct, frozen=True):
+    """A model that was given, and the speed of its plan."""
+
+    model: str
+    precision: str
+    p50_ms: float | None = None
+    """Median of `Classifier.predict` on the golden frames; None if there was nothing to compare it with."""
+    problem: str = ""
+    """Why it could not be taken."""
 
 
 class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +57,7 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     gpu: str
     tensorrt: str
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[BuiltModel, ...]
     verified: VerifyReport
 
     def render(self) -> str:
@@ -242,7 +253,7 @@ def _same_build(info: PlanInfo, site: _Site) -> bool:
     )
 
 
-def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict[int, Path], list[Candidate]]:
+def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict[int, Path], list[BuiltModel]]:
     """Build and prove the plan of every source in a folder of its own; one that fails leaves room for the others."""
     staged: dict[int, Path] = {}
     candidates = []
@@ -258,7 +269,7 @@ def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict
         except EdgefgError as exc:
             failure, problem = exc, one_line(exc)
             site.say(f"{source.model} gives no plan: {problem}")
-        candidates.append(Candidate(str(source.model), source.manifest.precision, problem=problem))
+        candidates.append(BuiltModel(str(source.model), source.manifest.precision, problem=problem))
     if not staged:
         assert failure is not None
         raise failure if isinstance(failure, BuildError) else BuildError(one_line(failure)) from failure
@@ -314,20 +325,20 @@ def _info(source: FileInfo, site: _Site) -> PlanInfo:
     )
 
 
-def _fastest(staged: dict[int, Path], candidates: list[Candidate], say: _Say) -> tuple[int, tuple[Candidate, ...]]:
+def _fastest(staged: dict[int, Path], candidates: list[BuiltModel], say: _Say) -> tuple[int, tuple[BuiltModel, ...]]:
     """Measure the plans, where there are several, and return the number of the one to take."""
     first = next(iter(staged))
     if len(staged) == 1:
         return first, tuple(candidates)
     say("measuring")
     try:
-        times = measure(staged)
+        winner, times = select_fastest(staged)
     except EdgefgError as exc:  # all are proven: one without figures is better than none
         say(f"they cannot be measured, the first one is taken: {one_line(exc)}")
         return first, tuple(candidates)
     for number, p50 in times.items():
         candidates[number] = msgspec.structs.replace(candidates[number], p50_ms=p50)
-    return min(times, key=lambda number: times[number]), tuple(candidates)
+    return winner, tuple(candidates)
 
 
 def _record_rivals(plan: Path, among: tuple[str, ...]) -> None:
@@ -381,7 +392,7 @@ def _copy_source(source: _Source, folder: Path, staging: Path) -> None:
         raise BuildError(f"cannot write {folder}: {exc.strerror}") from exc
 
 
-def _report(plan: Path, kept: bool, candidates: tuple[Candidate, ...], site: _Site) -> BuildReport:
+def _report(plan: Path, kept: bool, candidates: tuple[BuiltModel, ...], site: _Site) -> BuildReport:
     return BuildReport(
         plan=str(plan),
         kept=kept,

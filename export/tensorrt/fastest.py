@@ -1,4 +1,4 @@
-"""Which of several plans of one network runs fastest on this device: measured, their turns alternating."""
+"""The fastest of several plans of one network on this device, by interleaved measurement."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from edgefg.artifact import golden
@@ -17,19 +16,8 @@ _ROUNDS = 7
 _PREDICTIONS = 30
 
 
-class Candidate(msgspec.Struct, frozen=True):
-    """One of the models that were built, and how fast its plan was."""
-
-    model: str
-    precision: str
-    p50_ms: float | None = None
-    """Median of `Classifier.predict` on the golden frames; None where there was nothing to compare it with."""
-    problem: str = ""
-    """Why it could not be taken."""
-
-
-def measure(plans: Mapping[int, Path]) -> dict[int, float]:
-    """Return the median time of a prediction, milliseconds, of every plan, by number; their turns alternate.
+def select_fastest(plans: Mapping[int, Path]) -> tuple[int, dict[int, float]]:
+    """Measure plans, in turns, and return the number of the fastest and the median prediction of each, milliseconds.
 
     Raises:
         EdgefgError: one of them does not run.
@@ -37,11 +25,12 @@ def measure(plans: Mapping[int, Path]) -> dict[int, float]:
     with contextlib.ExitStack() as stack:
         calls = [_prediction(stack.enter_context(Classifier(plan))) for plan in plans.values()]
         seconds = alternate(calls, turns=_ROUNDS, times=_PREDICTIONS)
-    return dict(zip(plans, (1e3 * np.median(seconds, axis=1)).tolist(), strict=True))
+    times = dict(zip(plans, (1e3 * np.median(seconds, axis=1)).tolist(), strict=True))
+    return min(times, key=lambda number: times[number]), times
 
 
 def _prediction(classifier: Classifier) -> Callable[[], object]:
-    """Return what predicts one golden frame after the other."""
+    """Return a call that predicts one golden frame after the other."""
     assert classifier.manifest.golden is not None
     frames = golden.read(classifier.path.with_name(classifier.manifest.golden.file)).inputs
     return in_turn(lambda frame: classifier.predict(frame, color="rgb"), frames)

@@ -19,8 +19,8 @@ from edgefg.artifact import golden
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import Provenance, read_manifest
 from edgefg.data.split import Sample
-from edgefg.evaluation.measure import Measured, measure
 from edgefg.evaluation.package import Draft, write_artifact
+from edgefg.evaluation.validation import Validation, validate
 from edgefg.export.onnx.fp16 import to_half
 from edgefg.image_io import read_image
 from edgefg.preprocess import UInt8Array, prepare
@@ -54,8 +54,8 @@ def make(precision: Literal["int8", "fp16"], calibration: UInt8Array, test: list
             assert quantize_tensorrt(SOURCE, target, calibration) == "", "the tiny network bears FP16"
         return target
 
-    def measuring(classifier: Classifier) -> Measured:
-        return measure(classifier, test, "synthetic birds, test", fit_temperature=False)
+    def measuring(classifier: Classifier) -> Validation:
+        return validate(classifier, test, "synthetic birds, test", fit_temperature=False)
 
     return write_artifact(TINY / f"onnx-{precision}", draft, write, measuring)
 

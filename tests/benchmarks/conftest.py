@@ -54,7 +54,7 @@ def null_artifact(tmp_path: Path) -> MakeArtifact:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def fruit(tmp_path: Path) -> Path:
     """Two apples and three pears in ``test/``, one pear in ``val/``."""
     root = tmp_path / "fruit"
     generator = np.random.default_rng(0)
@@ -63,3 +63,8 @@ def data(tmp_path: Path) -> Path:
         for i in range(count):
             cv2.imwrite(str(root / folder / f"{i}.png"), generator.integers(0, 256, (24, 32, 3), np.uint8))
     return root
+
+
+@pytest.fixture
+def data(fruit: Path) -> Path:
+    return fruit

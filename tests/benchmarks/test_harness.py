@@ -13,7 +13,7 @@ from edgefg.benchmarks import harness, process
 from edgefg.benchmarks.measurement import BenchReport
 from edgefg.benchmarks.process import MeasuringProcess
 from edgefg.benchmarks.report import json_line, render
-from edgefg.benchmarks.worker import BOOTSTRAP, Job, Ready, Round, RoundResult, measure
+from edgefg.benchmarks.worker import BOOTSTRAP, Job, Ready, Round, RoundResult, run_round
 from edgefg.errors import DataError
 from edgefg.preprocess import UInt8Array
 from tests.benchmarks.conftest import MakeArtifact
@@ -138,8 +138,8 @@ main(seconds)
 def test_a_round_ends_when_its_time_is_over(null_artifact: MakeArtifact) -> None:
     with Classifier(null_artifact()) as classifier:
         frames = [_frame()]
-        over = measure(classifier, frames, msgspec.structs.replace(_TURN, iterations=10_000, seconds=1e-9))
-        whole = measure(classifier, frames, _TURN)
+        over = run_round(classifier, frames, msgspec.structs.replace(_TURN, iterations=10_000, seconds=1e-9))
+        whole = run_round(classifier, frames, _TURN)
     assert len(over.total) == 1
     assert len(whole.total) == len(whole.infer) == 3
     assert all(total >= sum(stages) for total, *stages in zip(whole.total, whole.preprocess, whole.infer, strict=True))

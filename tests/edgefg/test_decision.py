@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgefg import EdgefgError
 from edgefg.artifact.hashes import FileInfo
 from edgefg.artifact.manifest import Manifest, OutputSpec, Provenance, RuntimeInfo
-from edgefg.decision import Candidate, Prediction, Rollup, decide
+from edgefg.decision import ClassProbability, Prediction, Rollup, decide
 from edgefg.errors import InferenceError
 from edgefg.metrics import softmax
 from edgefg.preprocess import InputSpec
@@ -113,7 +113,7 @@ def test_top_k_ends_with_the_classes(top_k: int) -> None:
 
 
 def test_one_class_is_always_sure() -> None:
-    assert decide(np.array([-7], np.float32), _manifest(("only",)), 5).top_k == (Candidate("only", 0, 1.0),)
+    assert decide(np.array([-7], np.float32), _manifest(("only",)), 5).top_k == (ClassProbability("only", 0, 1.0),)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def ir(tiny: Callable[[str], Path]) -> Path:
 
 
 def test_compares_on_the_same_network(ir: Path) -> None:
-    result = overhead.measure(ir, threads=1, iterations=5, warmup=1)
+    result = overhead.measure_overhead(ir, threads=1, iterations=5, warmup=1)
     assert (result.predict.count, result.bare.count) == (5, 5)
     assert result.ratio == pytest.approx(result.predict.p50 / result.bare.p50)
 
@@ -50,10 +50,3 @@ def test_a_missing_artifact_gets_one_line(
         overhead.main()
     assert end.value.code == 2
     assert "model.json is not there" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_calls_are_timed_in_turns() -> None:
-    order: list[str] = []
-    times = overhead.interleave([lambda: order.append("a"), lambda: order.append("b")], iterations=2, warmup=1)
-    assert "".join(order) == "abbaab"
-    assert [len(series) for series in times] == [2, 2]

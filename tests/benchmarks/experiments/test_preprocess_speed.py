@@ -30,7 +30,7 @@ def test_frames_are_full_camera_frames(photographs: Path, kind: str) -> None:
 
 def test_every_candidate_shows_the_same_picture(photographs: Path) -> None:
     threads = cv2.getNumThreads()
-    result = speed.measure(speed.make_frames(photographs, "mosaic", 1), "mosaic", repeats=1)
+    result = speed.measure_speed(speed.make_frames(photographs, "mosaic", 1), "mosaic", repeats=1)
     errors = {candidate.name: candidate.mean_error for candidate in result.candidates}
     assert errors["Pillow bilinear, antialiased"] == 0
     # A swapped channel or a shifted crop would be off by some 20 levels.

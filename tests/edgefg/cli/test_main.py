@@ -55,7 +55,7 @@ def test_an_artifact_that_cannot_be_trusted_is_one_line_and_status_2(
         (["evaluate", "{tiny}", "{birds}", "--split", "holdout"], "holdout"),
         (["predict", "model.xml", "{text}"], "and neither is model.xml"),
         (["predict", "model.pt", "{text}"], "no runtime opens 'model.pt'"),
-        (["verify", "{tiny}", "--parent", "{tiny}"], "without data"),
+        (["verify", "{tiny}", "--parent", "{tiny}"], "without --data"),
         (["train", "/no/such", "--out", "{out}"], "/no/such is not a folder"),
         (["train", "{birds}", "--out", "{out}", "--weights", "/no/such.pth"], "--weights /no/such.pth is neither"),
         (["train", "{birds}", "--out", "{out}", "--backbone", "no_such"], "no backbone is called 'no_such'"),

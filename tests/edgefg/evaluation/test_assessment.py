@@ -65,10 +65,22 @@ def test_two_models_on_the_same_images_in_other_orders() -> None:
     for each in (other, shuffled):
         against = assess(mine, "trees", other=each).against
         assert against is not None
-        assert (against.model, against.gained, against.lost, against.changed) == ("fp32.onnx", 1, 0, 1)
-        assert against.drop == pytest.approx(-1 / 5)
-        assert against.p == mcnemar_p(np.array([True]), np.array([False]))
-        assert [(c.name, c.recall, c.other, c.drop) for c in against.classes] == [("elm", 0.5, 0.0, -0.5)]
+        found = against.comparison
+        assert (against.model, found.gained, found.lost, found.agreement) == ("fp32.onnx", 1, 0, pytest.approx(4 / 5))
+        assert found.drop == pytest.approx(-100 / 5)
+        assert found.mcnemar_p == mcnemar_p(np.array([True]), np.array([False]))
+        assert against.classes == ()
+    against = assess(other, "trees", other=mine).against
+    assert against is not None
+    assert [(c.label, c.recall, c.parent_recall) for c in against.classes] == [("elm", 0.0, 0.5)]
+
+
+def test_the_json_of_a_comparison_is_flat() -> None:
+    found = assess(predictions("ooc", "oec"), "trees", other=predictions("oec", "oec", "fp32.onnx")).as_json()
+    against = found["against"]
+    assert isinstance(against, dict)
+    assert (against["model"], against["lost"], against["gained"], against["parent"]["top1"]) == ("fp32.onnx", 1, 0, 1.0)
+    assert [entry["label"] for entry in against["classes"]] == ["elm"]
 
 
 def test_positive_classes_by_summed_probability() -> None:
@@ -96,7 +108,15 @@ def test_the_text_has_every_view() -> None:
     text = render(
         assess(mine, "trees", other=other, positive=("carp",), unknown=("blanks", np.zeros((2, 3), np.float32)))
     )
-    for part in ("elm → oak", "kingdom", "1 lost", "McNemar p = 1", "specificity 95 %", "2 images in blanks", "+33.3"):
+    for part in (
+        "elm → oak",
+        "kingdom",
+        "1 images lost",
+        "McNemar p = 1",
+        "specificity 95 %",
+        "2 images in blanks",
+        "elm: recall 100.0% → 66.7%",
+    ):
         assert part in text
     assert all(line == line.rstrip() for line in text.splitlines())
 

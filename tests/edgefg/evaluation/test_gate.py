@@ -137,7 +137,7 @@ def test_the_defaults_fail_an_artifact_that_lost_a_class(size: tuple[int, int], 
 def test_a_single_image_fails_no_class_however_small() -> None:
     labels = [*range(4), *[0] * 96]
     artifact = [0, 2, 2, 3, *[0] * 96]
-    found, failures = judge(artifact, labels, labels, 4, msgspec.structs.replace(OPEN, max_class_drop=0))
+    found, _, failures = judge(artifact, labels, labels, 4, msgspec.structs.replace(OPEN, max_class_drop=0))
     assert found.worst == (ClassDrop(label="c1", images=1, parent_recall=1, recall=0, chance=1),)
     assert failures == ()
 
@@ -189,7 +189,7 @@ def test_flips_count_though_as_many_images_are_gained() -> None:
     labels = [0] * 50 + [1] * 50
     parent = [0] * 44 + [1] * 6 + [1] * 50
     artifact = [0] * 50 + [0] * 6 + [1] * 44
-    found, failures = judge(artifact, parent, labels, 2, msgspec.structs.replace(OPEN, max_flips=3))
+    found, _, failures = judge(artifact, parent, labels, 2, msgspec.structs.replace(OPEN, max_flips=3))
     assert (found.drop, found.mcnemar_p) == (0, 1)
     assert failures == (
         "6 images that the parent has right flip on val of x (100 images), allowed are 3 %: c1 → c0 (6)",
@@ -207,7 +207,7 @@ def test_agreement_counts_wrong_answers_too() -> None:
 def test_many_lost_classes_are_named_as_far_as_a_line_holds() -> None:
     labels = [i for i in range(14) for _ in range(10)]
     artifact = [13 if label < 12 else label for label in labels]
-    found, failures = judge(artifact, labels, labels, 14, msgspec.structs.replace(OPEN, max_class_drop=10))
+    found, _, failures = judge(artifact, labels, labels, 14, msgspec.structs.replace(OPEN, max_class_drop=10))
     assert failures[0].startswith("12 classes lose more than 10 points of recall")
     assert failures[0].endswith("c9: recall 100.0% → 0.0% of 10 images and 2 more")
     assert (len(found.worst), len(found.flips)) == (12, 5)
@@ -226,7 +226,7 @@ def test_what_was_only_measured_can_be_judged_later() -> None:
         logits_of(artifact.tolist(), 9), logits_of(parent.tolist(), 9), labels, tuple("abcdefghi"), "val of x", None
     )
     assert not measured.failures
-    assert len(measured.comparison.worst) == 9
+    assert len(measured.comparison.worst) == len(measured.classes) == 9
     [failure] = gates.judge(msgspec.json.decode(msgspec.json.encode(measured.comparison), type=Comparison), gate)
     assert "a class loses more than 50 points" in failure
     assert "i: recall 100.0% → 40.0% of 40 images" in failure
@@ -235,12 +235,13 @@ def test_what_was_only_measured_can_be_judged_later() -> None:
 def test_without_a_gate_nothing_fails() -> None:
     names, labels = ("a", "b"), np.zeros(50, np.int64)
     logits = logits_of(labels, 2)
-    found, failures = compare(-logits, logits, labels, names, "x", None)
+    found, classes, failures = compare(-logits, logits, labels, names, "x", None)
     assert (failures, found.drop, found.gate) == ((), 100, None)
+    assert [(drop.label, drop.recall, drop.parent_recall) for drop in classes] == [("a", 0, 1)]
 
 
 def test_a_class_without_images_is_no_matter() -> None:
-    found, failures = judge([0, 0], [0, 0], [0, 0], 3)
+    found, _, failures = judge([0, 0], [0, 0], [0, 0], 3)
     assert (found.worst, found.flips, found.drop, failures) == ((), (), 0, ())
     assert len(found.render().splitlines()) == 2
 

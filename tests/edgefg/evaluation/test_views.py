@@ -84,16 +84,6 @@ def test_a_group_wins_by_its_sum() -> None:
     assert predicted.tolist() == [1, 0]
 
 
-def test_flips_by_hand() -> None:
-    labels = np.array([0, 1, 2, 0, 1, 2])
-    mine, other = np.array([0, 1, 0, 0, 2, 1]), np.array([1, 1, 2, 1, 2, 0])
-    found = views.flips(mine, other, labels)
-    assert (found.gained, found.lost, found.changed) == (2, 1, 4)
-    assert found.p == 1.0
-    back = views.flips(other, mine, labels)
-    assert (back.gained, back.lost, back.changed, back.p) == (1, 2, 4, 1.0)
-
-
 def test_unknown_rejection_by_hand() -> None:
     known = np.arange(1, 21) / 20  # 0.05, 0.10, … 1: 95 % of them reach 0.10
     found = views.reject_unknown(known, np.array([0.05, 0.0999, 0.1, 0.7]))
@@ -122,7 +112,6 @@ _ONE = np.array([0.5])
         (lambda: views.reject_unknown(_ONE, np.zeros(0)), "1 known and 0 unknown"),
         (lambda: views.reject_unknown(_ONE, _ONE, 0.0), "share to keep is 0"),
         (lambda: views.group_predictions(np.zeros((1, 2)), ("a",)), r"\[1, 2\]; needed \[N, 1\]"),
-        (lambda: views.flips(np.zeros(1, int), np.zeros(2, int), np.zeros(2, int)), "1 and 2 images"),
     ],
 )
 def test_what_does_not_fit_is_said(call: Callable[[], object], message: str) -> None:

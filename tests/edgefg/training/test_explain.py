@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgefg.decision import Candidate
+from edgefg.decision import ClassProbability
 from edgefg.preprocess import InputSpec, crop_box, prepare, resize
 from edgefg.training.explain import Look, draw, file_names, look
 from edgefg.training.methods import METHODS, build
@@ -17,7 +17,7 @@ from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Attention, Network
 
 _LEVELS = (127.0, 127.0, 127.0)
-_BEST = (Candidate("plum", 0, 0.75), Candidate("pear", 1, 0.25))
+_BEST = (ClassProbability("plum", 0, 0.75), ClassProbability("pear", 1, 0.25))
 
 
 class Bright(torch.nn.Module):
@@ -127,6 +127,8 @@ def test_names_do_not_collide() -> None:
 
 def test_names_of_any_script_are_drawn() -> None:
     seen = Look(np.zeros(2, np.float32), [], {"Flügel 翼": np.array([2, 2, 20, 20], np.float32)})
-    drawn = draw(np.zeros((64, 64, 3), np.uint8), seen, InputSpec(height=16, width=16), (Candidate("学习", 0, 1.0),))
+    drawn = draw(
+        np.zeros((64, 64, 3), np.uint8), seen, InputSpec(height=16, width=16), (ClassProbability("学习", 0, 1.0),)
+    )
     assert cv2.imencode(".png", drawn)[0]
     assert drawn[40:300].max() > 200

@@ -55,10 +55,10 @@ def test_a_plan_of_one_model_is_compared_when_there_are_two(qdq: Path, tmp_path:
 def test_plans_that_cannot_be_measured_are_still_proven(
     qdq: Path, tmp_path: Path, device: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> dict[int, float]:
+    def fail(_: object) -> tuple[int, dict[int, float]]:
         raise InferenceError("no memory for both")
 
-    monkeypatch.setattr(build, "measure", fail)
+    monkeypatch.setattr(build, "select_fastest", fail)
     said: list[str] = []
     report = build_engine([qdq, copy("onnx", tmp_path / "fp32")], out=tmp_path / "out", progress=said.append)
     assert report.precision == "int8"
