@@ -12,7 +12,7 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """How much worse than its FP32 parent an artifact may be on the same images.
 
     `edgefg.evaluation.gate` has the rules.
-    Encoded whole: a manifest's limits stay what they were where a later edgefg has other defaults.
+    Encoded with all fields: a manifest's limits do not change with the defaults of a later edgefg.
     """
 
     max_drop: Annotated[
@@ -20,8 +20,8 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         Meta(
             ge=-100,
             le=100,
-            description="greatest loss of top-1 against the parent, percentage points; one standard error more is"
-            " allowed for, so that a few hundred images fail no sound artifact by chance",
+            description="Largest loss of top-1 against the parent, in percentage points. One standard error is added,"
+            " so that a few hundred images do not fail a sound artifact by chance.",
         ),
     ] = 1.0
     max_class_drop: Annotated[
@@ -29,8 +29,8 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         Meta(
             ge=0,
             le=100,
-            description="greatest loss of a class's recall, percentage points; so few images that chance may have"
-            " taken them fail no class, a single one never does",
+            description="Largest loss of recall of any class, in percentage points. A loss of so few images that it"
+            " may be chance does not fail a class, and a single image never does.",
         ),
     ] = 10.0
     max_flips: Annotated[
@@ -38,10 +38,11 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         Meta(
             ge=0,
             le=100,
-            description="most images that the parent has right and the artifact takes for another class, percent of"
-            " all; one standard error more is allowed for; what others gain does not make up for them",
+            description="Largest share of images that the parent classifies correctly and the artifact does not, in"
+            " percent. One standard error is added. Images that only the artifact classifies correctly do not make"
+            " up for them.",
         ),
     ] = 5.0
     min_agreement: Annotated[
-        float, Meta(ge=0, le=1, description="least share of images on which both name the same class, right or wrong")
+        float, Meta(ge=0, le=1, description="Smallest share of images on which both predict the same class.")
     ] = 0.0

@@ -23,35 +23,38 @@ class QuantizationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     calibrator: Annotated[
         Calibrator,
         Meta(
-            description="how the ranges of activations are found: extremes of all images, percentiles that clip 0.001 %"
-            " of the values on each side, least squared error, or least KL divergence (for comparisons only: it has"
-            " cost EfficientNet-Lite0 44 points on ImageNet elsewhere)"
+            description="How calibration finds the ranges of activations: extremes of all images, percentiles that clip"
+            " 0.001 % of the values on each side, least squared error, or least KL divergence. The last one is for"
+            " comparisons: it has cost EfficientNet-Lite0 44 points of top-1 on ImageNet."
         ),
     ] = "minmax"
     num_samples: Annotated[
-        int, Meta(ge=1, description="training images to calibrate with, balanced by class and recorded condition")
+        int, Meta(ge=1, description="Training images to calibrate with, balanced by class and recorded condition.")
     ] = 300
     reduce_range: Annotated[
         bool | None,
         Meta(
-            description="quantise weights to 7 bits so that int8 sums cannot overflow on x86 CPUs without VNNI;"
-            " default: on if this CPU lacks VNNI"
+            description="Quantise weights to 7 bits so that int8 sums cannot overflow on x86 CPUs without VNNI."
+            " Default: on if this CPU lacks VNNI."
         ),
     ] = None
     bias_correction: Annotated[
         bool,
-        Meta(description="correct biases for the shift that quantisation causes (OpenVINO: NNCF's slow, exact method)"),
+        Meta(
+            description="Correct biases for the shift that quantisation causes. For OpenVINO, NNCF does so by its slow,"
+            " exact method."
+        ),
     ] = False
     max_int8_drop: Annotated[
         Annotated[float, Meta(ge=0)] | None,
         Meta(
-            description="largest loss of top-1 against FP32 on validation images, percentage points; the most sensitive"
-            " layers stay in floating point until the loss is within it; default: no limit"
+            description="Largest loss of top-1 against FP32 on validation images, in percentage points. The most"
+            " sensitive layers stay in floating point until it holds. Default: no limit."
         ),
     ] = None
     keep_layers: Annotated[
         tuple[str, ...],
-        Meta(description="layer that stays in floating point, by its name in `edgefg sensitivity`; may be repeated"),
+        Meta(description="Layer that stays in floating point, by its name in `edgefg sensitivity`; may be repeated."),
     ] = ()
 
     def changed(self) -> set[str]:

@@ -204,7 +204,7 @@ def test_the_command_line(options: str, run: Run, student: Path, birds: Path, tm
     ]
     status, out, err = run(*arguments)
     assert (status, out.splitlines()[-1]) == (0, str(tmp_path / "pruned.safetensors"))
-    assert "== round 1 of " in err
+    assert "round 1 of " in err
     network, header = load(tmp_path / "pruned.safetensors")
     assert header.channels
     before, _ = load(student)
