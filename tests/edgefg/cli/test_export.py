@@ -1,10 +1,11 @@
-"""`edgefg check`, on graphs that keep TensorRT's rules and graphs that do not."""
+"""`edgefg export` and `sensitivity`: the arguments that reach the library; `edgefg check` on good and bad graphs."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,8 +15,44 @@ from onnxruntime.quantization import quantize_dynamic
 
 from edgefg.export.onnx.rules import FULL_PRECISION, RULES
 from edgefg.quiet import quiet
+from edgefg.settings.export import ExportConfig
+from edgefg.settings.gate import Gate
+from edgefg.settings.quantization import QuantizationConfig
 from tests.conftest import TINY
 from tests.export.quantizing import quantize_tensorrt
+
+
+def test_export_hands_over_groups_of_settings(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("edgefg.export.export.export_checkpoint", lambda *args, **options: seen.update(options))
+    line = "export c --to openvino --out o --precision int8 --num-samples 24 --no-reduce-range --keep-layers a"
+    line += " --keep-layers b --no-fit-temperature --batch 0 --max-drop -5"
+    status, _, err = run(*line.split())
+    assert (status, err) == (0, "")
+    assert seen["quantization"] == QuantizationConfig(num_samples=24, reduce_range=False, keep_layers=("a", "b"))
+    assert seen["config"] == ExportConfig(batch=0, fit_temperature=False)
+    assert seen["gate"] == Gate(max_drop=-5)
+    assert (seen["to"], seen["precision"]) == ("openvino", "int8")
+    assert run(*line.split(), "--no-gate")[0] == 0
+    assert seen["gate"] is None
+
+
+def test_sensitivity_needs_few_images(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Found:
+        def render(self) -> str:
+            return "a table"
+
+    def sensitivity(*args: Any, **options: Any) -> Found:
+        seen.extend((args, options))
+        return Found()
+
+    monkeypatch.setattr("edgefg.export.quantize.layer_sensitivity.sensitivity", sensitivity)
+    assert run("sensitivity", "c", "d", "--to", "onnx", "--reduce-range") == (0, "a table\n", "")
+    (*_, target), options = seen
+    assert target.name == "onnx"
+    assert options["quantization"] == QuantizationConfig(num_samples=32, reduce_range=True)
 
 
 @pytest.fixture(scope="module")
