@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
@@ -38,9 +40,10 @@ class Option(NamedTuple):
         return value
 
 
-def options_of(settings: type[msgspec.Struct]) -> dict[str, Option]:
+@functools.cache
+def options_of(settings: type[msgspec.Struct]) -> Mapping[str, Option]:
     """List the options of a settings struct by name, those of its groups included."""
-    hints = typing.get_type_hints(settings, include_extras=True)
+    hints, types = typing.get_type_hints(settings, include_extras=True), typing.get_type_hints(settings)
     found: dict[str, Option] = {}
     for name in settings.__struct_fields__:
         hint = hints[name]
@@ -53,7 +56,7 @@ def options_of(settings: type[msgspec.Struct]) -> dict[str, Option]:
             (extra.description for extra in extras if isinstance(extra, msgspec.Meta) and extra.description), ""
         )
         choices = get_args(base) if get_origin(base) is Literal else ()
-        found[name] = Option(name, (name,), typing.get_type_hints(settings)[name], text, choices)
+        found[name] = Option(name, (name,), types[name], text, choices)
     return found
 
 
