@@ -1,6 +1,6 @@
-"""Which machine measured: CPU, memory, operating system, versions; and how busy and how large this process is.
+"""Description of the machine that measures: CPU, memory, operating system, versions, load.
 
-What a system does not tell is None, never a guess. Linux tells through ``/proc`` and ``/sys``.
+What cannot be found out is None, never a guess. The size of the memory needs psutil (the extra ``bench``).
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
 import msgspec
+
+from edgefg.doctor import usable_cpus
 
 # Any one of OpenCV's distributions brings the same cv2.
 _DISTRIBUTIONS = {
@@ -28,7 +31,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     """The machine that a report was measured on."""
 
     cpu: str
-    """Model name of the processor, or of the board where only that is told."""
+    """Model name of the processor, or of the board if only that is known."""
     architecture: str
     cores: int
     """Logical cores that this process may use."""
@@ -47,7 +50,7 @@ def describe() -> Device:
     return Device(
         cpu=_cpu_model(),
         architecture=platform.machine(),
-        cores=_usable_cores(),
+        cores=usable_cpus(),
         system=platform.platform(),
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         memory_bytes=_memory(),
@@ -57,7 +60,7 @@ def describe() -> Device:
 
 
 def load_average() -> float | None:
-    """Return how many processes wanted a core on average over the last minute; None where the system does not tell."""
+    """Return the average number of processes that wanted a core in the last minute; None if it is not known."""
     try:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
@@ -65,10 +68,10 @@ def load_average() -> float | None:
 
 
 def peak_rss() -> int | None:
-    """Return the most memory, in bytes, that this process has had resident."""
-    # Not getrusage alone: on Linux its ru_maxrss begins with the peak of the process that started this one.
-    if (peak := _status_bytes("VmHWM")) is not None:
-        return peak
+    """Return the peak resident memory of this process, in bytes."""
+    # On Linux, ru_maxrss of getrusage begins with the peak of the process that started this one.
+    if found := re.search(r"^VmHWM:\s*(\d+) kB", _read("/proc/self/status") or "", re.MULTILINE):
+        return int(found[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows
@@ -77,39 +80,21 @@ def peak_rss() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def current_rss() -> int | None:
-    """Return the memory, in bytes, that this process has resident now; None where the system does not tell."""
-    return _status_bytes("VmRSS")
-
-
-def _status_bytes(field: str) -> int | None:
-    for line in (_read("/proc/self/status") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    return None
-
-
 def _cpu_model() -> str:
     fields: dict[str, str] = {}
     for line in (_read("/proc/cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")
         fields[name.strip()] = value.strip()
-    board = _read("/proc/device-tree/model")  # what ARM boards tell instead
+    board = _read("/proc/device-tree/model")  # of ARM boards
     return fields.get("model name") or board or fields.get("Hardware") or platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory() -> int | None:
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
+        import psutil
+    except ImportError:
         return None
+    return int(psutil.virtual_memory().total)
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -23,9 +22,9 @@ def doctor(*, json: Json = False) -> None:
     It lists the packages of each extra, what opens which artifact, and what fits this machine's GPU. On a Jetson it
     names the JetPack.
     """
-    from edgefg.cli.doctor import examine, render
+    from edgefg.doctor import diagnose, render, this_machine
 
-    report = examine()
+    report = diagnose(this_machine())
     if json:
         print_json(report)
     else:
@@ -223,8 +222,3 @@ def inspect(path: Path, /, *, json: Json = False) -> None:
             print(f"{name}: {len(value)} entries")
         else:
             print(f"{name}: {value}")
-
-
-def cpus() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

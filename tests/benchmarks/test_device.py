@@ -24,6 +24,12 @@ def test_describes_this_machine() -> None:
     assert msgspec.json.decode(msgspec.json.encode(found), type=device.Device) == found
 
 
+def test_memory_needs_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (device.describe().memory_bytes or 0) > 1 << 28
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert device.describe().memory_bytes is None
+
+
 def test_a_machine_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_read", lambda path: None)
     monkeypatch.delattr(os, "getloadavg")
@@ -31,7 +37,6 @@ def test_a_machine_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.cpu  # platform's word for it
     assert found.governor is None
     assert device.load_average() is None
-    assert device.current_rss() is None
     assert (device.peak_rss() or 0) > 1_000_000  # getrusage
 
 

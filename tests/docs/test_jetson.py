@@ -21,7 +21,7 @@ import pytest
 
 from edgefg import Classifier, errors
 from edgefg.artifact.signature import new_key, sign
-from edgefg.cli.doctor import _JETPACKS, _LOWEST_TENSORRT, _is_supported
+from edgefg.nvidia import JETPACKS, LOWEST_TENSORRT, is_supported
 from edgefg.preprocess import UInt8Array
 from tests.conftest import ROOT
 
@@ -239,15 +239,15 @@ def test_every_command_exists(run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_of_jetpacks_is_doctor_s() -> None:
     rows = table("Supported versions")
     assert [(row[0], row[1], row[2], row[3]) for row in rows] == [
-        (l4t, jetpack, cuda or "–", tensorrt or "–") for l4t, (jetpack, cuda, tensorrt) in _JETPACKS.items()
+        (l4t, jetpack, cuda or "–", tensorrt or "–") for l4t, (jetpack, cuda, tensorrt) in JETPACKS.items()
     ]
     for *_, tensorrt, _, plans in rows:
-        assert plans == ("see `edgefg doctor`" if tensorrt == "–" else "yes" if _is_supported(tensorrt) else "no")
+        assert plans == ("see `edgefg doctor`" if tensorrt == "–" else "yes" if is_supported(tensorrt) else "no")
 
 
 def test_the_lowest_tensorrt_is_doctor_s() -> None:
-    assert f"TensorRT {_LOWEST_TENSORRT} or later of 10, and with 11" in TEXT
-    assert re.findall(r"tensorrt(?:-cu\d+)?>=([\d.]+)", TEXT) == [_LOWEST_TENSORRT]
+    assert f"TensorRT {LOWEST_TENSORRT} or later of 10, and with 11" in TEXT
+    assert re.findall(r"tensorrt(?:-cu\d+)?>=([\d.]+)", TEXT) == [LOWEST_TENSORRT]
 
 
 def test_the_errors_exist_and_every_one_of_a_device_is_told() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from edgefg.benchmarks.experiments import import_cost
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_prints_a_table_then_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["import_cost", "--runs", "1"])
     import_cost.main()

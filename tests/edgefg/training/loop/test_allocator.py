@@ -15,15 +15,15 @@ from edgefg.training.data.augment import EvaluationImages, TrainingImages
 
 _PROGRAM = """
 import torch
-from edgefg.benchmarks.device import current_rss
+import psutil
 from edgefg.training.loop.allocator import keep_freed_memory, release_freed_memory
 assert keep_freed_memory()
 blocks = [torch.ones(2**18) for _ in range(200)]  # 1 MiB each
 last = torch.ones(2**18)  # the heap's end stays in use
 del blocks
-kept = current_rss()
+kept = psutil.Process().memory_info().rss
 assert release_freed_memory()
-print((kept - current_rss()) / 2**20)
+print((kept - psutil.Process().memory_info().rss) / 2**20)
 """
 
 
