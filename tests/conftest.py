@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,6 +31,12 @@ MODELS = {
     "onnx-dynamic": "onnx-dynamic/model.onnx",
     "ir": "ir/model.xml",
 }
+Run = Callable[..., tuple[int, str, str]]
+"""`edgefg ARGUMENTS`: exit status, standard output and standard error."""
+Tiny = Callable[[str], Path]
+"""Name of a committed artifact → path of a copy."""
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
+"""Code for a fresh interpreter → what it printed."""
 _GROCERY = Path(os.environ.get("EDGEFG_GROCERY") or ROOT.parent / "shared" / "data" / "grocery")
 
 # For `python -c`: importing torch, or what follows as further arguments, raises as if it were not installed.
@@ -50,7 +57,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Callable[[str], Path]:
+def tiny(tmp_path: Path) -> Tiny:
     """Copy a committed tiny artifact to a folder that the test may spoil; returns its model file."""
 
     def copy(name: str) -> Path:
@@ -66,7 +73,7 @@ def tiny(tmp_path: Path) -> Callable[[str], Path]:
 def rewrite() -> Callable[..., Manifest]:
     """Change fields of an artifact's manifest; the recorded sizes and hashes follow the files as they are now."""
 
-    def change(model: Path, **fields: object) -> Manifest:
+    def change(model: Path, **fields: Any) -> Manifest:
         path = manifest_path(model)
         manifest = decode_manifest(path.read_bytes(), path)
         values = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
@@ -98,7 +105,7 @@ def grocery() -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run `edgefg ARGUMENTS` in this process; returns exit status, standard output and standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -116,7 +123,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+def python() -> Python:
     """Run code in a fresh interpreter in which importing any of ``blocked`` raises."""
 
     def run(code: str, *arguments: object, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

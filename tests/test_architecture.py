@@ -13,16 +13,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import edgefg
-from tests.conftest import ROOT, TINY
-
-Python = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.conftest import ROOT, TINY, Python
 
 ROOMS = ("edgefg", "export", "runtimes", "benchmarks")
 NOT_IN_THE_WHEEL = ("benchmarks/peers/", "benchmarks/experiments/")

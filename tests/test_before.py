@@ -84,7 +84,7 @@ def describe_header(header: Header) -> dict[str, Any]:
         "dataset": header.dataset,
         "teacher": header.teacher,
         "parent": header.parent,
-        "quantized": None if quantized is None else [quantized.to, quantized.any_cpu, quantized.torch],
+        "quantized": None if quantized is None else [quantized.to, quantized.reduce_range, quantized.torch],
         "validation": None if validation is None else [validation.data, validation.images, validation.top1],
         "members": [describe_header(member) for member in header.members],
         "recipe": header.recipe,

@@ -75,11 +75,11 @@ def train(inputs: torch.Tensor, targets: torch.Tensor, epochs: int = 30) -> Tiny
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
     for _ in range(epochs):
-        for rows in torch.randperm(len(inputs)).split(batch):  # type: ignore[no-untyped-call]
+        for rows in torch.randperm(len(inputs)).split(batch):
             flipped = inputs[rows].flip(2) if torch.rand(()) < 0.5 else inputs[rows]
             loss = nn.functional.cross_entropy(net(flipped), targets[rows], label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     return net.eval()

@@ -10,7 +10,6 @@ import ast
 import importlib.util
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import pytest
 import typer.main
 
 from edgefg.cli import app
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 from tests.docs.pages import Block, blocks, is_historical, pages
 from tests.synthetic import MARKS, draw, write_dataset
 
@@ -29,7 +28,6 @@ try:
 except ModuleNotFoundError:
     import tomli as tomllib  # Python 3.10
 
-Run = Callable[..., tuple[int, str, str]]
 USAGE_ERRORS = tuple(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 SHELL, PYTHON = list(blocks("sh")), list(blocks("python"))
 # Values of the slow run that are smaller than on the page, so that it takes minutes.

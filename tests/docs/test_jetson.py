@@ -23,11 +23,10 @@ from edgefg import Classifier, errors
 from edgefg.artifact.signature import new_key, sign
 from edgefg.nvidia import JETPACKS, LOWEST_TENSORRT, is_supported
 from edgefg.preprocess import UInt8Array
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run, Tiny
 
 TEXT = (ROOT / "docs" / "device" / "jetson.md").read_text(encoding="utf-8")
 Birds = tuple[tuple[str, ...], list[UInt8Array]]
-Tiny = Callable[[str], Path]
 
 
 def blocks(language: str) -> list[str]:
@@ -65,7 +64,7 @@ class Service:
         self.inbox, self.done = script.parent / "inbox", script.parent / "done"
         self.inbox.mkdir()
         self.done.mkdir()
-        command = [sys.executable, "-W", "error", script, model, self.inbox, self.done]
+        command: list[str | Path] = [sys.executable, "-W", "error", script, model, self.inbox, self.done]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
         )
@@ -120,7 +119,7 @@ def test_the_service_classifies_what_appears(
     assert (service.process.returncode, err) == (0, "")
     with Classifier(model) as classifier:
         expected = [classifier.predict(frame) for frame in birds[1][:3]]
-    found = {line["image"]: line for line in lines}
+    found = {str(line["image"]): line for line in lines}
     for number, prediction in enumerate(expected):
         line = found[f"{number}.png"]
         assert line["label"] == prediction.label
@@ -226,7 +225,7 @@ def commands() -> list[tuple[str, list[str]]]:
     return [(verb, re.findall(r"--[a-z-]+", rest)) for verb, rest in found]
 
 
-def test_every_command_exists(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_exists(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert ("build", ["--to", "--workspace"]) in commands()
     assert {"build", "doctor", "export", "predict", "sign", "verify"} == {verb for verb, _ in commands()}

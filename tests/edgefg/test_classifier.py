@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,10 +24,9 @@ from edgefg import (
 from edgefg.artifact.manifest import Manifest
 from edgefg.errors import InferenceError
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
-from tests.conftest import MODELS, TINY
+from tests.conftest import MODELS, TINY, Tiny
 from tests.threads import run_together
 
-Tiny = Callable[[str], Path]
 Rewrite = Callable[..., Manifest]
 Birds = tuple[tuple[str, ...], list[UInt8Array]]
 REAL = [name for name in MODELS if name != "null"]

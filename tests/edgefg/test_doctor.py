@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -24,8 +25,11 @@ ORIN = Gpu(name="Orin", compute_capability="8.7", memory=32 * 2**30, cuda="12.6"
 THOR = Gpu(name="Thor", compute_capability="11.0", memory=120 * 2**30, cuda="13.0")
 
 
+Examine = Callable[..., Report]
+
+
 @pytest.fixture
-def machine(tmp_path: Path):
+def machine(tmp_path: Path) -> Examine:
     """Describe a machine and examine it."""
 
     def examine(
@@ -59,7 +63,7 @@ def todo(report: Report) -> list[tuple[str, str]]:
     return [(advice.finding, advice.command) for advice in report.advice]
 
 
-def test_a_machine_without_gpu_lacks_nothing(machine) -> None:
+def test_a_machine_without_gpu_lacks_nothing(machine: Examine) -> None:
     report = machine({})
     assert report.jetson is None
     assert report.driver is None
@@ -69,7 +73,7 @@ def test_a_machine_without_gpu_lacks_nothing(machine) -> None:
     assert "to do" not in render(report)
 
 
-def test_packages_by_extra(machine) -> None:
+def test_packages_by_extra(machine: Examine) -> None:
     report = machine({})
     assert report.packages == {
         "core": {"numpy": "2.4.6", "cyclopts": "5.5.2"},
@@ -83,7 +87,7 @@ def test_packages_by_extra(machine) -> None:
     assert re.search(r"^-- +tensorrt +opens \.engine, \.plan; missing tensorrt, cuda-python$", text, re.MULTILINE)
 
 
-def test_an_incomplete_extra_names_its_command_and_an_old_package_too(machine) -> None:
+def test_an_incomplete_extra_names_its_command_and_an_old_package_too(machine: Examine) -> None:
     report = machine({"torch": "2.1.0+cpu", "numpy": None, "onnxruntime": None, "setuptools": "59.6.0"})
     assert report.install == {"core": "pip install edgefg", "onnxruntime": "pip install 'edgefg[onnxruntime]'"}
     assert todo(report) == [("torch 2.1.0+cpu does not fit; needed is >=2.9", "pip install --upgrade 'torch>=2.9'")]
@@ -97,8 +101,9 @@ def test_an_incomplete_extra_names_its_command_and_an_old_package_too(machine) -
      ("36.9.0", "6"), ("38.2.0", "7.0"), ("38.4.0", "7.1"), ("39.2.0", "7.2"), ("39.2.1", "7.2.1"), ("39.9.0", None),
      ("35.4.1", None)],
 )  # fmt: skip
-def test_jetson_linux_names_its_jetpack(machine, l4t: str, jetpack: str | None) -> None:
+def test_jetson_linux_names_its_jetpack(machine: Examine, l4t: str, jetpack: str | None) -> None:
     report = machine({}, l4t=l4t)
+    assert report.jetson is not None
     assert report.jetson.l4t == l4t.removesuffix(".0")
     assert report.jetson.jetpack == jetpack
     known = f"JetPack {jetpack}" if jetpack else "a JetPack that this edgefg does not know"
@@ -106,7 +111,7 @@ def test_jetson_linux_names_its_jetpack(machine, l4t: str, jetpack: str | None) 
     assert line in render(report)
 
 
-def test_jetpack_6_complete(machine) -> None:
+def test_jetpack_6_complete(machine: Examine) -> None:
     report = machine({"tensorrt": "10.3.0", "cuda-bindings": "12.9.10"}, l4t="36.4.3", gpu=ORIN)
     assert report.tensorrt == TensorRT(version="10.3.0", supported=True, binding="cuda-python 12.9.10")
     assert not report.advice
@@ -115,7 +120,7 @@ def test_jetpack_6_complete(machine) -> None:
     assert "Orin, compute capability 8.7, 32.0 GiB, up to CUDA 12.6" in text
 
 
-def test_jetpack_6_takes_the_cuda_python_of_its_cuda(machine) -> None:
+def test_jetpack_6_takes_the_cuda_python_of_its_cuda(machine: Examine) -> None:
     for l4t in ("36.4.3", "36.9.0"):  # the second is not known
         report = machine({}, l4t=l4t)
         assert ("cuda-python is missing; plans need it", "pip install 'cuda-python>=12.6,<13'") in todo(report)
@@ -133,7 +138,7 @@ def test_jetpack_6_takes_the_cuda_python_of_its_cuda(machine) -> None:
         *(("35.4.1", "before 6.1", {}), ("35.4.1", "before 6.1", {"tensorrt": "8.5.2.2"})),
     ],
 )
-def test_jetpack_before_6_1(machine, l4t: str, jetpack: str, installed) -> None:
+def test_jetpack_before_6_1(machine: Examine, l4t: str, jetpack: str, installed: dict[str, str]) -> None:
     report = machine({"cuda-python": "12.6"} | installed, l4t=l4t, gpu=ORIN, system="python3.10")
     ((finding, command),) = todo(report)
     assert finding == f"JetPack {jetpack} has an older TensorRT; edgefg needs 10.3 or later of 10, or 11"
@@ -141,11 +146,11 @@ def test_jetpack_before_6_1(machine, l4t: str, jetpack: str, installed) -> None:
     assert "edgefg[onnxruntime]" in command
 
 
-def test_a_container_s_own_tensorrt_runs_on_jetpack_6_0(machine) -> None:
+def test_a_container_s_own_tensorrt_runs_on_jetpack_6_0(machine: Examine) -> None:
     assert not machine({"tensorrt": "10.3.0", "cuda-bindings": "12.6.2"}, l4t="36.3.0", gpu=ORIN).advice
 
 
-def test_jetpack_7_complete(machine) -> None:
+def test_jetpack_7_complete(machine: Examine) -> None:
     report = machine({"tensorrt": "10.13.3.9", "cuda-bindings": "13.0.3"}, l4t="38.4.0", gpu=THOR)
     assert report.tensorrt.supported
     assert not report.advice
@@ -164,7 +169,14 @@ def test_jetpack_7_complete(machine) -> None:
     ],
 )
 def test_a_jetpack_takes_its_own_tensorrt(
-    machine, l4t: str, jetpack: str, cuda: str, installed, system: str, finding: str, command: str
+    machine: Examine,
+    l4t: str,
+    jetpack: str,
+    cuda: str,
+    installed: dict[str, str],
+    system: str,
+    finding: str,
+    command: str,
 ) -> None:
     gpu = THOR if l4t == "38.4.0" else ORIN
     report = machine({"cuda-bindings": cuda} | installed, l4t=l4t, gpu=gpu, system=system)
@@ -173,7 +185,7 @@ def test_a_jetpack_takes_its_own_tensorrt(
     assert command in advised
 
 
-def test_tensorrt_11_on_a_jetpack_that_is_not_known_is_not_refused(machine) -> None:
+def test_tensorrt_11_on_a_jetpack_that_is_not_known_is_not_refused(machine: Examine) -> None:
     report = machine({"tensorrt": "11.4.1", "cuda-bindings": "13.2.0"}, l4t="39.9.0", gpu=THOR)
     assert not report.advice
 
@@ -181,7 +193,7 @@ def test_tensorrt_11_on_a_jetpack_that_is_not_known_is_not_refused(machine) -> N
 RTX = Gpu(name="NVIDIA RTX A2000", compute_capability="8.6", memory=12 * 2**30, cuda="13.0")
 
 
-def test_a_desktop_that_is_complete(machine) -> None:
+def test_a_desktop_that_is_complete(machine: Examine) -> None:
     for version in ("10.3.0", "10.16.1.11", "11.4.0.106"):
         report = machine({"tensorrt": version, "cuda-python": "13.4.4"}, driver=X86, gpu=RTX)
         assert report.tensorrt.supported
@@ -190,14 +202,14 @@ def test_a_desktop_that_is_complete(machine) -> None:
     assert "NVIDIA RTX A2000, compute capability 8.6, 12.0 GiB, driver 580.95.05, up to CUDA 13.0" in render(report)
 
 
-def test_a_desktop_without_anything(machine) -> None:
+def test_a_desktop_without_anything(machine: Examine) -> None:
     assert todo(machine({}, driver=X86)) == [
         ("TensorRT is missing; plans need it", "pip install 'tensorrt>=10.3,<12'"),
         ("cuda-python is missing; plans need it", "pip install 'cuda-python>=12.6'"),
     ]
 
 
-def test_a_desktop_whose_driver_is_of_cuda_12(machine) -> None:
+def test_a_desktop_whose_driver_is_of_cuda_12(machine: Examine) -> None:
     old = msgspec.structs.replace(RTX, cuda="12.8")
     assert todo(machine({"tensorrt": "10.1.0", "cuda-bindings": "13.0.0"}, driver=X86, gpu=old)) == [
         (
@@ -213,13 +225,13 @@ def test_a_desktop_whose_driver_is_of_cuda_12(machine) -> None:
     assert (report.tensorrt.version, report.advice) == ("10.16.1.11", ())
 
 
-def test_tensorrt_of_a_later_major_version(machine) -> None:
+def test_tensorrt_of_a_later_major_version(machine: Examine) -> None:
     report = machine({"tensorrt": "12.0.1", "cuda-python": "13.4.4"}, driver=X86, gpu=RTX)
     assert report.tensorrt.supported is False
     assert todo(report)[0][0].startswith("TensorRT 12.0.1 is not supported")
 
 
-def test_pycuda_alone_works_but_slower(machine) -> None:
+def test_pycuda_alone_works_but_slower(machine: Examine) -> None:
     report = machine({"tensorrt": "10.16.1", "pycuda": "2026.1"}, driver=X86, gpu=RTX)
     assert report.tensorrt.binding == "pycuda 2026.1"
     assert todo(report) == [
@@ -228,19 +240,19 @@ def test_pycuda_alone_works_but_slower(machine) -> None:
 
 
 @pytest.mark.parametrize(("driver", "finding"), [("", "but no driver"), (X86, "error 999")])
-def test_a_gpu_that_cannot_be_used(machine, driver: str, finding: str) -> None:
+def test_a_gpu_that_cannot_be_used(machine: Examine, driver: str, finding: str) -> None:
     installed = {"tensorrt": "10.16.1", "cuda-python": "13.4.4"}
     ((found, command),) = todo(machine(installed, driver=driver, gpu=Gpu(problem="error 999")))
     assert finding in found
     assert "nvidia-smi" in command
 
 
-def test_json_is_the_report(machine) -> None:
+def test_json_is_the_report(machine: Examine) -> None:
     report = machine({}, l4t="36.4.3")
     assert msgspec.json.decode(msgspec.json.encode(report), type=Report) == report
 
 
-def test_without_packaging_versions_are_not_compared(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_packaging_versions_are_not_compared(machine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "packaging", None)
     report = machine({"tensorrt": "8.6.2", "cuda-python": "12.6"}, l4t="36.4.3", gpu=ORIN)
     assert (report.packages, report.install, report.tensorrt.supported) == ({}, {}, None)

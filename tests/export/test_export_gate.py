@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -27,10 +27,9 @@ from edgefg.preprocess import prepare
 from edgefg.settings.gate import Gate
 from edgefg.settings.quantization import QuantizationConfig
 from edgefg.training.checkpoint import load
+from tests.conftest import Run
 from tests.export.conftest import reusing
 from tests.simulated.books import Books
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def export_int8(checkpoint: Path, out: Path, data: Path) -> Path:

@@ -21,12 +21,12 @@ from edgefg.errors import BuildError
 from edgefg.export.tensorrt import rebuild
 from edgefg.preprocess import InputSpec
 from edgefg.runtime import load
+from tests.conftest import Run
 from tests.runtimes.test_tensorrt import BINDINGS, frames, write_bare
 from tests.simulated.books import Fault
 from tests.simulated.install import simulated_device
 
 Rewrite = Callable[..., object]
-Run = Callable[..., tuple[int, str, str]]
 
 
 def photo(plan: Path) -> Path:

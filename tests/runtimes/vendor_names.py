@@ -222,7 +222,7 @@ class Reader:
         return unknown if kind.endswith("()") else frozenset({name})
 
     def call(self, node: ast.Call) -> Kinds:
-        given = [(None, self.kinds(argument)) for argument in node.args]
+        given: list[tuple[str | None, Kinds]] = [(None, self.kinds(argument)) for argument in node.args]
         given += [(keyword.arg, self.kinds(keyword.value)) for keyword in node.keywords]
         vendors = NONE.union(*(kinds for _, kinds in given))
         callee = ast.unparse(node.func)

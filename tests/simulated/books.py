@@ -174,7 +174,7 @@ class Books:
             for parent in parents:
                 parent.children[kind] += 1
         self.count(kind, 1)
-        weakref.finalize(thing, self._died, life).atexit = False  # type: ignore[misc]
+        weakref.finalize(thing, self._died, life).atexit = False
         return life
 
     def life_of_logger(self, logger: Any) -> Life:
@@ -182,7 +182,7 @@ class Books:
         life = self._loggers.get(logger)
         if life is None:
             life = self._loggers[logger] = Life("loggers", (), None)
-            weakref.finalize(logger, self._died, life).atexit = False  # type: ignore[misc]
+            weakref.finalize(logger, self._died, life).atexit = False
         return life
 
     def count(self, kind: str, change: int) -> None:

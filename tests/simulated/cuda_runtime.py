@@ -132,10 +132,10 @@ class SimulatedCuda:
     def cudaGetLastError(self) -> tuple[Any]:
         """Return this thread's last error and forget it, unless it sticks."""
         code, self._device.thread.error = self._device.thread.error, self._books.sticky
-        return _answer(code or self._books.sticky)  # type: ignore[return-value]
+        return _answer(code or self._books.sticky)
 
     def cudaPeekAtLastError(self) -> tuple[Any]:
-        return _answer(self._device.thread.error or self._books.sticky)  # type: ignore[return-value]
+        return _answer(self._device.thread.error or self._books.sticky)
 
     # Devices
 

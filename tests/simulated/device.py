@@ -217,6 +217,7 @@ class Device:
         stream = self.stream_of(handle, "cudaStreamSynchronize")
         if error := self._cannot_be_asked(stream, "cudaStreamSynchronize"):
             return error
+        assert stream is not None
         if self.captures and (error := self._mine_forbids("cudaStreamSynchronize")):
             return error
         return self._wait(stream)
@@ -279,6 +280,7 @@ class Device:
         stream = self.stream_of(handle, "cudaStreamQuery")
         if error := self._cannot_be_asked(stream, "cudaStreamQuery"):
             return error
+        assert stream is not None
         if not stream.items:
             stream.waits += 1
             return 0

@@ -123,4 +123,4 @@ def _installed(modules: dict[str, types.ModuleType | None]) -> Iterator[None]:
             if module is atexit:
                 sys.modules.pop(name, None)
             else:
-                sys.modules[name] = module  # type: ignore[assignment]
+                sys.modules[name] = module

@@ -73,15 +73,15 @@ class Rig:
         self.stream = ok(self.rt.cudaStreamCreateWithFlags(self.rt.cudaStreamNonBlocking))
         self.device = [ok(self.rt.cudaMalloc(size)) for size in (IN, OUT)]
         self.pinned = [ok(self.rt.cudaHostAlloc(size, 0)) for size in (IN, OUT)]
-        self.context = self.engine.create_execution_context() if self.engine is not None else None
+        self.context: Any = None if self.engine is None else self.engine.create_execution_context()
         self.graph: Any = None
-        if ready and self.engine is not None:
+        if ready and self.context is not None:
             for i, address in enumerate(self.device):
                 assert self.context.set_tensor_address(self.engine.get_tensor_name(i), address)
 
     def host(self, which: int) -> np.ndarray:
         size = (IN, OUT)[which]
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(self.pinned[which]), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.pinned[which]))
 
     def copy(self, kind: int) -> None:
         which = kind - 1

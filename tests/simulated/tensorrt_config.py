@@ -17,6 +17,7 @@ class ITimingCache:
     """Measured tactics; it fits the device and the TensorRT that it was made with."""
 
     __slots__ = ("__weakref__", "_data")
+    _data: Any
 
     def __init__(self) -> None:
         raise TypeError("tensorrt.ITimingCache: No constructor defined!")
@@ -50,6 +51,8 @@ class IOptimizationProfile:
     """The sizes that a network's inputs may take."""
 
     __slots__ = ("__weakref__", "_shapes", "extra_memory_target")
+    _shapes: dict[str, tuple[tuple[int, ...], ...]]
+    extra_memory_target: Any
 
     def __init__(self) -> None:
         raise TypeError("tensorrt.IOptimizationProfile: No constructor defined!")
@@ -57,7 +60,7 @@ class IOptimizationProfile:
     @classmethod
     def _make(cls) -> IOptimizationProfile:
         self = object.__new__(cls)
-        self._shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+        self._shapes = {}
         self.extra_memory_target = 1.0
         return self
 
@@ -114,6 +117,20 @@ class IBuilderConfig:
         "profiling_verbosity",
         "progress_monitor",
     )
+    _flags: Any
+    _kinds: Any
+    _level: Any
+    _pools: Any
+    _profiles: list[IOptimizationProfile]
+    _site: Any
+    _timings: Any
+    _voice: Any
+    avg_timing_iterations: Any
+    hardware_compatibility_level: Any
+    max_aux_streams: Any
+    profile_stream: Any
+    profiling_verbosity: Any
+    progress_monitor: Any
 
     def __init__(self) -> None:
         raise TypeError("tensorrt.IBuilderConfig: No constructor defined!")
@@ -124,7 +141,7 @@ class IBuilderConfig:
         self._site, self._voice, self._kinds = site, voice, kinds
         self._flags = 1 << int(kinds.TF32)
         self._pools = {MemoryPoolType.WORKSPACE: site.books.config.memory}
-        self._profiles: list[IOptimizationProfile] = []
+        self._profiles = []
         self._level, self._timings = 3, None
         self.avg_timing_iterations, self.max_aux_streams, self.profile_stream = 1, 0, 0
         self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE

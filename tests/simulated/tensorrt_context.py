@@ -45,6 +45,22 @@ class IExecutionContext:
         "name",
         "nvtx_verbosity",
     )
+    _addresses: dict[str, int]
+    _bound: tuple[dict[str, np.ndarray], tuple[Allocation, ...]] | None
+    _engine: Any
+    _life: Any
+    _profile: Any
+    _running: Any
+    _shapes: dict[str, Shape]
+    _site: Any
+    _switched: tuple[Stream, int] | None
+    _voice: Any
+    _warm: Any
+    debug_sync: Any
+    enqueue_emits_profile: Any
+    error_recorder: Any
+    name: Any
+    nvtx_verbosity: Any
 
     def __init__(self) -> None:
         raise TypeError("tensorrt.IExecutionContext: No constructor defined!")
@@ -54,11 +70,11 @@ class IExecutionContext:
         self = object.__new__(cls)
         site = engine.site
         self._engine, self._site, self._voice = held, site, engine._voice
-        self._addresses: dict[str, int] = {}
-        self._shapes: dict[str, Shape] = {}
+        self._addresses = {}
+        self._shapes = {}
         self._profile, self._warm, self._running = 0, False, Running()
-        self._bound: tuple[dict[str, np.ndarray], tuple[Allocation, ...]] | None = None
-        self._switched: tuple[Stream, int] | None = None
+        self._bound = None
+        self._switched = None
         self.name, self.error_recorder, self.nvtx_verbosity = "", None, None
         self.debug_sync = self.enqueue_emits_profile = False
         running = self._running

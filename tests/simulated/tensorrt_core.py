@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,7 +40,7 @@ class BoundEnum:
         return self.value
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.value == self.value  # type: ignore[attr-defined]
+        return type(other) is type(self) and other.value == self.value
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}.{self.name}: {self.value}>"
@@ -51,9 +51,9 @@ class BoundEnum:
 
 def bound_enum(name: str, members: Mapping[str, int]) -> Any:
     """Make an enumeration; two names of one value are equal members."""
-    kind = type(name, (BoundEnum,), {"__slots__": (), "__members__": {}})
+    kind: Any = type(name, (BoundEnum,), {"__slots__": (), "__members__": {}})
     for label, value in members.items():
-        member = object.__new__(kind)
+        member: Any = object.__new__(kind)
         member.name, member.value = label, value
         kind.__members__[label] = member
         setattr(kind, label, member)
@@ -111,6 +111,9 @@ class Dims:
 
     def __getitem__(self, index: Any) -> Any:
         return self._sizes[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sizes)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, tuple | list):
@@ -198,7 +201,7 @@ class IHostMemory:
     """A buffer of TensorRT's own: the buffer protocol and ``nbytes``; no length, no slices."""
 
     __slots__ = ()
-    __len__ = __getitem__ = __setitem__ = __iter__ = None  # type: ignore[assignment]
+    __len__ = __getitem__ = __setitem__ = __iter__ = None
 
     @property
     def nbytes(self) -> int:
@@ -211,5 +214,6 @@ class IHostMemory:
 
 def host_memory(data: bytes) -> IHostMemory:
     """Make one. A ctypes array is the only way before Python 3.12 to offer a buffer."""
-    made: IHostMemory = type("IHostMemory", (IHostMemory, ctypes.c_ubyte * len(data)), {}).from_buffer_copy(data)
+    kind: Any = type("IHostMemory", (IHostMemory, ctypes.c_ubyte * len(data)), {})
+    made: IHostMemory = kind.from_buffer_copy(data)
     return made

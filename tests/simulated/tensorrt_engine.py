@@ -149,6 +149,17 @@ class ICudaEngine:
         "session",
         "site",
     )
+    _inputs: Any
+    _life: Any
+    _outputs: Any
+    _runtime: Any
+    _tensors: Any
+    _voice: Any
+    device: Any
+    error_recorder: Any
+    plan: Any
+    session: Any
+    site: Any
 
     def __init__(self) -> None:
         raise TypeError("tensorrt.ICudaEngine: No constructor defined!")

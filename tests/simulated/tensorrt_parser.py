@@ -30,6 +30,14 @@ class INetworkDefinition:
     """What the parser fills and the builder reads."""
 
     __slots__ = ("__weakref__", "_flags", "_inputs", "_onnx", "_outputs", "_parsed", "_site", "_traits", "name")
+    _flags: Any
+    _inputs: list[ITensor]
+    _onnx: Any
+    _outputs: list[ITensor]
+    _parsed: Any
+    _site: Any
+    _traits: set[str]
+    name: Any
 
     def __init__(self) -> None:
         raise TypeError("tensorrt.INetworkDefinition: No constructor defined!")
@@ -38,10 +46,10 @@ class INetworkDefinition:
     def _make(cls, site: Site, flags: int) -> INetworkDefinition:
         self = object.__new__(cls)
         self._site, self._flags, self.name = site, flags, "Simulated network"
-        self._inputs: list[ITensor] = []
-        self._outputs: list[ITensor] = []
+        self._inputs = []
+        self._outputs = []
         self._onnx, self._parsed = b"", False
-        self._traits: set[str] = set()
+        self._traits = set()
         return self
 
     flags = property(lambda self: self._flags)
@@ -62,7 +70,7 @@ class INetworkDefinition:
 class Refusal(NamedTuple):
     """Why a node is not parsed."""
 
-    index: int
+    node: int
     text: str
     code: Any = ErrorCode.UNSUPPORTED_NODE
 
@@ -142,8 +150,8 @@ class OnnxParser:
             self._add(ErrorCode.MODEL_DESERIALIZE_FAILED, "Failed to parse the ONNX model.", 0, "", "")
             return False
         for refusal in refusals(graph):
-            node = graph.node[refusal.index]
-            self._add(refusal.code, refusal.text, refusal.index, node.name, node.op_type)
+            node = graph.node[refusal.node]
+            self._add(refusal.code, refusal.text, refusal.node, node.name, node.op_type)
         if text := self._network._site.books.config.parser_error:
             self._add(ErrorCode.UNSUPPORTED_NODE, text, 0, "node_1", "Conv")
         self._network._parsed = not self._errors

@@ -113,16 +113,16 @@ def _graph(*nodes: Any, kind: int = TensorProto.FLOAT, **constants: np.ndarray) 
     return helper.make_model(helper.make_graph(list(nodes), "g", values[:1], values[1:], tensors)).SerializeToString()
 
 
-ONE, ZERO = np.float32([0.1]), np.zeros(1, np.int8)
+ONE, ZERO = np.array([0.1], np.float32), np.zeros(1, np.int8)
 REFUSED = {
     "must feed a Cast": _graph(helper.make_node("Identity", ["x"], ["y"]), kind=TensorProto.UINT8),
     "symmetric": _graph(helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"]), s=ONE, z=ZERO + 3),
     "UINT8 quantisation": _graph(
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"]), s=ONE, z=ZERO.astype(np.uint8)
     ),
-    "int32 constant": _graph(helper.make_node("DequantizeLinear", ["b", "s"], ["y"]), s=ONE, b=np.int32([1])),
+    "int32 constant": _graph(helper.make_node("DequantizeLinear", ["b", "s"], ["y"]), s=ONE, b=np.array([1], np.int32)),
     "all be positive": _graph(helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"]), s=-ONE, z=ZERO),
-    "antialias": _graph(helper.make_node("Resize", ["x", "", "", "n"], ["y"], antialias=1), n=np.int64([1, 4])),
+    "antialias": _graph(helper.make_node("Resize", ["x", "", "", "n"], ["y"], antialias=1), n=np.array([1, 4])),
 }
 
 

@@ -17,9 +17,8 @@ from edgefg.artifact.manifest import Manifest, OutputSpec
 from edgefg.decision import decide
 from edgefg.errors import ParityError
 from edgefg.preprocess import InputSpec
-from tests.conftest import MODELS, TINY
+from tests.conftest import MODELS, TINY, Tiny
 
-Tiny = Callable[[str], Path]
 Rewrite = Callable[..., Manifest]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,8 @@ from edgefg.artifact.manifest import (
 from edgefg.preprocess import InputSpec
 from edgefg.settings.gate import Gate
 from edgefg.taxonomy import TaxonomyLevel
-from tests.conftest import MODELS, TINY
+from tests.conftest import MODELS, TINY, Tiny
 
-Tiny = Callable[[str], Path]
 PATH = Path("model.json")
 
 shares = st.floats(0, 1)
@@ -245,7 +243,7 @@ def test_a_missing_file_of_an_ir(tiny: Tiny, suffix: str) -> None:
 
 @pytest.mark.parametrize("file", ["model.xml", "model.bin", "golden.npz"])
 def test_an_altered_file_never_reaches_the_engine(tiny: Tiny, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object, **__: object) -> None:
+    def never(*_: object, **__: Any) -> None:
         raise AssertionError("the engine was loaded")
 
     monkeypatch.setattr("edgefg.classifier.load", never)

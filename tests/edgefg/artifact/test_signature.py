@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
 from edgefg import Classifier, IntegrityError, RuntimeUnavailableError
 from edgefg.artifact.signature import new_key, sign, signature_path, verify_signature
 from edgefg.errors import DataError, EdgefgError
+from tests.conftest import Run, Tiny
 
-Tiny = Callable[[str], Path]
 PEM = serialization.Encoding.PEM
 OPENSSL_KEY = b"""-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC
@@ -110,7 +109,7 @@ def test_nothing_that_was_altered_reaches_the_engine(
     spoil(signed)
     assert message in _refused(signed, keys[1])
 
-    def never(*_: object, **__: object) -> None:
+    def never(*_: object, **__: Any) -> None:
         raise AssertionError("it went on")
 
     for later in ("read_manifest", "check_artifact", "load"):
@@ -205,7 +204,9 @@ def test_new_keys_are_private_and_never_overwrite(tmp_path: Path) -> None:
         new_key(tmp_path / "no" / "private.pem")
 
 
-def test_without_the_package_the_extra_is_named(signed: Path, keys: tuple[Path, Path], monkeypatch) -> None:
+def test_without_the_package_the_extra_is_named(
+    signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = builtins.__import__
 
     def without(name: str, *rest: Any, **named: Any) -> Any:
@@ -217,7 +218,7 @@ def test_without_the_package_the_extra_is_named(signed: Path, keys: tuple[Path, 
     assert "pip install 'edgefg[sign]'" in _refused(signed, keys[1], RuntimeUnavailableError)
 
 
-def test_the_verb(run, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verb(run: Run, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = tiny("ir")
     status, out, err = run("sign", model, "--new-key", "private.pem")
@@ -239,7 +240,7 @@ def test_the_verb(run, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["--key", "a.pem"], "cannot use the private key a.pem: No such file or directory"),
     ],
 )
-def test_a_mistake_at_the_verb_is_one_line_and_status_2(run, tiny: Tiny, options: list[str], message: str) -> None:
+def test_a_mistake_at_the_verb_is_one_line_and_status_2(run: Run, tiny: Tiny, options: list[str], message: str) -> None:
     status, out, err = run("sign", tiny("ir"), *options)
     assert (status, out) == (2, "")
     assert message in err

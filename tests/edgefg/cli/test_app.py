@@ -9,12 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from edgefg import __version__, cli
 from edgefg.cli.app import app
-from tests.conftest import BLOCKER
+from tests.conftest import BLOCKER, Python, Run
 
 PANELS = ("Data", "Train", "Compress", "Export", "Device", "Measure")
 VERBS = {verb: panel for panel in PANELS for verb in vars(getattr(cli, panel.lower())) if verb in list(app)}
@@ -30,14 +32,14 @@ def entries(text: str) -> dict[str, str]:
     return dict(re.findall(r"^│ \*? *(\S+)(?: [^ ]+)* {2,}(\S.*\S) *│$", text, flags=re.MULTILINE))
 
 
-def described(run, verb: str) -> str:
+def described(run: Run, verb: str) -> str:
     """The help of a verb on one line."""
     status, out, err = run(verb, "--help")
     assert (status, err) == (0, "")
     return re.sub(r"[\s│]+", " ", out)
 
 
-def test_verbs_stand_in_panels_in_the_order_of_the_work(run) -> None:
+def test_verbs_stand_in_panels_in_the_order_of_the_work(run: Run) -> None:
     status, out, err = run("--help")
     assert (status, err) == (0, "")
     titles = re.findall(r"^╭─ (\w+)", out, flags=re.MULTILINE)
@@ -49,7 +51,7 @@ def test_verbs_stand_in_panels_in_the_order_of_the_work(run) -> None:
     assert run()[1] == out
 
 
-def test_lists_of_verbs_fit_in_80_columns(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_of_verbs_fit_in_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = run("--help")
     found = entries(out)
@@ -58,12 +60,14 @@ def test_lists_of_verbs_fit_in_80_columns(run, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
-def test_every_argument_and_option_is_described(run, verb: str) -> None:
+def test_every_argument_and_option_is_described(run: Run, verb: str) -> None:
     status, out, err = run(verb, "--help")
     assert (status, err) == (0, "")
     assert out.startswith(f"Usage: edgefg {verb} ")
     found = entries(out)
-    parameters = inspect.signature(app[verb].default_command).parameters.values()
+    function = app[verb].default_command
+    assert function is not None
+    parameters = inspect.signature(function).parameters.values()
     assert len(parameters) >= 1
     for parameter in parameters:
         names = [parameter.name.upper(), f"--{parameter.name.replace('_', '-')}", "--for", "--out"]
@@ -71,22 +75,22 @@ def test_every_argument_and_option_is_described(run, verb: str) -> None:
         assert re.search(r"\w{2}", text), parameter.name
 
 
-def test_options_have_their_help_default_and_choices_from_the_settings(run) -> None:
+def test_options_have_their_help_default_and_choices_from_the_settings(run: Run) -> None:
     text = described(run, "verify")
     assert re.search(r"─ Gate ─+╮ --max-drop FLOAT [^─]*\[default: 1.0\]", text)
     assert "--json Print the result as JSON. --" not in text
     assert "[choices: none, mixup, cutmix, snapmix] [default: none]" in described(run, "train")
 
 
-def test_a_verb_has_its_own_defaults(run) -> None:
+def test_a_verb_has_its_own_defaults(run: Run) -> None:
     for verb, epochs, rate in (("train", 10, 0.001), ("prune", 5, 0.0005), ("qat", 3, 3e-05)):
         text = described(run, verb)
         assert re.search(rf"--epochs INT [^─]*?\[default: {epochs}\]", text), verb
         assert re.search(rf"--lr FLOAT [^─]*?\[default: {rate}\]", text), verb
 
 
-def test_given_options_change_only_themselves(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
+def test_given_options_change_only_themselves(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
     monkeypatch.setattr("edgefg.export.prune.prune.prune", lambda *args, **kwargs: seen.update(args=args, **kwargs))
     status, _, err = run("prune", "s", "d", "--out", "o", "--epochs", 2, "--max-ratio=0.5", "--isomorphic")
     assert (status, err) == (0, "")
@@ -96,7 +100,7 @@ def test_given_options_change_only_themselves(run, monkeypatch: pytest.MonkeyPat
     assert "lr=0.0005" in repr(training)
 
 
-def test_version(run) -> None:
+def test_version(run: Run) -> None:
     assert run("--version") == (0, f"edgefg {__version__}\n", "")
 
 
@@ -123,14 +127,14 @@ def test_version(run) -> None:
         ("build m --precision int4", 'Invalid value "int4" for --precision.'),
     ],
 )
-def test_a_usage_error_is_one_line_and_status_2(run, line: str, said: str) -> None:
+def test_a_usage_error_is_one_line_and_status_2(run: Run, line: str, said: str) -> None:
     status, out, err = run(*line.split())
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"edgefg: {said}")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell: str, tmp_path) -> None:
+def test_completion(shell: Literal["bash", "zsh", "fish"], tmp_path: Path) -> None:
     script = app.generate_completion(shell=shell)
     for word in (*VERBS, "--max-drop", "snapmix"):
         assert word in script
@@ -153,14 +157,14 @@ def test_a_terminal_without_greek_letters(locale: dict[str, str]) -> None:
     assert b"mix-alpha" in done.stdout
 
 
-def test_json_is_ascii_where_it_has_to_be(python) -> None:
+def test_json_is_ascii_where_it_has_to_be(python: Python) -> None:
     code = "from edgefg.cli.app import print_json\nsys.stdout.reconfigure(encoding=sys.argv[1])\nprint_json({'é': 1})"
     for encoding in ("utf-8", "ascii", "latin-1"):
         done = python(code, encoding)
         assert json.loads(done.stdout) == {"é": 1}, done.stderr
 
 
-def test_the_help_loads_no_engine(python) -> None:
+def test_the_help_loads_no_engine(python: Python) -> None:
     done = python(
         "from edgefg.cli import main\nsys.argv = ['edgefg', '--help']\ntry:\n    main()\nfinally:\n"
         "    print([name for name in ('cv2', 'torch', 'onnx', 'openvino') if name in sys.modules], file=sys.stderr)"

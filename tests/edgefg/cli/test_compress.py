@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.training import Augmentation, FineTuning, Schedule, TrainingConfig
+from tests.conftest import Run
+
+Call = Callable[[str, str], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 @pytest.fixture
-def call(run, monkeypatch: pytest.MonkeyPatch):
+def call(run: Run, monkeypatch: pytest.MonkeyPatch) -> Call:
     """Run a command whose library function does nothing; returns what it was called with."""
 
     def call(function: str, line: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -22,12 +26,13 @@ def call(run, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(function, lambda *args, **options: seen.extend((args, options)))
         status, _, err = run(*line.split())
         assert (status, err) == (0, "")
-        return tuple(seen)  # type: ignore[return-value]
+        args, options = seen
+        return args, options
 
     return call
 
 
-def test_distill(call) -> None:
+def test_distill(call: Call) -> None:
     line = "distill t d --out o --image-size 128 --loss dkd --ema 0.99 --layer-decay 0.7 --also t2 --also t3"
     args, options = call("edgefg.export.distill.distill.distill", line)
     assert args[-1] == TrainingConfig(
@@ -40,7 +45,7 @@ def test_distill(call) -> None:
     assert [str(path) for path in options["also"]] == ["t2", "t3"]
 
 
-def test_prune_and_qat_have_short_schedules(call) -> None:
+def test_prune_and_qat_have_short_schedules(call: Call) -> None:
     args, _ = call("edgefg.export.prune.prune.prune", "prune s d --out o --uniform --mix cutmix")
     assert args[-2:] == (
         TrainingConfig(schedule=Schedule(epochs=5, lr=5e-4), augmentation=Augmentation(mix="cutmix")),
@@ -51,7 +56,7 @@ def test_prune_and_qat_have_short_schedules(call) -> None:
     assert options["to"] == "onnx"
 
 
-def test_compress_keeps_what_it_does_not_offer(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compress_keeps_what_it_does_not_offer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
     class StopError(Exception):

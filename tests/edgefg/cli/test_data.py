@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgefg.data.csv_manifest import read_csv
+from tests.conftest import Run
 from tests.synthetic import write_dataset
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import BLOCKER
+from tests.conftest import BLOCKER, Run, Tiny
 
 
 @pytest.mark.parametrize("kind", ["ir", "onnx", "null"])
-def test_predict(run, tiny, birds: Path, image: Path, kind: str) -> None:
+def test_predict(run: Run, tiny: Tiny, birds: Path, image: Path, kind: str) -> None:
     status, out, err = run("predict", tiny(kind), image, "--json")
     assert (status, err) == (0, "")
     answer = json.loads(out)
@@ -26,7 +26,7 @@ def test_predict(run, tiny, birds: Path, image: Path, kind: str) -> None:
     assert answer["label"] in out.splitlines()[0]
 
 
-def test_predict_goes_on_after_an_unreadable_image(run, tiny, image: Path, tmp_path: Path) -> None:
+def test_predict_goes_on_after_an_unreadable_image(run: Run, tiny: Tiny, image: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"\xff\xd8")
     status, out, err = run("predict", tiny("onnx"), bad, image, "--json")
@@ -37,7 +37,7 @@ def test_predict_goes_on_after_an_unreadable_image(run, tiny, image: Path, tmp_p
     assert err.count("\n") == 1
 
 
-def test_predict_runs_where_importing_torch_raises(tiny, image: Path) -> None:
+def test_predict_runs_where_importing_torch_raises(tiny: Tiny, image: Path) -> None:
     code = BLOCKER.replace("BLOCKED", "{'torch', 'onnx', 'timm', 'tqdm', 'nncf'}")
     code += "from edgefg.cli import main; main()"
     done = subprocess.run(
@@ -50,7 +50,7 @@ def test_predict_runs_where_importing_torch_raises(tiny, image: Path) -> None:
     assert "%" in done.stdout
 
 
-def test_verify_inspect_and_doctor(run, tiny) -> None:
+def test_verify_inspect_and_doctor(run: Run, tiny: Tiny) -> None:
     status, out, _ = run("verify", tiny("ir"), "--json")
     assert status == 0
     assert json.loads(out)["golden"]["input_levels"] <= 1

@@ -10,10 +10,10 @@ import sys
 import msgspec
 
 from edgefg.doctor import Report
-from tests.conftest import BLOCKER
+from tests.conftest import BLOCKER, Run
 
 
-def test_the_verb_on_this_machine(run) -> None:
+def test_the_verb_on_this_machine(run: Run) -> None:
     status, out, err = run("doctor", "--json")
     assert (status, err) == (0, "")
     report = msgspec.json.decode(out, type=Report)

@@ -18,11 +18,11 @@ from edgefg.quiet import quiet
 from edgefg.settings.export import ExportConfig
 from edgefg.settings.gate import Gate
 from edgefg.settings.quantization import QuantizationConfig
-from tests.conftest import TINY
+from tests.conftest import TINY, Run
 from tests.export.quantizing import quantize_tensorrt
 
 
-def test_export_hands_over_groups_of_settings(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_hands_over_groups_of_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr("edgefg.export.export.export_checkpoint", lambda *args, **options: seen.update(options))
     line = "export c --to openvino --out o --precision int8 --num-samples 24 --no-reduce-range --keep-layers a"
@@ -37,7 +37,7 @@ def test_export_hands_over_groups_of_settings(run, monkeypatch: pytest.MonkeyPat
     assert seen["gate"] is None
 
 
-def test_sensitivity_needs_few_images(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sensitivity_needs_few_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
     class Found:
@@ -76,7 +76,7 @@ def spoilt(quantized: Path, tmp_path: Path) -> Path:
     return tmp_path / "spoilt.onnx"
 
 
-def test_all_rules_hold(run, quantized: Path) -> None:
+def test_all_rules_hold(run: Run, quantized: Path) -> None:
     nodes = len(onnx.load(quantized).graph.node)
     status, out, err = run("check", quantized, "--for", "tensorrt")
     assert (status, err, out.count("\n")) == (0, "", 1)
@@ -84,7 +84,7 @@ def test_all_rules_hold(run, quantized: Path) -> None:
     assert out.endswith(f"{len(RULES)} rules: all hold\n")
 
 
-def test_one_line_a_violation(run, spoilt: Path) -> None:
+def test_one_line_a_violation(run: Run, spoilt: Path) -> None:
     status, out, err = run("check", spoilt, "--for", "tensorrt")
     head, *lines = out.splitlines()
     assert (status, err, len(lines)) == (1, "", 4)
@@ -93,7 +93,7 @@ def test_one_line_a_violation(run, spoilt: Path) -> None:
     assert all(said in line for line in lines)
 
 
-def test_json(run, quantized: Path, spoilt: Path) -> None:
+def test_json(run: Run, quantized: Path, spoilt: Path) -> None:
     status, out, _ = run("check", quantized, "--json")
     assert (status, json.loads(out)["broken"]) == (0, [])
     status, out, _ = run("check", spoilt, "--json")
@@ -103,7 +103,7 @@ def test_json(run, quantized: Path, spoilt: Path) -> None:
     assert all(violation["refused"] and violation["node"] for violation in answer["broken"])
 
 
-def test_a_reason_for_fp32_is_told(run, quantized: Path, tmp_path: Path) -> None:
+def test_a_reason_for_fp32_is_told(run: Run, quantized: Path, tmp_path: Path) -> None:
     model = onnx.load(quantized)
     model.metadata_props.add(key=FULL_PRECISION, value="activations reach 70000")
     onnx.save(model, tmp_path / "m.onnx")
@@ -114,7 +114,7 @@ def test_a_reason_for_fp32_is_told(run, quantized: Path, tmp_path: Path) -> None
     assert (status, json.loads(out)["float32"]) == (0, "activations reach 70000")
 
 
-def test_a_dynamically_quantised_graph_is_refused(run, tmp_path: Path) -> None:
+def test_a_dynamically_quantised_graph_is_refused(run: Run, tmp_path: Path) -> None:
     with quiet():
         quantize_dynamic(TINY / "onnx" / "model.onnx", tmp_path / "m.onnx")
     status, out, _ = run("check", tmp_path / "m.onnx")
@@ -130,13 +130,13 @@ def test_a_dynamically_quantised_graph_is_refused(run, tmp_path: Path) -> None:
         ([TINY / "onnx" / "model.json"], "is no ONNX file that can be read"),
     ],
 )
-def test_bad_usage(run, words: list[object], said: str) -> None:
+def test_bad_usage(run: Run, words: list[object], said: str) -> None:
     status, _, err = run("check", *words)
     assert (status, err.count("\n")) == (2, 1)
     assert said in err
 
 
-def test_onnx_is_not_installed(run, quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_is_not_installed(run: Run, quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "edgefg.export.onnx.check")
     monkeypatch.setitem(sys.modules, "onnx", None)
     status, _, err = run("check", quantized)

@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Run, Tiny
 
 
 def break_hash(model: Path) -> None:
@@ -34,7 +37,7 @@ def break_hash(model: Path) -> None:
 )
 @pytest.mark.parametrize("verb", ["predict", "verify", "inspect", "bench"])
 def test_an_artifact_that_cannot_be_trusted_is_one_line_and_status_2(
-    run, tiny, image: Path, spoil, message: str, verb: str
+    run: Run, tiny: Tiny, image: Path, spoil: Callable[[Path], object], message: str, verb: str
 ) -> None:
     model = tiny("ir")
     spoil(model)
@@ -74,7 +77,7 @@ def test_an_artifact_that_cannot_be_trusted_is_one_line_and_status_2(
     ],
 )
 def test_a_user_s_mistake_is_told_without_traceback_and_status_2(
-    run, tiny, birds: Path, tmp_path: Path, arguments: list[str], message: str
+    run: Run, tiny: Tiny, birds: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "text.jpg").write_text("no image")
     places = {
@@ -91,7 +94,7 @@ def test_a_user_s_mistake_is_told_without_traceback_and_status_2(
     assert not (tmp_path / "out" / "teacher.safetensors").exists()
 
 
-def test_a_failed_check_is_status_1(run, tiny) -> None:
+def test_a_failed_check_is_status_1(run: Run, tiny: Tiny) -> None:
     model = tiny("ir")
     manifest = json.loads(model.with_suffix(".json").read_text())
     manifest["golden"]["parent_logits"] = 1e-30
@@ -102,7 +105,7 @@ def test_a_failed_check_is_status_1(run, tiny) -> None:
     assert err.startswith("edgefg: engine: deviates by")
 
 
-def test_ctrl_c_is_one_line_and_status_130(run, tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_one_line_and_status_130(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
@@ -112,7 +115,7 @@ def test_ctrl_c_is_one_line_and_status_130(run, tiny, monkeypatch: pytest.Monkey
     assert err == "edgefg: interrupted; the same command resumes what can be resumed\n"
 
 
-def test_a_stop_is_status_143_whatever_else_it_upsets(run, tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_is_status_143_whatever_else_it_upsets(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*args: object, **kwargs: object) -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -124,7 +127,7 @@ def test_a_stop_is_status_143_whatever_else_it_upsets(run, tiny, monkeypatch: py
     assert run("predict", tiny("null"), "x.jpg")[0] == 143
 
 
-def test_a_failure_of_its_own_is_none_of_a_stop_s(run, tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_its_own_is_none_of_a_stop_s(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     def failed(*args: object, **kwargs: object) -> None:
         raise RuntimeError("a bug")
 
@@ -133,7 +136,7 @@ def test_a_failure_of_its_own_is_none_of_a_stop_s(run, tiny, monkeypatch: pytest
         run("predict", tiny("null"), "x.jpg")
 
 
-def test_signal_handlers_are_restored(run, tiny) -> None:
+def test_signal_handlers_are_restored(run: Run, tiny: Tiny) -> None:
     def own(*_: object) -> None:
         """A handler of the application that calls main."""
 
@@ -153,7 +156,7 @@ def edgefg(*arguments: object, **options: object) -> subprocess.CompletedProcess
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options)  # type: ignore[call-overload]
 
 
-def test_a_reader_that_goes_away_is_no_error(tiny) -> None:
+def test_a_reader_that_goes_away_is_no_error(tiny: Tiny) -> None:
     read, write = os.pipe()
     os.close(read)
     done = edgefg("inspect", tiny("null"), stdout=write)
@@ -162,7 +165,7 @@ def test_a_reader_that_goes_away_is_no_error(tiny) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
-def test_a_full_disk_is_one_line_and_status_2(tiny) -> None:
+def test_a_full_disk_is_one_line_and_status_2(tiny: Tiny) -> None:
     with Path("/dev/full").open("w") as full:
         done = edgefg("inspect", tiny("null"), stdout=full)
     assert (done.returncode, done.stderr) == (2, "edgefg: [Errno 28] No space left on device\n")

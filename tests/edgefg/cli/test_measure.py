@@ -19,7 +19,7 @@ from edgefg.settings.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
-from tests.conftest import BLOCKER
+from tests.conftest import BLOCKER, Run, Tiny
 
 _LEVELS = (127.0, 127.0, 127.0)
 
@@ -56,7 +56,7 @@ def blanks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_everything_of_an_artifact(run, tiny, birds: Path, blanks: Path, tmp_path: Path) -> None:
+def test_everything_of_an_artifact(run: Run, tiny: Tiny, birds: Path, blanks: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     status, out, err = run(
         *("evaluate", tiny("onnx"), birds, "--against", tiny("ir"), "--unknown", blanks, "--report", page, "--json"),
@@ -76,7 +76,7 @@ def test_everything_of_an_artifact(run, tiny, birds: Path, blanks: Path, tmp_pat
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_an_artifact_against_a_checkpoint(run, tiny, birds: Path, checkpoint: Path, blanks: Path) -> None:
+def test_an_artifact_against_a_checkpoint(run: Run, tiny: Tiny, birds: Path, checkpoint: Path, blanks: Path) -> None:
     views = ("--positive", "bar", "--unknown", blanks, "--split", "val")
     status, out, err = run("evaluate", tiny("onnx"), birds, "--against", checkpoint, *views)
     assert (status, err) == (0, "")
@@ -88,7 +88,9 @@ def test_an_artifact_against_a_checkpoint(run, tiny, birds: Path, checkpoint: Pa
     assert f"{found['against']['gained']} images lost, {found['against']['lost']} gained" in out
 
 
-def test_data_without_a_test_split_are_measured_on_val(run, tiny, birds: Path, checkpoint: Path, tmp_path) -> None:
+def test_data_without_a_test_split_are_measured_on_val(
+    run: Run, tiny: Tiny, birds: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     for split in ("train", "val"):
         (tmp_path / split).symlink_to(birds / split)
     for model in (tiny("onnx"), checkpoint):
@@ -97,7 +99,7 @@ def test_data_without_a_test_split_are_measured_on_val(run, tiny, birds: Path, c
         assert json.loads(out)["split"] == "val"
 
 
-def test_an_unreadable_unknown_image(run, tiny, birds: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_an_unreadable_unknown_image(run: Run, tiny: Tiny, birds: Path, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8")
     cv2.imwrite(str(tmp_path / "good.png"), np.zeros((9, 9, 3), np.uint8))
     for model in (tiny("onnx"), checkpoint):
@@ -111,7 +113,7 @@ def test_an_unreadable_unknown_image(run, tiny, birds: Path, checkpoint: Path, t
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
-def test_without_matplotlib_all_but_the_page_is_there(package: str, tiny, birds: Path, tmp_path: Path) -> None:
+def test_without_matplotlib_all_but_the_page_is_there(package: str, tiny: Tiny, birds: Path, tmp_path: Path) -> None:
     code = BLOCKER.replace("BLOCKED", f"{{'torch', {package!r}}}") + "from edgefg.cli import main; main()"
     command = [sys.executable, "-W", "error", "-c", code, "evaluate", str(tiny("onnx")), str(birds)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -126,7 +128,7 @@ def test_without_matplotlib_all_but_the_page_is_there(package: str, tiny, birds:
     assert not page.exists()
 
 
-def test_explain_goes_on_after_an_unreadable_image(run, birds: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_explain_goes_on_after_an_unreadable_image(run: Run, birds: Path, checkpoint: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"\xff\xd8")
     good = sorted((birds / "test").rglob("*.*g"))
@@ -142,7 +144,7 @@ def test_explain_goes_on_after_an_unreadable_image(run, birds: Path, checkpoint:
     assert Path(found["picture"]).is_file()
 
 
-def test_an_artifact_by_split(run, tiny, birds: Path) -> None:
+def test_an_artifact_by_split(run: Run, tiny: Tiny, birds: Path) -> None:
     status, out, _ = run("evaluate", tiny("onnx"), birds, "--json")
     scores = json.loads(out)
     assert status == 0
@@ -153,7 +155,7 @@ def test_an_artifact_by_split(run, tiny, birds: Path) -> None:
     assert re.search(r"^split +val$", out, flags=re.MULTILINE)
 
 
-def test_bench_prints_a_table_then_one_json_line(run, tiny, tmp_path: Path) -> None:
+def test_bench_prints_a_table_then_one_json_line(run: Run, tiny: Tiny, tmp_path: Path) -> None:
     status, out, _ = run(
         "bench", tiny("null"), "--iterations", 4, "--rounds", 2, "--warmup", 1, "--out", tmp_path / "r.json"
     )
@@ -175,7 +177,9 @@ def test_bench_prints_a_table_then_one_json_line(run, tiny, tmp_path: Path) -> N
         (["explain", "{checkpoint}", "{birds}", "--out", "{file}"], "cannot write"),
     ],
 )
-def test_mistakes(run, tiny, birds: Path, checkpoint: Path, tmp_path: Path, arguments, message: str) -> None:
+def test_mistakes(
+    run: Run, tiny: Tiny, birds: Path, checkpoint: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     (tmp_path / "file").touch()
     places = {
         "tiny": tiny("onnx"),

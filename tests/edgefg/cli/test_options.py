@@ -17,7 +17,7 @@ def shared() -> list[Parameter]:
 
 
 def test_each_is_a_sentence() -> None:
-    texts = [extra.help for extra in shared()]
+    texts = [extra.help or "" for extra in shared()]
     assert len(texts) >= 8
     assert all(text[0].isupper() and text.endswith(".") for text in texts)
 

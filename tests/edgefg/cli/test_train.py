@@ -10,9 +10,10 @@ import pytest
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Augmentation, FineTuning, MetricLearning, Schedule, TrainingConfig
+from tests.conftest import Run
 
 
-def test_options_of_all_groups_reach_the_training(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_all_groups_reach_the_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
     def train_teacher(data: object, out: object, config: TrainingConfig, **options: object) -> str:
@@ -37,12 +38,12 @@ def test_options_of_all_groups_reach_the_training(run, monkeypatch: pytest.Monke
     assert (seen["skip_corrupt"], seen["restart"]) == (False, False)
 
 
-def test_an_option_of_a_method_is_name_and_value(run) -> None:
+def test_an_option_of_a_method_is_name_and_value(run: Run) -> None:
     status, _, err = run("train", "d", "--out", "o", "-o", "maps")
     assert (status, err) == (2, "edgefg: --option 'maps' is not NAME=VALUE, for instance maps=32\n")
 
 
-def test_methods(run) -> None:
+def test_methods(run: Run) -> None:
     status, out, err = run("methods", "--json")
     assert (status, err) == (0, "")
     assert {"plain", "bcnn", "cbam"} <= json.loads(out).keys()

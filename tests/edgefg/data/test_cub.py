@@ -74,7 +74,7 @@ def test_object_head_and_body(root: Path) -> None:
     assert data.parts == ("object", "head", "body")
     assert data.boxes is not None
     assert set(data.boxes) == {path for samples in data.splits.values() for path, _ in samples}
-    expected = [[5, 4, 55, 34], [10.1, 4, 43.9, 23.9], [8.1, 4, 41.9, 22.9]]
+    expected = np.array([[5, 4, 55, 34], [10.1, 4, 43.9, 23.9], [8.1, 4, 41.9, 22.9]])
     for boxes in data.boxes.values():
         assert boxes.dtype == np.float32
         np.testing.assert_allclose(boxes, expected, rtol=1e-6)

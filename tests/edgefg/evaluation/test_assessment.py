@@ -66,7 +66,8 @@ def test_two_models_on_the_same_images_in_other_orders() -> None:
         against = assess(mine, "trees", other=each).against
         assert against is not None
         found = against.comparison
-        assert (against.model, found.gained, found.lost, found.agreement) == ("fp32.onnx", 1, 0, pytest.approx(4 / 5))
+        assert (against.model, found.gained, found.lost) == ("fp32.onnx", 1, 0)
+        assert found.agreement == pytest.approx(4 / 5)
         assert found.drop == pytest.approx(-100 / 5)
         assert found.mcnemar_p == mcnemar_p(np.array([True]), np.array([False]))
         assert against.classes == ()

@@ -8,6 +8,7 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,7 +18,6 @@ from edgefg import Classifier
 from edgefg.artifact import golden
 from edgefg.artifact.manifest import Provenance, read_manifest
 from edgefg.errors import ExportError, RuntimeUnavailableError
-from edgefg.evaluation import package
 from edgefg.evaluation.package import Draft, golden_frames, write_artifact
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from tests.conftest import TINY
@@ -134,11 +134,11 @@ def test_folder_that_cannot_be_made(draft: Draft, tmp_path: Path) -> None:
         write_artifact(tmp_path / "file" / "a", draft, _copy("onnx"))
 
 
-def _full(*_: object, **__: object) -> None:
+def _full(*_: object, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _refused(*_: object, **__: object) -> None:
+def _refused(*_: object, **__: Any) -> None:
     raise RuntimeUnavailableError("the engine refused the model")
 
 
@@ -229,12 +229,12 @@ def test_parent_of_another_network_is_noticed(draft: Draft, tmp_path: Path) -> N
 def test_logits_that_are_not_finite_are_noticed(draft: Draft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predict = Classifier.predict_batch
 
-    def broken(self: Classifier, *args: object, **options: object) -> object:
+    def broken(self: Classifier, *args: object, **options: Any) -> object:
         rows = predict(self, *args, **options)  # type: ignore[arg-type]
         rows[0].logits[0] = np.nan
         return rows
 
-    monkeypatch.setattr(package.Classifier, "predict_batch", broken)
+    monkeypatch.setattr(Classifier, "predict_batch", broken)
     with pytest.raises(ExportError, match="not finite"):
         write_artifact(tmp_path / "a", draft, _copy("onnx"))
 

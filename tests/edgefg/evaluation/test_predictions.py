@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,12 +13,12 @@ from edgefg.errors import DataError
 from edgefg.evaluation.predictions import evaluate, logits_of, predict_files
 from edgefg.image_io import read_image
 from edgefg.metrics import Scores
-from edgefg.progress import progress_shown_by
+from edgefg.progress import T, progress_shown_by
 from edgefg.settings.split import SplitSpec
 from tests.benchmarks.conftest import MakeArtifact
 
 
-def evaluate_artifact(model: Path, data: Path, split: str | None = None, **options: bool) -> Scores:
+def evaluate_artifact(model: Path, data: Path, split: str | None = None, **options: Any) -> Scores:
     with Classifier(model) as classifier:
         return evaluate(classifier, data, split, **options).scores
 
@@ -119,7 +120,7 @@ def test_progress_and_the_images_that_are_kept(tmp_path: Path) -> None:
             cv2.imwrite(str(file), np.full((4, 4, 3), i, np.uint8))
     shown: list[object] = []
 
-    def bar(items, description, total):
+    def bar(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
         shown.append((description, total))
         for item in items:
             shown.append(item)

@@ -20,8 +20,8 @@ from edgefg.errors import DataError, GateError, IntegrityError, ManifestError, P
 from edgefg.evaluation.verify import VerifyReport, examine, verify
 from edgefg.preprocess import UInt8Array
 from edgefg.settings.gate import Gate
+from tests.conftest import Tiny
 
-Tiny = Callable[[str], Path]
 LABELS = ("bar", "cross", "disc", "pair")
 
 

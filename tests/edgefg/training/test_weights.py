@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,7 @@ def test_a_checkpoint_of_a_later_edgefg_is_no_state_dict(tmp_path: Path) -> None
         (lambda path: torch.save(build_backbone("test_resnet", 4).state_dict(), path), "weights of another network"),
     ],
 )
-def test_unusable_files(tmp_path: Path, make, message: str) -> None:
+def test_unusable_files(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     path = tmp_path / "w.pth"
     make(path)
     with pytest.raises(WeightsError, match=message):

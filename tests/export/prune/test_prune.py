@@ -23,12 +23,12 @@ from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, load, read_header, save
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
+from tests.conftest import Run
 from tests.synthetic import write_dataset
 
 HERE = Hardware(accelerator="cpu", workers=0)
 CONFIG = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, batch_size=16))
 IN_ROUNDS = PruningConfig(macs=0.8, round_to=4, rounds=2)
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +41,13 @@ from edgefg.training.checkpoint import SCHEMA, Header, Quantized, load, read_hea
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
+from tests.conftest import Run
 from tests.export.quantizing import quantize_tensorrt
 from tests.synthetic import write_dataset
 
 HERE = Hardware(accelerator="cpu", workers=0)
 CONFIG = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, batch_size=16, lr=1e-4))
 SPEC = InputSpec(height=32, width=32)
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from edgefg.export.quantize.layer_sensitivity import scan
 from edgefg.export.targets import TARGETS
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.training.models.network import Network
+from tests.conftest import Run
 from tests.export.conftest import write_checkpoint
 from tests.export.quantize.conftest import HURT
 from tests.export.quantizing import quantizer_of
@@ -48,7 +49,7 @@ def test_the_figures_are_those_of_the_logits(spoilt: Path, inputs: UInt8Array, t
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json(
-    run, resnet: tuple[Network, InputSpec], birds_folder: Path, tmp_path: Path
+    run: Run, resnet: tuple[Network, InputSpec], birds_folder: Path, tmp_path: Path
 ) -> None:
     labels = ("bar", "cross", "disc", "pair")
     checkpoint = write_checkpoint(tmp_path / "r.safetensors", resnet[0], "resnet10t", labels, 32)

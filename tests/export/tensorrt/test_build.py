@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -21,12 +20,10 @@ from edgefg.export.tensorrt import build
 from edgefg.export.tensorrt.build import build_engine
 from edgefg.export.tensorrt.builder import settings_of
 from edgefg.export.tensorrt.worker import Settings
-from tests.conftest import TINY
+from tests.conftest import TINY, Run
 from tests.simulated.books import Books
 from tests.simulated.install import simulated_device
 from tests.threads import run_together
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def copy(kind: str, folder: Path, **fields: object) -> Path:

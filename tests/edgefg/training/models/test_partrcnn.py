@@ -34,7 +34,7 @@ _PARTS = "object,head,mark"
 _NAN = float("nan")
 
 
-def _network(backbone: str = "resnet10t", **options: object) -> PartRCNN:
+def _network(backbone: str = "resnet10t", **options: Any) -> PartRCNN:
     torch.manual_seed(0)
     values = {"parts": _PARTS, "region_size": 0.5, "width": 16, "proposals": 20} | options
     network = build("partrcnn", build_backbone(backbone, 3), IMAGENET_MEAN, IMAGENET_STD, values)
@@ -298,7 +298,7 @@ def test_prepare_takes_parts_and_boxes_from_the_data(birds: Path) -> None:
 
 def test_what_is_missing_is_said(birds: Path, batch: Batch, tmp_path: Path) -> None:
     data = load_dataset(birds)
-    with pytest.raises(DataError, match="no part 'beek' has boxes"):
+    with pytest.raises(DataError, match="no boxes of the part 'beek'"):
         PartRCNN.prepare(method_options("partrcnn", {"parts": "object,beek"}), data)
     bare = write_dataset(tmp_path / "bare", classes=2, per_class=3, size=32)
     (bare / "boxes.csv").unlink()
