@@ -7,6 +7,7 @@
 set -euo pipefail
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-python -m edgefg evaluate benchmarks/models/grocery-int8/model.xml "$EDGEFG_GROCERY" --split test --report "$out/page.html"
+edgefg evaluate benchmarks/models/grocery-int8/model.xml "$EDGEFG_GROCERY" \
+    --split test --report "$out/page.html"
 chromium --headless --no-sandbox --hide-scrollbars --window-size=1000,1150 \
     --screenshot="$(dirname "$0")/evaluation.png" "file://$out/page.html"

@@ -43,7 +43,7 @@ def test_paragraphs_are_short(page: Path) -> None:
     assert not long
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent != EXPERIMENTS], ids=name_of)
+@pytest.mark.parametrize("page", [page for page in pages() if page.parent != EXPERIMENTS], ids=name_of)
 def test_sentences_are_simple(page: Path) -> None:
     """At most two commas in a sentence, besides those in code and parentheses."""
     heavy = []
@@ -63,6 +63,16 @@ def test_pictures_and_files_that_are_linked_exist(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent != EXPERIMENTS], ids=name_of)
+def test_paths_of_the_repository_exist(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    paths = re.findall(r"`((?:edgefg|export|runtimes|benchmarks|tests|docs|\.ci)/[\w./-]+)`", text)
+    removed = {"benchmarks/LOG.md", "runtimes/DEPLOYMENT.md"}
+    for path in paths:
+        path = re.sub(r"(NAME|PANEL)", "*", path)
+        assert list(ROOT.glob(path)) or path in removed, path
 
 
 def test_the_latency_picture_shows_recorded_figures() -> None:
