@@ -20,6 +20,7 @@ from edgefg.artifact.folder import check_target
 from edgefg.artifact.golden import FloatArray
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import Provenance
+from edgefg.artifact.stages import ExportStage, encode_stages, versions_of
 from edgefg.classifier import Classifier
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import Calibration, batches, choose_balanced, read_calibration, synthetic_frames
@@ -280,22 +281,22 @@ def _write_model(job: _Job, network: nn.Module, draft: Draft, folder: Path) -> P
 
 
 def _provenance(job: _Job) -> Provenance:
-    header, calibration = job.header, job.calibration
-    stages = [
-        f"{header.kind} {header.backbone} ({header.method}): {header.recipe}",
-        f"export: batch {job.config.batch or 'free'}",
-    ]
-    if calibration is not None:
-        how = [f"{len(calibration.inputs)} images", job.quantization.calibrator, f"{job.weight_bits}-bit weights"]
-        how += ["bias correction"] if job.quantization.bias_correction else []
-        how += [f"in floating point: {' '.join(job.quantization.keep_layers)}"] if job.quantization.keep_layers else []
-        stages.append(f"int8: {', '.join(how)}")
+    header, calibration, digest = job.header, job.calibration, sha256(job.checkpoint)
+    stage = ExportStage(
+        target=job.target.name,
+        precision=job.precision,
+        config=job.config,
+        quantization=None if calibration is None else replace(job.quantization, num_samples=len(calibration.inputs)),
+        parents=(digest,),
+        versions=versions_of("torch"),
+    )
     return Provenance(
         edgefg=__version__,
-        parent=sha256(job.checkpoint),
+        parent=digest,
         teacher=header.teacher,
         dataset=header.dataset,
         split=header.split,
         calibration=None if calibration is None else calibration.fingerprint,
-        recipe="; ".join(stages),
+        stages=encode_stages((*header.stages, stage)),
+        recipe=header.recipe,
     )

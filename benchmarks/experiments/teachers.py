@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from edgefg.artifact.stages import TrainStage
 from edgefg.errors import DataError
 
 _LITE0 = ("--backbone", "tf_efficientnet_lite0")
@@ -74,20 +75,15 @@ class _Accuracy(msgspec.Struct):
     images: int
 
 
-class _Recipe(msgspec.Struct):
-    image_size: int
-    epochs: int
-
-
 class _Header(msgspec.Struct):
     validation: _Accuracy
-    recipe: str
-    """What was made from what, and the settings as JSON."""
+    stages: tuple[TrainStage, ...]
 
-    @property
-    def schedule(self) -> _Recipe:
-        """The settings that all rows share."""
-        return msgspec.json.decode("{" + self.recipe.rpartition(" {")[2], type=_Recipe)
+
+def _schedule(header: _Header) -> tuple[int, int]:
+    """Return the settings that all rows share: image size and epochs."""
+    training = header.stages[0].training
+    return training.image_size, training.schedule.epochs
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -172,13 +168,12 @@ def _with_plain(planned: list[Run]) -> list[Run]:
 
 def need_schedule(planned: list[Run], out: Path, image_size: int, epochs: int) -> None:
     """Raise `DataError` where a checkpoint that is there, of a run or of plain, was trained by another schedule."""
-    wanted = _Recipe(image_size, epochs)
     for run in _with_plain(planned):
         path = run.folder(out) / "teacher.safetensors"
-        if path.exists() and (found := _header(path).schedule) != wanted:
+        if path.exists() and (found := _schedule(_header(path))) != (image_size, epochs):
             raise DataError(
-                f"{path} was trained for {found.epochs} epochs at {found.image_size} px, not {epochs} at {image_size};"
-                " give another --out, or its own --epochs and --image-size"
+                f"{path} was trained for {found[1]} epochs at {found[0]} px, not {epochs} at {image_size}. Give another"
+                " --out, or its own --epochs and --image-size"
             )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -23,7 +23,8 @@ from edgefg.settings.gate import Gate
 from edgefg.settings.split import SplitSpec
 from edgefg.taxonomy import TaxonomyLevel
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: `Provenance.stages`."""
 # How many classes `Comparison.render` lists.
 _SHOWN = 5
 
@@ -107,8 +108,13 @@ class Provenance(_Part, frozen=True, kw_only=True):
     """Fingerprint of the calibration images."""
     split: SplitSpec | None = None
     """How data without split folders were split, so that its test images can be told from its training images."""
+    stages: tuple[dict[str, Any], ...] = ()
+    """The stages that made it, the first one first: records of `edgefg.artifact.stages`, as JSON.
+
+    A device never needs their types, and must not refuse an artifact because of an option that it does not know.
+    """
     recipe: str = ""
-    """The stages and their settings, for people."""
+    """The stages in words, where files before schema 2 say no more."""
 
 
 class Accuracy(_Part, frozen=True, kw_only=True):

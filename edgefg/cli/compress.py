@@ -49,8 +49,8 @@ def distill(
     student: str = "tf_efficientnet_lite0",
     weights: Weights = "hub",
     image_size: Annotated[int | None, Parameter(validator=Number(gte=16))] = None,
-    also: tuple[Path, ...] = (),
-    extra: Path | None = None,
+    extra_teacher: tuple[Path, ...] = (),
+    unlabelled: Path | None = None,
     teacher_cache: Path | None = None,
     distillation: DistillationConfig = DistillationConfig(),
     schedule: Schedule = Schedule(),
@@ -69,8 +69,9 @@ def distill(
         data: The data set that it was trained on.
         student: The student's backbone, a timm or torchvision model.
         image_size: Height and width of the student's input in pixels. Default: the teacher's.
-        also: Checkpoint of another teacher of the same data; may be repeated. The student learns from their mean.
-        extra: Folder of unlabelled images that are added to the training images.
+        extra_teacher: Checkpoint of another teacher of the same data; may be repeated. The student
+            learns from their mean.
+        unlabelled: Folder of images without labels that are added to the training images.
         teacher_cache: File that caches the teachers' logits. Later runs with the same crops (seed, batch size, workers
             and sizes) read it.
     """
@@ -87,8 +88,8 @@ def distill(
         student=student,
         weights=weights,
         distillation=distillation,
-        also=also,
-        extra=extra,
+        extra_teachers=extra_teacher,
+        unlabelled=unlabelled,
         teacher_cache=teacher_cache,
         hardware=hardware,
         skip_corrupt=skip_corrupt,
@@ -133,7 +134,6 @@ def prune(
         hardware=hardware,
         skip_corrupt=skip_corrupt,
         restart=restart,
-        progress=_log.info,
     )
     print(path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edgefg.cli.app import command, needs, print_json
 from edgefg.cli.options import Count, Device, Flag, Json, OptionalCount, Threads, TrustedKey
@@ -197,7 +197,7 @@ def inspect(path: Path, /, *, json: Json = False) -> None:
     """
     import msgspec
 
-    from edgefg.artifact.manifest import Comparison, TemperatureScaling, check_artifact, read_manifest
+    from edgefg.artifact.manifest import check_artifact, read_manifest
 
     described: msgspec.Struct
     if path.suffix == ".safetensors":
@@ -210,15 +210,37 @@ def inspect(path: Path, /, *, json: Json = False) -> None:
     if json:
         print_json(described)
         return
+    _print_fields(described)
+
+
+def _print_fields(described: Any, indent: str = "") -> None:
+    """Print the fields of a manifest or a header; long lists are shortened."""
+    from edgefg.artifact.manifest import Comparison, Provenance, TemperatureScaling
+    from edgefg.artifact.stages import decode_stages, render_stages
+
     for name in described.__struct_fields__:
-        value = msgspec.to_builtins(getattr(described, name))
-        if isinstance(measured := getattr(described, name), (Comparison, TemperatureScaling)):
-            print(f"{name}:", measured.render().replace("\n", "\n  "))
-        elif name == "members" and value:
-            print("members:", "; ".join(member["recipe"] for member in value))
-        elif isinstance(value, (list, tuple)) and len(value) > 8:
-            print(f"{name}: {len(value)} ({', '.join(str(entry) for entry in value[:4])}, …)")
-        elif isinstance(value, dict) and len(value) > 8:
-            print(f"{name}: {len(value)} entries")
+        value = getattr(described, name)
+        if isinstance(value, Provenance):
+            print(f"{name}:")
+            _print_fields(value, "  ")
+            continue
+        if name == "stages" and value:
+            text = "\n" + render_stages(decode_stages(value) if isinstance(value[0], dict) else value)
+        elif name == "members":
+            text = "".join(f"\n{member.backbone}, {member.method}" for member in value)
+        elif isinstance(value, (Comparison, TemperatureScaling)):
+            text = value.render()
         else:
-            print(f"{name}: {value}")
+            text = _shortened(value)
+        print(f"{indent}{name}:", text.replace("\n", f"\n  {indent}"))
+
+
+def _shortened(value: object) -> str:
+    import msgspec
+
+    plain = msgspec.to_builtins(value)
+    if isinstance(plain, (list, tuple)) and len(plain) > 8:
+        return f"{len(plain)} ({', '.join(str(entry) for entry in plain[:4])}, …)"
+    if isinstance(plain, dict) and len(plain) > 8:
+        return f"{len(plain)} entries"
+    return str(plain)

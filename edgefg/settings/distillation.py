@@ -84,16 +84,6 @@ class DistillationConfig(msgspec.Struct, frozen=True, kw_only=True):
         beta = self.beta if self.loss == "dkd" else self.dkd_beta
         return replace(self, hard_weight=self.hard_share, dkd_beta=beta)
 
-    def words(self) -> list[str]:
-        """Say what is learnt."""
-        words = [f"T={self.temperature:g}", f"hard={self.hard_share:g}"]
-        if self.teacher_size:
-            words.append(f"teachers at {self.teacher_size} px")
-        if self.loss != "kl":
-            words.append(f"loss={self.loss}" + (f" β={self.beta:g}" if self.loss == "dkd" else ""))
-        weights = {"features": self.feature_weight, "attention": self.attention_weight}
-        return words + [f"{name}={weight:g}" for name, weight in weights.items() if weight]
-
     def without_maps(self) -> DistillationConfig:
         """Return the same settings, but compare predictions only."""
         return replace(self, feature_weight=0.0, attention_weight=0.0)

@@ -6,28 +6,33 @@ the plan is laid over a freshly built backbone before the tensors are loaded.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import msgspec
 import safetensors.torch
 import torch
+from msgspec.structs import replace
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from edgefg.artifact.manifest import Accuracy
+from edgefg.artifact.stages import OptionValue, StageRecord, TrainedStage
 from edgefg.errors import CheckpointError
 from edgefg.files import atomic_file
 from edgefg.preprocess import InputSpec
 from edgefg.settings.quantization import TargetName
 from edgefg.settings.split import SplitSpec
+from edgefg.settings.training import TrainingConfig
 from edgefg.taxonomy import TaxonomyLevel
-from edgefg.training.methods import build
+from edgefg.training.methods import METHODS, build, method_options
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.ensemble import Ensemble, Member
 from edgefg.training.models.network import Network
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: `Header.stages`."""
 _KEY = "edgefg"
 _WIDTHS = (
     *("in_channels", "out_channels", "groups", "in_features", "out_features"),
@@ -35,7 +40,6 @@ _WIDTHS = (
 )
 
 ChannelPlan = dict[str, dict[str, int | tuple[int, ...]]]
-Option = bool | int | float | str | tuple[str, ...] | None
 
 
 class Quantized(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -56,7 +60,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     kind: Literal["teacher", "student", "pruned", "qat"]
     method: str
     """How the network was made; one of `edgefg.training.methods.METHODS`, or ``ensemble``."""
-    options: dict[str, Option] = {}
+    options: dict[str, OptionValue] = {}
     """The method's options, all of them."""
     backbone: str
     labels: tuple[str, ...]
@@ -77,13 +81,27 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """SHA-256 of the checkpoint that this one was pruned or quantised from."""
     quantized: Quantized | None = None
     """Of kind ``qat`` alone; `edgefg.export.qat.quantized_network` reads its tensors."""
+    stages: tuple[StageRecord, ...] = ()
+    """The stages that made it, the first one first."""
     recipe: str = ""
-    """The stage's settings as JSON."""
+    """The stages in words, where checkpoints before schema 2 say no more."""
     validation: Accuracy | None = None
     members: tuple[Header, ...] = ()
     """Of an ensemble: its networks, whose tensors are called ``members.<number>.…``."""
     edgefg: str
     """Version that wrote it."""
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Settings of the training that made the tensors.
+
+        Raises:
+            CheckpointError: they are not recorded, as in checkpoints before schema 2.
+        """
+        stage = self.stages[-1] if self.stages else None
+        if not isinstance(stage, TrainedStage):
+            raise CheckpointError(f"the settings that trained this {self.kind} are not recorded. Train it again")
+        return stage.training
 
 
 class _SchemaOnly(msgspec.Struct):
@@ -129,6 +147,46 @@ def read_header(path: Path) -> Header:
         return msgspec.json.decode(text, type=Header)
     except msgspec.DecodeError as exc:
         raise CheckpointError(f"{path} is not a network's checkpoint: its header is broken ({exc})") from exc
+
+
+def run_difference(stored: Header, wanted: Header) -> str:
+    """Name the first setting in which two runs differ; empty if they are the same run.
+
+    Results and software versions are not compared, and options that one of them lacks have their defaults.
+    """
+    if stored.schema < 2:
+        return "settings that an earlier version of edgefg did not record"
+    difference = _first_difference(_identity(stored), _identity(wanted))
+    return "" if difference is None else "{} {}, now {}".format(*difference)
+
+
+def _identity(header: Header) -> dict[str, Any]:
+    header = replace(
+        header,
+        schema=SCHEMA,
+        options={},
+        stages=tuple(stage.identity() for stage in header.stages),
+        members=(),  # the parents of the ensemble's stage tell them apart
+        validation=None,
+        edgefg="",
+    )
+    tree = cast(dict[str, Any], msgspec.to_builtins(header))
+    for stage in tree.get("stages", ()):
+        if stage.get("method") in METHODS:
+            stage["options"] = msgspec.to_builtins(method_options(stage["method"], stage["options"]))
+    return tree
+
+
+def _first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Return the name and the values of the first leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(old.get(key), new.get(key), key) for key in (old | new)]
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        pairs = [(*pair, name) for pair in itertools.zip_longest(old, new)]
+    else:
+        return None if old == new else (name, old, new)
+    differences = (_first_difference(*pair) for pair in pairs)
+    return next((found for found in differences if found is not None), None)
 
 
 def load(path: Path) -> tuple[Network, Header]:

@@ -1,8 +1,7 @@
-"""What one training step minimises: the method's own loss and the config's ingredients."""
+"""Objectives: what a training step minimises."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -10,32 +9,44 @@ from torch import nn
 
 from edgefg.errors import TrainingError
 from edgefg.settings.training import TrainingConfig
-from edgefg.training.data.mix import evaluating, mixer_of
+from edgefg.training.data.mix import create_mixer, evaluating
 from edgefg.training.losses import CenterLoss, TripletLoss, cross_entropy
 from edgefg.training.models.network import Batch, Network, Step
 
-# (network, batch) → (loss, logits). Where it is an nn.Module, its parameters learn along; they and its buffers are part
-# of the run's state, never of the checkpoint.
-Objective = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
+
+class Objective(nn.Module):
+    """Loss of a training step.
+
+    Its parameters, if it has any, are trained along. They and its buffers are part of the run's state, and not of the
+    checkpoint.
+    """
+
+    def forward(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss, a scalar, and the logits of a batch. ``network`` may be wrapped by Fabric."""
+        raise NotImplementedError
+
+    def crop_size(self, size: int) -> int:
+        """Begin an epoch whose training crops have ``size`` pixels; return the size in which to load them."""
+        return size
 
 
-class TeacherObjective(nn.Module):
-    """The loss of a teacher in training.
+class TeacherObjective(Objective):
+    """The loss of a network that learns from labels: that of its method, and the losses on embeddings.
 
     Args:
-        config: its label smoothing, mixing, center and triplet loss are used.
-        network: the network that will be trained, for the size of its embedding.
+        config: label smoothing, mixing and metric learning are used.
+        network: the network to train, for the size of its embedding.
         classes: number of classes.
 
     Raises:
-        TrainingError: ingredients that do not go together, or that the network cannot take.
+        TrainingError: losses that exclude each other, or that the network does not support.
     """
 
     def __init__(self, config: TrainingConfig, network: Network, classes: int) -> None:
         super().__init__()
         _check(config, network)
         self._criterion = cross_entropy(config.schedule.label_smoothing)
-        self._mix = mixer_of(config.augmentation, network, classes)
+        self._mix = create_mixer(config.augmentation, network, classes)
         self._weights = (config.metric_learning.center_weight, config.metric_learning.triplet_weight)
         self.center: CenterLoss | None = None
         self.triplet: TripletLoss | None = None
@@ -48,7 +59,7 @@ class TeacherObjective(nn.Module):
         """Return the loss and the logits of a batch."""
         if self._mix is not None:
             batch = self._mix(network, batch)
-        # Typed as Any: under Fabric the network is wrapped.
+        # Any: the network may be wrapped by Fabric.
         step: Step = cast(Any, network).loss(batch, self._criterion)
         loss = step.loss
         for weight, term in zip(self._weights, (self.center, self.triplet), strict=True):

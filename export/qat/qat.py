@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 from msgspec.structs import replace
-from torch import nn
 
 from edgefg import __version__
 from edgefg.artifact.hashes import sha256
+from edgefg.artifact.stages import QATStage, versions_of
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import choose_balanced, read_calibration
 from edgefg.errors import DataError
-from edgefg.export.distill.objective import Distillation, Teacher, open_teacher_cache, read_teachers
+from edgefg.export.distill.objective import DistillationObjective, load_teachers, open_teacher_cache
 from edgefg.export.qat.quantized_network import QuantizedNetwork
 from edgefg.export.targets import target_of
 from edgefg.export.targets.target import Target
@@ -35,9 +35,9 @@ from edgefg.settings.hardware import Hardware
 from edgefg.settings.options import with_options
 from edgefg.settings.quantization import QuantizationConfig, TargetName
 from edgefg.settings.training import TrainingConfig
-from edgefg.training.checkpoint import Header, Quantized, load
+from edgefg.training.checkpoint import SCHEMA, Header, Quantized, load
 from edgefg.training.loop.stage import train_and_save
-from edgefg.training.models.network import Network, NoOptions
+from edgefg.training.models.network import Network, NoOptions, TrainableNetwork
 
 _log = get_logger(__name__)
 _QUANTIZATION = QuantizationConfig()
@@ -84,19 +84,25 @@ def qat(
     target.check("int8", quantization)
     if quantization.keep_layers:
         raise DataError("--keep-layer does not apply to quantisation-aware training. Remove it.")
-    predictions = (distillation or DistillationConfig()).without_maps()
+    predictions = (distillation or DistillationConfig()).without_maps().resolved()
     network, header = load(student_path)
     need_one_graph(network, header, student_path, "quantise")
-    (teacher,) = read_teachers([teacher_path or student_path])
+    (teacher,) = load_teachers([teacher_path or student_path])
     if teacher.header.labels != header.labels:
         raise DataError(f"{teacher_path} and {student_path} have different classes. Give the student's own teacher.")
     _, data = Network.prepare(NoOptions(), load_dataset(data, expected=header, skip_corrupt=skip_corrupt))
     config = with_options(config, image_size=header.input.height)
     quantization = target.decide_range(quantization)
-    header = _header_of(header, student_path, teacher, to, quantization)
-    words = [header.recipe, *predictions.words(), f"{quantization.num_samples} images", quantization.calibrator]
-    header = replace(header, recipe=", ".join(words))
-    trained: nn.Module = network
+    stage = QATStage(
+        target=to,
+        quantization=quantization,
+        training=config,
+        distillation=predictions,
+        parents=(sha256(student_path), teacher.sha256),
+        versions=versions_of("torch", "timm"),
+    )
+    header = _header_of(header, stage)
+    trained: TrainableNetwork = network
     # A finished run is for `train_and_save` to recognise, by its header alone.
     if restart or not (out / f"{header.kind}.safetensors").exists():
         chosen = choose_balanced(data.splits["train"], quantization.num_samples, config.schedule.seed, data.conditions)
@@ -113,8 +119,7 @@ def qat(
         trained,
         header,
         data,
-        config,
-        Distillation([teacher], trained, config, predictions, kept),
+        DistillationObjective([teacher], trained, config, predictions, kept),
         out,
         hardware=hardware,
         frozen_modules=[teacher.network],
@@ -122,18 +127,16 @@ def qat(
     )
 
 
-def _header_of(
-    header: Header, student_path: Path, teacher: Teacher, to: TargetName, quantization: QuantizationConfig
-) -> Header:
-    """Return the header of the quantised network without a word on how it was calibrated."""
-    quantized = Quantized(to=to, reduce_range=bool(quantization.reduce_range), torch=str(torch.__version__))
-    bits = ", any CPU" if quantized.reduce_range else ""
+def _header_of(header: Header, stage: QATStage) -> Header:
+    """Return the header of the quantised network."""
+    reduce_range = bool(stage.quantization.reduce_range)
     return replace(
         header,
+        schema=SCHEMA,
         kind="qat",
-        quantized=quantized,
-        parent=sha256(student_path),
-        recipe=f"{header.recipe}; qat for {to}{bits}, teacher {teacher.sha256[:12]}",
+        quantized=Quantized(to=stage.target, reduce_range=reduce_range, torch=str(torch.__version__)),
+        parent=stage.parents[0],
+        stages=(*header.stages, stage),
         validation=None,
         edgefg=__version__,
     )

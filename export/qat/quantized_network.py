@@ -26,6 +26,7 @@ from edgefg.log import get_logger
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.settings.quantization import QuantizationConfig, TargetName
 from edgefg.training.checkpoint import Header, Quantized, blank, read_header
+from edgefg.training.models.network import TrainableNetwork
 
 _log = get_logger(__name__)
 _AT = "quantizers"
@@ -39,7 +40,7 @@ behind it carry that on. Of EfficientNet-Lite0 with 81 classes, 48 photographs: 
 """
 
 
-class QuantizedNetwork(nn.Module):
+class QuantizedNetwork(TrainableNetwork):
     """A classifier from ``uint8 [N, H, W, 3]`` RGB to ``float32 [N, classes]`` logits, through fake quantisers.
 
     Weights are rounded if the data of their convolution or matrix product are.

@@ -24,7 +24,7 @@ from edgefg.errors import DataError, ExportError
 from edgefg.evaluation.timing import alternate, in_turn
 from edgefg.export.distill.distill import distill
 from edgefg.export.prune.channels import remove_channels
-from edgefg.export.prune.cost import Yardstick
+from edgefg.export.prune.cost import CostModel
 from edgefg.export.prune.prune import prune
 from edgefg.export.search.artifacts import LeaveOut, accuracy_of, export_candidate, failures
 from edgefg.export.search.candidates import Candidate, Precision, Shape, Stage
@@ -124,7 +124,6 @@ def train(site: Site, shape: Shape, stage: Stage) -> Path:
         distillation=site.training.distillation,
         teacher_cache=site.teacher_cache,
         hardware=site.hardware,
-        progress=site.say,
     )
 
 
@@ -236,9 +235,9 @@ def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path], l
         source = Path(scratch) / "model.onnx"
         try:
             if shape.macs < 1:
-                yardstick = Yardstick(copy.deepcopy(network), spec)
+                cost_model = CostModel(copy.deepcopy(network), spec)
                 pruning = replace(_pruning(site, shape), importance="magnitude")
-                remove_channels(network, pruning, yardstick, shape.macs, lambda _: None, lambda _: None)
+                remove_channels(network, pruning, cost_model, shape.macs, lambda _: None)
             write_onnx(network.eval(), spec, source)
         except ExportError as exc:
             for precision in made:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +70,6 @@ def write_checkpoint(path: Path, network: Network, backbone: str, labels: tuple[
         dataset="d" * 64,
         split=SplitSpec(),
         teacher="e" * 64,
-        recipe=json.dumps({"epochs": 1}),
         edgefg=__version__,
     )
     save(path, network, header)

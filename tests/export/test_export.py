@@ -18,6 +18,7 @@ from edgefg import Classifier, __version__
 from edgefg.artifact import golden
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import read_manifest
+from edgefg.artifact.stages import ExportStage, decode_stages
 from edgefg.data import ImageDataset
 from edgefg.data.calibration import synthetic_frames
 from edgefg.data.split import Sample
@@ -150,8 +151,10 @@ def test_manifest_tells_where_it_comes_from(lite0: Path, int8: Path, data: Image
     assert (provenance.edgefg, provenance.parent) == (__version__, sha256(lite0))
     assert (provenance.teacher, provenance.dataset) == ("e" * 64, "d" * 64)
     assert provenance.calibration is not None
-    assert LITE0 in provenance.recipe
-    assert provenance.recipe.endswith(f"int8: 24 images, minmax, {manifest.weight_bits}-bit weights")
+    (stage,) = decode_stages(provenance.stages)
+    assert isinstance(stage, ExportStage)
+    assert (stage.parents, stage.precision) == ((sha256(lite0),), "int8")
+    assert stage.quantization == QuantizationConfig(num_samples=24, reduce_range=manifest.weight_bits == 7)
 
 
 def test_the_manifest_has_the_accuracy_on_validation_data(int8: Path, data: ImageDataset) -> None:
@@ -198,9 +201,10 @@ def test_what_is_kept_is_in_the_manifest_and_in_floating_point(
             quantization=QuantizationConfig(num_samples=4, max_int8_drop=0.5),
         )
     assert asked == [(0.5, len(data.splits["val"]))]
-    recipe = read_manifest(model).provenance.recipe
-    bits = 7 if lacks_vnni() else 8
-    assert recipe.endswith(f"int8: 4 images, minmax, {bits}-bit weights, in floating point: {layers[0]} {layers[1]}")
+    stage = decode_stages(read_manifest(model).provenance.stages)[-1]
+    assert isinstance(stage, ExportStage)
+    assert stage.quantization is not None
+    assert stage.quantization.keep_layers == tuple(layers)
     graph = Graph(onnx.load(model))
     floating = [
         node.name for node in graph.nodes

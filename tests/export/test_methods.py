@@ -89,7 +89,8 @@ def test_a_checkpoint_becomes_an_artifact(name: str, data: ImageDataset, tmp_pat
     with Classifier(model) as classifier:
         prediction = classifier.predict(read_image(data.splits["val"][0].path))
         assert prediction.label in data.labels
-        assert classifier.manifest.provenance.recipe.startswith(f"teacher {backbone} ({method})")
+        stage = classifier.manifest.provenance.stages[0]
+        assert (stage["kind"], stage["backbone"], stage["method"]) == ("train", backbone, method)
 
 
 @pytest.mark.parametrize("batch", [0, 3])

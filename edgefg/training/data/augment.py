@@ -1,7 +1,7 @@
-"""Images as tensors: torchvision's augmentation for training, the project's one preprocessing for evaluation.
+"""Datasets of images: torchvision's augmentation for training, the runtime's preprocessing for evaluation.
 
-The random crop of training is resized by `edgefg.preprocess.resize` too, because a resize filter that differs between
-training and device flips fine-grained labels by itself. Boxes of parts go through the same geometry as the pixels.
+Training crops are resized with `edgefg.preprocess.resize` too: a resize filter that differs between training and device
+is enough to flip fine-grained labels. Boxes of parts are transformed together with the pixels.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, prepare, resize
 from edgefg.settings.training import Augmentation
 
-# Image → boxes of its parts, ``float32 [P, 4]``: x0, y0, x1, y1 in pixels of the file as decoded; NaN where absent.
+# Image → boxes of its parts, ``float32 [P, 4]``: x0, y0, x1, y1 in pixels of the decoded file. NaN: absent.
 Boxes = Mapping[Path, npt.NDArray[np.float32]]
 Item = tuple[torch.Tensor, int, torch.Tensor | None, int]
 
 MIN_VISIBLE = 0.5
-"""A part of which less than this share of the area is left in the picture counts as absent."""
+"""A part counts as absent if less than this share of its area is inside the crop."""
 _GREY = 127
 
 
 class RandomResizedCrop(v2.RandomResizedCrop):  # type: ignore[misc]
-    """torchvision's random crop, resized by the project's own filter; takes and gives ``uint8 [3, H, W]`` and boxes."""
+    """torchvision's random crop of ``uint8 [3, H, W]`` and boxes, resized with `edgefg.preprocess.resize`."""
 
     def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        """Cut out and resize one image, or move its boxes alike."""
+        """Crop and resize an image, or its boxes."""
         if isinstance(inpt, tv_tensors.BoundingBoxes):
             moved: torch.Tensor = super().transform(inpt, params)
             return moved
@@ -46,24 +46,24 @@ class RandomResizedCrop(v2.RandomResizedCrop):  # type: ignore[misc]
 
 
 class DropHidden(v2.Transform):  # type: ignore[misc]
-    """Clamp boxes to the picture; those of which less than `MIN_VISIBLE` of the area is left become NaN."""
+    """Clip boxes to the image. A box that keeps less than `MIN_VISIBLE` of its area becomes NaN."""
 
     _transformed_types = (tv_tensors.BoundingBoxes,)
 
     def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        """Clamp the boxes, ``float32 [P, 4]``, of one image."""
+        """Clip the boxes of an image, ``float32 [P, 4]``."""
         height, width = inpt.canvas_size  # type: ignore[attr-defined]
         boxes = inpt.as_subclass(torch.Tensor)
         limit = boxes.new_tensor([width, height, width, height])
         inside = boxes.clamp(min=torch.zeros_like(limit), max=limit)
-        # A NaN compares false and stays.
+        # NaN compares false, and stays NaN.
         inside[_area(inside) < MIN_VISIBLE * _area(boxes)] = torch.nan
         wrapped: torch.Tensor = tv_tensors.wrap(inside, like=inpt)
         return wrapped
 
 
 class ColourRandAugment(v2.RandAugment):  # type: ignore[misc]
-    """RandAugment without its shears, shifts and rotations, which would leave boxes of parts behind."""
+    """RandAugment without shears, shifts and rotations, which would not move boxes of parts."""
 
     _AUGMENTATION_SPACE = {  # noqa: RUF012 (torchvision's own attribute)
         name: operation
@@ -73,13 +73,13 @@ class ColourRandAugment(v2.RandAugment):  # type: ignore[misc]
 
 
 def geometric_transform(spec: InputSpec, augmentation: Augmentation) -> v2.Compose:
-    """Build what moves pixels: crop and, where the settings ask for them, flips and rotation with grey corners.
+    """Create the geometric augmentation: random crop, flips, and rotation with grey corners.
 
-    It takes ``uint8 [3, H, W]``, alone or with its `tv_tensors.BoundingBoxes` of ``clamping_mode=None``.
+    It takes ``uint8 [3, H, W]``, and optionally `tv_tensors.BoundingBoxes` with ``clamping_mode=None``.
     """
     steps: list[v2.Transform] = [
         RandomResizedCrop((spec.height, spec.width), scale=(augmentation.min_area, 1.0), ratio=(3 / 4, 4 / 3)),
-        # Here and again after a rotation, which must not turn a part that was cut off back into the picture.
+        # Again after the rotation: it must not bring back a part that the crop has cut off.
         DropHidden(),
     ]
     if augmentation.flip != "none":
@@ -92,9 +92,9 @@ def geometric_transform(spec: InputSpec, augmentation: Augmentation) -> v2.Compo
 
 
 def colour_transform(augmentation: Augmentation, *, boxed: bool) -> v2.Compose:
-    """Build what follows on ``uint8 [3, H, W]``: RandAugment where the settings ask for it, then colour jitter.
+    """Create the colour augmentation of ``uint8 [3, H, W]``: RandAugment, then colour jitter.
 
-    An image with boxes (``boxed``) gets those operations of RandAugment only that move nothing.
+    With boxes (``boxed``), RandAugment is limited to operations that do not move pixels.
     """
     kind = ColourRandAugment if boxed else v2.RandAugment
     steps: list[v2.Transform] = []
@@ -107,13 +107,13 @@ def colour_transform(augmentation: Augmentation, *, boxed: bool) -> v2.Compose:
 
 
 class TrainingImages(Dataset[Item]):
-    """Augmented ``uint8 [H, W, 3]`` RGB images with their labels, part boxes (where there are any) and positions.
+    """Augmented ``uint8 [H, W, 3]`` RGB images with their labels, boxes of parts (if there are any) and positions.
 
     Args:
         samples: the images.
-        spec: the network input's size.
-        augmentation: geometry and colour; None takes the defaults. Mixing is the objective's.
-        boxes: of the parts; an item then has them as ``float32 [P, 4]`` in pixels of its image, NaN where absent.
+        spec: size of the crops.
+        augmentation: geometry and colour are used. Mixing is up to the objective. None: defaults.
+        boxes: boxes of parts. Items then have them as ``float32 [P, 4]`` in pixels of the crop. NaN: absent.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class TrainingImages(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Item:
-        """Decode and augment one image."""
+        """Decode and augment an image."""
         path, label = self.samples[index]
         image = torch.from_numpy(cv2.cvtColor(read_image(path), cv2.COLOR_BGR2RGB)).permute(2, 0, 1)
         boxes = None
@@ -144,7 +144,7 @@ class TrainingImages(Dataset[Item]):
         else:
             image, moved = self._move(image, self._boxes_of(path, image))
             boxes = moved.as_subclass(torch.Tensor)
-        # Colour works by planes, a third faster where each of them lies together.
+        # Colour operations are a third faster on contiguous planes.
         image = self._colour(image.contiguous())
         return image.permute(1, 2, 0).contiguous(), label, boxes, index
 
@@ -159,7 +159,7 @@ class TrainingImages(Dataset[Item]):
 
 
 class EvaluationImages(Dataset[tuple[torch.Tensor, int]]):
-    """``uint8 [H, W, 3]`` RGB images exactly as `edgefg.Classifier` prepares them, with their labels."""
+    """``uint8 [H, W, 3]`` RGB images, preprocessed as by `edgefg.Classifier`, with their labels."""
 
     def __init__(self, samples: Sequence[Sample], spec: InputSpec) -> None:
         self._samples = samples
@@ -170,7 +170,7 @@ class EvaluationImages(Dataset[tuple[torch.Tensor, int]]):
         return len(self._samples)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Decode and prepare one image."""
+        """Decode and preprocess an image."""
         path, label = self._samples[index]
         return torch.from_numpy(prepare(read_image(path), self._spec)), label
 

@@ -1,4 +1,4 @@
-"""Batches: how images are put together, in which order, by how many processes."""
+"""Data loaders: how images become batches, in which order, and in how many processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from edgefg.settings.training import TrainingConfig
 from edgefg.training.data.augment import EvaluationImages, Item, TrainingImages
-from edgefg.training.data.sampler import sampler_of
+from edgefg.training.data.sampler import create_sampler
 from edgefg.training.loop.allocator import release_freed_memory
 from edgefg.training.models.network import Batch
 
@@ -24,40 +24,47 @@ def collate(items: Sequence[Item]) -> Batch:
 def evaluation_loader(
     images: EvaluationImages, batch_size: int, *, workers: int
 ) -> DataLoader[tuple[torch.Tensor, int]]:
-    """Build a loader that keeps the order."""
+    """Create a loader that keeps the order of the images."""
     _before_forking(workers)
     return DataLoader(images, batch_size, num_workers=workers, worker_init_fn=_one_thread)
 
 
 def training_loader(
-    images: TrainingImages, config: TrainingConfig, *, workers: int, seed: int, share: tuple[int, int] = (1, 0)
+    images: TrainingImages, config: TrainingConfig, *, workers: int, seed: int, process: tuple[int, int] = (1, 0)
 ) -> DataLoader[Item]:
-    """Build a loader of `Batch`es whose order and augmentation are those of ``seed``.
+    """Create a loader of `Batch`es in random order.
 
-    ``share`` is (number of processes, this one's rank): each gets its part of every epoch, or draws as many images by
-    itself where the sampler repeats images anyway. The last batch is dropped where it would hold a single image, which
-    batch normalisation cannot take.
+    The last batch is dropped if it would be a single image, which batch normalisation does not support.
+
+    Args:
+        images: the images.
+        config: batch size and sampler are used.
+        workers: processes that load images.
+        seed: of the order and the augmentation.
+        process: number of training processes, and the rank of this one. Each process gets its part of every epoch, or
+            draws as many images with a sampler that repeats images.
 
     Raises:
-        TrainingError, DataError: see `edgefg.training.data.sampler.sampler_of`.
+        TrainingError, DataError: see `edgefg.training.data.sampler.create_sampler`.
     """
-    processes, rank = share
+    processes, rank = process
     own = -(-len(images) // processes)
+    batch_size = config.schedule.batch_size
     generator = torch.Generator()
     generator.manual_seed(seed + 7919 * rank)
     labels = [sample.label for sample in images.samples]
-    sampler = sampler_of(labels, config, count=own, generator=generator)
+    sampler = create_sampler(labels, config.metric_learning, batch_size=batch_size, count=own, generator=generator)
     if sampler is None and processes > 1:
         sampler = DistributedSampler(images, processes, rank, shuffle=True, seed=seed)
     _before_forking(workers)
     return DataLoader(
         images,
-        config.schedule.batch_size,
+        batch_size,
         shuffle=sampler is None,
         sampler=sampler,
         num_workers=workers,
         generator=generator,
-        drop_last=own % config.schedule.batch_size == 1 and own > config.schedule.batch_size,
+        drop_last=own % batch_size == 1 and own > batch_size,
         collate_fn=collate,
         worker_init_fn=_one_thread,
     )

@@ -1,6 +1,6 @@
-"""Mixing pairs of images: MixUp, CutMix and SnapMix. Shares of the classes are mixed, never their numbers.
+"""Mixing of pairs of images: MixUp, CutMix and SnapMix.
 
-Each image is mixed with the one before it in the batch, which the sampler has shuffled. Draws come from torch's global
+Each image is mixed with the one before it in the batch, whose order is random. Random numbers come from torch's global
 generator, which the training loop seeds.
 """
 
@@ -20,22 +20,22 @@ from edgefg.settings.training import Augmentation
 from edgefg.training.models import backbone as parts
 from edgefg.training.models.network import Batch, Network
 
-# (network, batch) → batch with targets and without boxes, or the batch itself where it is not mixed.
+# (network, batch) → batch with soft targets and without boxes, or the batch itself if it is not mixed.
 Mixer = Callable[[nn.Module, Batch], Batch]
 # x0, y0, x1, y1 in pixels.
 Box = tuple[int, int, int, int]
 
 
-def mixer_of(augmentation: Augmentation, network: nn.Module, classes: int) -> Mixer | None:
-    """Build what mixes the images of a batch; None for ``mix="none"``.
+def create_mixer(augmentation: Augmentation, network: nn.Module, classes: int) -> Mixer | None:
+    """Create the function that mixes the images of a batch; None for ``mix="none"``.
 
     Args:
         augmentation: ``mix``, ``mix_alpha`` and ``mix_share`` are used.
-        network: the network that will be trained; SnapMix looks at its class activation.
+        network: the network to train. SnapMix uses its class activation maps.
         classes: number of classes.
 
     Raises:
-        TrainingError: SnapMix, and the network's backbone is not a whole convolutional classifier.
+        TrainingError: SnapMix is chosen, and the backbone is not a complete convolutional classifier.
     """
     mix: Mixer
     if augmentation.mix == "none":
@@ -54,7 +54,7 @@ def mixer_of(augmentation: Augmentation, network: nn.Module, classes: int) -> Mi
 
 
 def _mixer_by(transform: v2.Transform) -> Mixer:
-    """Mix by torchvision's MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019), whose targets are areas as pasted."""
+    """Mix with torchvision's MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019)."""
 
     def mix(_: nn.Module, batch: Batch) -> Batch:
         planes, targets = transform(batch.images.permute(0, 3, 1, 2).float(), batch.labels)
@@ -64,12 +64,12 @@ def _mixer_by(transform: v2.Transform) -> Mixer:
 
 
 class SnapMix:
-    """Semantically proportional mixing (Huang et al. 2021): a box of one image goes, resized, into a box of another.
+    """Semantically proportional mixing (Huang et al. 2021): a box of one image is resized and pasted into another.
 
-    Both boxes are drawn on their own, and the targets follow from what the network sees in them.
+    Both boxes are drawn independently. The soft targets follow from the class activation inside them.
 
     Args:
-        alpha: of the Beta(α, α) that draws each box's area; the paper's is 5.
+        alpha: α of the Beta(α, α) distribution of each box's area. The paper uses 5.
         classes: number of classes.
     """
 
@@ -78,7 +78,7 @@ class SnapMix:
         self._draw = v2.CutMix(alpha=alpha, num_classes=classes)
 
     def __call__(self, network: nn.Module, batch: Batch) -> Batch:
-        """Mix a batch; it stays as it is where one of the boxes is empty."""
+        """Mix a batch. It is returned unchanged if one of the boxes is empty."""
         planes = batch.images.permute(0, 3, 1, 2).float()
         into, source = (cast(Box, self._draw.make_params([planes])["box"]) for _ in range(2))
         if not _area(into) or not _area(source):
@@ -92,7 +92,7 @@ class SnapMix:
 
 
 def paste(planes: torch.Tensor, into: Box, source: Box) -> torch.Tensor:
-    """Put ``source`` of the image before, resized, into ``into`` of each image of ``float [N, C, H, W]``."""
+    """Resize ``source`` of each preceding image, and paste it into ``into`` of the image, ``float [N, C, H, W]``."""
     x0, y0, x1, y1 = source
     part = planes.roll(1, 0)[..., y0:y1, x0:x1]
     x0, y0, x1, y1 = into
@@ -102,17 +102,18 @@ def paste(planes: torch.Tensor, into: Box, source: Box) -> torch.Tensor:
 
 
 def semantic_targets(shares: torch.Tensor, labels: torch.Tensor, classes: int, into: Box, source: Box) -> torch.Tensor:
-    """Return SnapMix's weights of the classes, ``float32 [N, classes]``; a row need not sum to 1.
+    """Return the soft targets of SnapMix, ``float32 [N, classes]``. Rows need not sum to 1.
 
-    ρ_a = 1 − Σ_into S(a) and ρ_b = Σ_source S(b) (equations 3 and 4): a background pasted over a bird leaves little of
-    either. Two images of one class weigh ρ_a + ρ_b (the authors' code has twice that, against the paper).
+    ρ_a = 1 − Σ_into S(a) and ρ_b = Σ_source S(b) (equations 3 and 4): if background is pasted
+    over a bird, both are small. Two images of one class add up to ρ_a + ρ_b. (The authors' code uses twice that, unlike
+    the paper.)
 
     Args:
-        shares: S, as `semantic_shares` gives them.
+        shares: S, see `semantic_shares`.
         labels: ``int64 [N]``.
         classes: number of classes.
-        into: the box that is pasted over.
-        source: the box of the image before that is pasted.
+        into: the box that is replaced.
+        source: the box of the preceding image.
     """
     own = F.one_hot(labels, classes).float()
     left, added = 1 - _inside(shares, into), _inside(shares, source)
@@ -120,18 +121,18 @@ def semantic_targets(shares: torch.Tensor, labels: torch.Tensor, classes: int, i
 
 
 def semantic_shares(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the semantic percentage maps, ``float32 [N, H, W]``: class activation from 0 up, summing to 1 (eq. 1, 2).
+    """Return the semantic percentage maps, ``float32 [N, H, W]``: class activation, normalised to sum 1 (eq. 1, 2).
 
-    The activation of the image's own class, its channels weighed by the slope of the logit (Selvaraju et al. 2017),
-    which for a head on pooled maps is the paper's CAM. It is that of the network in evaluation, whose modes and norms
-    are left as they were; a constant one counts every pixel alike.
+    The maps are those of the image's class by Grad-CAM (Selvaraju et al. 2017), which equals the paper's CAM for a head
+    on pooled maps. The network is evaluated in evaluation mode, and its modes and norms do not change. A constant map
+    gives all pixels the same weight.
 
     Args:
-        network: see `Network`; its backbone is a whole convolutional classifier.
+        network: a `Network` whose backbone is a complete convolutional classifier.
         images: ``[N, H, W, 3]``, levels.
         labels: ``int64 [N]``.
     """
-    model = cast(Any, network)  # under Fabric the network is wrapped
+    model = cast(Any, network)  # the network may be wrapped by Fabric
     backbone: nn.Module = model.backbone
     with evaluating(backbone):
         with torch.no_grad():
@@ -148,7 +149,7 @@ def semantic_shares(network: nn.Module, images: torch.Tensor, labels: torch.Tens
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Set a module to evaluation for a while; each part gets its own mode back, frozen norms included."""
+    """Set a module to evaluation mode; afterwards every part has its own mode again, frozen norms included."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -159,19 +160,20 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _check_activation(network: nn.Module, classes: int) -> None:
-    """Raise `TrainingError` unless the backbone's own maps lead to the logits."""
+    """Raise `TrainingError` unless the logits follow from the backbone's feature maps."""
     backbone: nn.Module = cast(Network, network).backbone
     try:
         with evaluating(backbone), torch.no_grad():
             found = parts.maps(backbone, parts.example_planes(backbone))
             outputs = parts.classify(backbone, parts.embedding(backbone, found)).shape[1]
-        wrong = f"it gives {outputs} values for {classes} classes" if outputs != classes else ""
+        wrong = f"it has {outputs} outputs for {classes} classes" if outputs != classes else ""
     except (WeightsError, RuntimeError) as exc:
         wrong = str(exc).splitlines()[0]
     if wrong:
         raise TrainingError(
-            f"snapmix needs a backbone that is a whole convolutional classifier, which that of {type(network).__name__}"
-            f" is not ({wrong}); take --mix cutmix, or --method plain with a convolutional backbone"
+            f"snapmix needs a backbone that is a complete convolutional classifier, but that of"
+            f" {type(network).__name__} is not ({wrong}). Use --mix cutmix, or --method plain with a convolutional"
+            " backbone"
         )
 
 
@@ -180,6 +182,6 @@ def _area(box: Box) -> int:
 
 
 def _inside(shares: torch.Tensor, box: Box) -> torch.Tensor:
-    """Return what part of each map, ``float [N]``, lies in a box."""
+    """Return the sum of each map inside a box, ``float [N]``."""
     x0, y0, x1, y1 = box
     return shares[:, y0:y1, x0:x1].sum(dim=(1, 2))

@@ -1,7 +1,7 @@
-"""Keep freed memory in the process: a third more training images a second on a CPU with glibc.
+"""Keep freed memory in the process: a third more training images per second on a CPU with glibc.
 
-glibc hands every large freed block back to the kernel, and training frees and takes the same activations each step, so
-that a quarter of the time goes to page faults. ``python -m edgefg.training.loop.allocator`` measures it.
+glibc returns large freed blocks to the kernel. Training frees and allocates the same activations in every step, so page
+faults take a quarter of the time. ``python -m edgefg.training.loop.allocator`` measures it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc not to return large blocks to the kernel; False where the C library is another."""
+    """Tell glibc's malloc not to return large blocks to the kernel. Returns False with another C library."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -27,10 +27,10 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Hand freed memory back to the kernel once; False where there was none, or the C library is not glibc.
+    """Return freed memory to the kernel once. Returns False if there was none, or with another C library.
 
-    To be called before a process is forked: with `keep_freed_memory` it would get all of an epoch's activations as free
-    blocks, and hold a copy of every page that its parent goes on to use.
+    Call it before forking: after `keep_freed_memory`, the child process would inherit all activations of an epoch as
+    free blocks, and copy every page that its parent uses again.
     """
     try:
         return bool(ctypes.CDLL(None).malloc_trim(0))
@@ -59,7 +59,7 @@ def _images_per_second(keep: bool, steps: int) -> float:
 
 
 def main() -> None:
-    """Measure training of EfficientNet-Lite0 at 128 px with and without, in turns, each in a process of its own."""
+    """Measure training of EfficientNet-Lite0 at 128 px with and without, in turns, each in its own process."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
@@ -68,25 +68,11 @@ def main() -> None:
     if given.keep is not None:
         print(_images_per_second(bool(given.keep), given.steps))
         return
+    command = [sys.executable, "-m", "edgefg.training.loop.allocator", "--steps", str(given.steps)]
     ratios = []
     for _ in range(given.rounds):
         off, on = (
-            float(
-                subprocess.run(
-                    [
-                        sys.executable,
-                        "-m",
-                        "edgefg.training.loop.allocator",
-                        "--keep",
-                        keep,
-                        "--steps",
-                        str(given.steps),
-                    ],
-                    check=True,
-                    capture_output=True,
-                ).stdout
-            )
-            for keep in "01"
+            float(subprocess.run([*command, "--keep", keep], check=True, capture_output=True).stdout) for keep in "01"
         )
         ratios.append(on / off)
         print(f"{off:.1f} → {on:.1f} images per CPU second: {on / off:.2f}×", flush=True)

@@ -1,7 +1,7 @@
-"""Whether an error of a training step comes from numbers that are no longer finite, or is one of its own.
+"""Find out whether an error in a training step follows from numbers that are not finite.
 
-Weights that a step threw far off fail where a method first looks at what they give: a draw by probabilities, boxes of
-no size. What is raised there says nothing of the cause, so the step is repeated and watched.
+After a bad step, the first error may be raised far from its cause, for instance when sampling from probabilities or
+cropping to empty boxes. Its message does not mention NaN, so the step is repeated while layer outputs are checked.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import nn
 
 
 def layers_stay_finite(network: nn.Module, call: Callable[[], object]) -> bool:
-    """Whether every layer of ``network`` gives finite numbers while ``call`` runs; what ``call`` raises is not told."""
-    # A GPU on which an assertion failed answers nothing any more.
+    """Whether all layers of ``network`` have finite outputs while ``call`` runs. Errors of ``call`` are ignored."""
+    # A GPU on which an assertion failed raises on every further call.
     with _watch(network) as finite, suppress(Exception), torch.no_grad():
         call()
     return all(finite)
@@ -23,7 +23,7 @@ def layers_stay_finite(network: nn.Module, call: Callable[[], object]) -> bool:
 
 @contextmanager
 def _watch(network: nn.Module) -> Iterator[list[bool]]:
-    """Note for every tensor that a layer gives whether it is finite."""
+    """Record for every output of a layer whether it is finite."""
     finite: list[bool] = []
 
     def note(module: nn.Module, inputs: object, output: object) -> None:

@@ -1,7 +1,8 @@
-"""The one training loop: teacher, student and pruned student differ only in the loss they give it.
+"""The training loop. Teachers, students and pruned students differ only in the objective that they give it.
 
-It runs on Lightning Fabric. After every epoch it writes its whole state (safetensors, no pickle), so that a run that
-was killed resumes at the epoch it was in; since each epoch seeds itself, a resumed run equals an uninterrupted one.
+It runs on Lightning Fabric. After every epoch it saves its whole state (safetensors, no pickle), so that a killed run
+resumes at the epoch in which it stopped. Every epoch seeds the random numbers itself: a resumed run therefore gives the
+same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,106 +20,90 @@ from lightning_fabric import Fabric
 from msgspec.structs import replace
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from edgefg import metrics
+from edgefg.data import ImageDataset
 from edgefg.data.split import Sample
 from edgefg.errors import EdgefgError, HardwareError, TrainingError, one_line
 from edgefg.preprocess import InputSpec
+from edgefg.progress import track
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.training import TrainingConfig
-from edgefg.training.data.augment import Boxes, EvaluationImages, TrainingImages
+from edgefg.training.checkpoint import Header
+from edgefg.training.data.augment import EvaluationImages, TrainingImages
 from edgefg.training.data.loader import evaluation_loader, training_loader
 from edgefg.training.loop.allocator import keep_freed_memory
 from edgefg.training.loop.finite import layers_stay_finite
 from edgefg.training.loop.history import History
-from edgefg.training.loop.optimizer import optimizer_of, rate_at, set_rate, unfreeze
-from edgefg.training.loop.resume import Progress, Run, load_state, save_state
-from edgefg.training.models.network import Batch
+from edgefg.training.loop.optimizer import create_optimizer, lr_at, set_lr, unfreeze
+from edgefg.training.loop.resume import Run, RunProgress, load_state, save_state
+from edgefg.training.models.network import Batch, TrainableNetwork
 from edgefg.training.objective import Objective
-
-# What an objective may call of the wrapped network besides itself.
-_FORWARD_METHODS = ("loss", "logits_and_maps")
 
 
 def fit(
-    network: nn.Module,
-    splits: dict[str, tuple[Sample, ...]],
-    spec: InputSpec,
-    config: TrainingConfig,
+    network: TrainableNetwork,
+    header: Header,
+    data: ImageDataset,
     objective: Objective,
     out: Path,
     *,
-    stage: str,
-    fingerprint: str,
     new_modules: Sequence[nn.Module] = (),
-    boxes: Boxes | None = None,
     hardware: Hardware | None = None,
     frozen_modules: Sequence[nn.Module] = (),
 ) -> metrics.Scores | None:
-    """Train ``network`` in place and return its scores on ``val`` (None where that is empty).
+    """Train a network in place and return its scores on ``val``, or None if there are no validation images.
 
     Args:
-        network: takes ``uint8 [N, H, W, 3]``, gives logits.
-        splits: ``train`` and ``val`` are used; ``test`` is never touched.
-        spec: the evaluation preprocessing.
-        config: the settings.
-        objective: gives the loss of a batch. Where it is an ``nn.Module``, its own parameters learn along.
-        out: folder for ``<stage>.resume.safetensors``, ``<stage>.csv`` and TensorBoard's files.
-        stage: name of the run's files, for instance ``teacher``.
-        fingerprint: the data set's; a run resumes only on the same data.
-        new_modules: modules that start untrained and learn ``config.fine_tuning.head_lr_ratio`` times as fast.
-        boxes: part boxes of the training images, for objectives that use them.
+        network: the network.
+        header: the run: its settings, the network's input and, as ``kind``, the name of the run's files.
+        data: ``train`` and ``val`` are used. ``test`` is never touched.
+        objective: loss of a batch. Its own parameters, if it has any, are trained along.
+        out: folder for ``<kind>.resume.safetensors``, ``<kind>.csv`` and the TensorBoard log.
+        new_modules: untrained modules, whose learning rate is multiplied by ``head_lr_ratio``.
         hardware: where to run.
-        frozen_modules: frozen networks that the objective uses (a teacher), to be moved to the device.
+        frozen_modules: networks that the objective uses (a teacher). They are moved to the device, and not trained.
 
     Raises:
-        TrainingError: the loss, its gradients or the logits are not finite, or ``out`` holds an unfinished run of
-            another config.
+        TrainingError: the loss, its gradients or the logits are not finite, or ``out`` holds an unfinished run with
+            other settings.
+        HardwareError: there is no such accelerator, or it lacks the precision.
     """
-    hardware = hardware or Hardware()
+    hardware, config = hardware or Hardware(), header.training
+    schedule = config.schedule
     keep_freed_memory()
     fabric = _launch(hardware)
-    # First of all, since a resumed optimiser's state goes where the parameters are.
+    # Before the optimiser is created: its resumed state goes to the device of the parameters.
     network.to(fabric.device)
-    modules = {"network": network}
-    if isinstance(objective, nn.Module):
-        modules["objective"] = objective.to(fabric.device)
-    optimizer = optimizer_of(network, new_modules, config, modules.get("objective"))
-    run = Run(out / f"{stage}.resume.safetensors", config, fingerprint, stage)
-    if config.schedule.ema:
-        average = get_ema_multi_avg_fn(config.schedule.ema)  # type: ignore[no-untyped-call]
+    modules = {"network": network, "objective": objective.to(fabric.device)}
+    optimizer = create_optimizer(network, new_modules, config, objective)
+    run = Run(out / f"{header.kind}.resume.safetensors", header)
+    if schedule.ema:
+        average = get_ema_multi_avg_fn(schedule.ema)  # type: ignore[no-untyped-call]
         modules["ema"] = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-    if config.schedule.patience:
+    if schedule.patience:
         modules["best"] = copy.deepcopy(network)
     progress = load_state(run, modules, optimizer, fabric.strategy.precision)
     wrapped, optimizer = fabric.setup(network, optimizer)
-    for method in _FORWARD_METHODS:
-        if hasattr(network, method):
-            wrapped.mark_forward_method(method)
+    for method in network.forward_methods:
+        wrapped.mark_forward_method(method)
     for module in frozen_modules:
         module.to(fabric.device).eval()
     loop = _Loop(fabric, wrapped, network, optimizer, objective, config, new_modules, modules)
-    history = History(out, stage, progress.epochs_done, active=fabric.is_global_zero)
+    history = History(out, header.kind, progress.epochs_done, active=fabric.is_global_zero)
     scores = None
     try:
         while not _is_over(progress, config, network):
-            size = _crop_size(config, objective, progress.epochs_done)
-            training = TrainingImages(
-                splits["train"], replace(spec, height=size, width=size), config.augmentation, boxes
-            )
+            size = objective.crop_size(config.size_at(progress.epochs_done))
+            spec = replace(header.input, height=size, width=size)
+            training = TrainingImages(data.splits["train"], spec, config.augmentation, data.boxes)
             loss = loop.epoch(training, progress, hardware.workers, run.path)
             done = progress.epochs_done + 1
             scores = None
-            if done % config.schedule.val_every == 0 or done == config.schedule.epochs:
-                scores = loop.score(splits["val"], spec, progress, hardware.workers, run.path)
-            progress = loop.note(progress, scores)
-            history.add(
-                progress.epochs_done,
-                loss,
-                rate_at(config.schedule, progress.epochs_done / config.schedule.epochs),
-                scores,
-            )
+            if done % schedule.val_every == 0 or done == schedule.epochs:
+                scores = loop.score(data.splits["val"], header.input, progress, hardware.workers, run.path)
+            progress = loop.finish_epoch(progress, scores)
+            history.add(progress.epochs_done, loss, lr_at(schedule, progress.epochs_done / schedule.epochs), scores)
             if fabric.is_global_zero:
                 save_state(run, modules, optimizer, fabric.strategy.precision, progress)
     finally:
@@ -128,32 +113,23 @@ def fit(
         network.load_state_dict(result.state_dict())
     network.requires_grad_(True)
     if scores is None or result is not loop.result():
-        scores = score(network, splits["val"], spec, config.schedule.batch_size, hardware.workers)
+        scores = score(network, data.splits["val"], header.input, schedule.batch_size, hardware.workers)
     return scores
 
 
-def _crop_size(config: TrainingConfig, objective: Objective, epoch: int) -> int:
-    """Return the size of an epoch's crops: the network's, or a larger one that the objective needs for others."""
-    size = config.size_at(epoch)
-    return cast(Any, objective).crop_size(size) if hasattr(objective, "crop_size") else size
-
-
-def _is_over(progress: Progress, config: TrainingConfig, network: nn.Module) -> bool:
-    # Epochs that were not scored cannot have been better or worse.
-    scored = progress.epochs_done - progress.epochs_done % config.schedule.val_every
-    since: Sequence[int] = range(progress.best_epoch, scored)
-    if hasattr(network, "classifies_in"):
-        # Nor can those whose classifiers did not learn: a schedule may begin with many of them.
-        since = [epoch for epoch in since if cast(Any, network).classifies_in(epoch, config.schedule.epochs)]
-    return progress.epochs_done >= config.schedule.epochs or bool(
-        config.schedule.patience and progress.best_epoch and len(since) >= config.schedule.patience
-    )
+def _is_over(progress: RunProgress, config: TrainingConfig, network: TrainableNetwork) -> bool:
+    schedule = config.schedule
+    # Only epochs that were scored, and in which the classifiers learned, count against the patience.
+    scored = progress.epochs_done - progress.epochs_done % schedule.val_every
+    since = [e for e in range(progress.best_epoch, scored) if network.classifies_in(e, schedule.epochs)]
+    stopped_early = schedule.patience and progress.best_epoch and len(since) >= schedule.patience
+    return progress.epochs_done >= schedule.epochs or bool(stopped_early)
 
 
 def score(
     network: nn.Module, samples: Sequence[Sample], spec: InputSpec, batch_size: int, workers: int
 ) -> metrics.Scores | None:
-    """Score a network on samples with the runtime's preprocessing; None where there are none."""
+    """Score a network with the preprocessing of the runtime. Returns None if there are no samples."""
     if not samples:
         return None
     logits, labels = predict(network, samples, spec, batch_size=batch_size, workers=workers)
@@ -164,7 +140,7 @@ def score(
 def predict(
     network: nn.Module, samples: Sequence[Sample], spec: InputSpec, *, batch_size: int = 32, workers: int = 1
 ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.int64]]]:
-    """Return the logits, ``float32 [N, classes]``, and labels, ``int64 [N]``, of samples in their order."""
+    """Return the logits, ``float32 [N, classes]``, and the labels, ``int64 [N]``, of samples in their order."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
@@ -177,11 +153,12 @@ def predict(
 
 
 class _Loop(NamedTuple):
-    """What an epoch works with."""
+    """The parts of a run that stay the same from epoch to epoch."""
 
     fabric: Fabric
     wrapped: nn.Module
-    network: nn.Module
+    """``network``, wrapped by Fabric."""
+    network: TrainableNetwork
     optimizer: torch.optim.Optimizer
     objective: Objective
     config: TrainingConfig
@@ -189,44 +166,39 @@ class _Loop(NamedTuple):
     modules: dict[str, nn.Module]
 
     def result(self) -> nn.Module:
-        """Return the network that counts: the averaged one where there is one."""
+        """Return the network to score and keep: the moving average if there is one."""
         ema = self.modules.get("ema")
         return self.network if ema is None else cast(nn.Module, ema.module)
 
-    def note(self, progress: Progress, scores: metrics.Scores | None) -> Progress:
-        """Count an epoch, and keep the weights where they are the best so far and early stopping is on."""
+    def finish_epoch(self, progress: RunProgress, scores: metrics.Scores | None) -> RunProgress:
+        """Count an epoch. With early stopping, keep the weights if they are the best so far."""
         done = progress.epochs_done + 1
         if self.config.schedule.patience and scores is not None and scores.top1 > progress.best_top1:
             self.modules["best"].load_state_dict(self.result().state_dict())
-            return Progress(epochs_done=done, best_epoch=done, best_top1=scores.top1)
+            return RunProgress(epochs_done=done, best_epoch=done, best_top1=scores.top1)
         return replace(progress, epochs_done=done)
 
     def share_gradients(self) -> None:
-        """Average over the processes the gradients of what the objective itself learns: only the network is wrapped."""
-        if self.fabric.world_size > 1 and "objective" in self.modules:
-            for parameter in self.modules["objective"].parameters():
+        """Average the gradients of the objective's parameters over the processes: only the network is wrapped."""
+        if self.fabric.world_size > 1:
+            for parameter in self.objective.parameters():
                 self.fabric.all_reduce(parameter.grad)
 
-    def epoch(self, training: TrainingImages, progress: Progress, workers: int, state: Path) -> float:
-        """Train one epoch and return its mean loss."""
+    def epoch(self, training: TrainingImages, progress: RunProgress, workers: int, state: Path) -> float:
+        """Train for one epoch and return the mean loss."""
         epoch, config, fabric = progress.epochs_done, self.config, self.fabric
-        seed = config.crop_seed(epoch)
+        epochs, seed = config.schedule.epochs, config.crop_seed(epoch)
         torch.manual_seed(seed + 7919 * fabric.global_rank)
-        share = (fabric.world_size, fabric.global_rank)
-        batches = training_loader(training, config, workers=workers, seed=seed, share=share)
+        process = (fabric.world_size, fabric.global_rank)
+        batches = training_loader(training, config, workers=workers, seed=seed, process=process)
         batches = fabric.setup_dataloaders(batches, use_distributed_sampler=False)
         self.wrapped.train()
-        unfreeze(self.network, self.new_modules, config, epoch)
-        if hasattr(self.network, "begin_epoch"):
-            cast(Any, self.network).begin_epoch(epoch, config.schedule.epochs)
+        unfreeze(self.network, self.new_modules, config.fine_tuning, epoch)
+        self.network.begin_epoch(epoch, epochs)
         total = images_seen = 0.0
-        bar = tqdm(
-            batches, f"epoch {epoch + 1}/{config.schedule.epochs}", disable=None if fabric.is_global_zero else True
-        )
-        for step, batch in enumerate(bar):
-            set_rate(
-                self.optimizer, rate_at(config.schedule, (epoch + (step + 1) / len(batches)) / config.schedule.epochs)
-            )
+        shown = track(batches, f"epoch {epoch + 1}/{epochs}", len(batches)) if fabric.is_global_zero else batches
+        for step, batch in enumerate(shown):
+            set_lr(self.optimizer, lr_at(config.schedule, (epoch + (step + 1) / len(batches)) / epochs))
             try:
                 value = self.step(batch)
             except _NotFiniteError as exc:
@@ -234,28 +206,27 @@ class _Loop(NamedTuple):
                 raise TrainingError(_not_finite(str(exc), place, epoch, batch, training, state)) from exc.__cause__
             total += value * len(batch.images)
             images_seen += len(batch.images)
-            bar.set_postfix(loss=f"{total / images_seen:.3f}", refresh=False)
         return total / images_seen
 
     def loss_is_scaled(self) -> bool:
-        """Whether a scaler enlarged the loss, as for float16: where gradients overflow it skips the step and halves."""
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        # Below 1 it is not the scale that they overflow by.
+        """Whether a gradient scaler is at work, as for float16. It skips steps whose gradients overflow."""
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)  # only some of Fabric's plugins have one
+        # With a scale below 1, the scale is not the cause of the overflow.
         return scaler is not None and scaler.get_scale() >= 1
 
     def step(self, batch: Batch) -> float:
-        """Learn from a batch and return its loss.
+        """Train on a batch and return its loss.
 
         Raises:
-            _NotFiniteError: the loss or its gradients are not finite, or what layers gave was not and that raised.
+            _NotFiniteError: the loss or its gradients are not finite, or an error followed from such numbers.
         """
-        # First of all: what a batch before this one left is not to be taken for this one's.
+        # First: gradients of the batch before must not be taken for this one's.
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            # On one device Fabric leaves the methods that an objective calls in full precision.
+            # On a single device, Fabric runs the methods that an objective calls in full precision.
             with self.fabric.autocast():
                 loss, _ = self.objective(self.wrapped, batch)
-            value = loss.item()
+            value = float(loss.item())
             if not math.isfinite(value):
                 raise _NotFiniteError(f"the loss is {value}")
             self.fabric.backward(loss)
@@ -268,19 +239,19 @@ class _Loop(NamedTuple):
             self.optimizer.step()
         except (_NotFiniteError, EdgefgError):
             raise
-        except Exception as exc:  # a method may fail on such numbers in any way
+        except Exception as exc:  # a method may fail in any way on numbers that are not finite
             with self.fabric.autocast():
                 if layers_stay_finite(self.network, lambda: self.objective(self.network, batch)):
                     raise
-            raise _NotFiniteError(f"what the layers give is not finite ({one_line(exc)[:120]})") from exc
+            raise _NotFiniteError(f"a layer's output is not finite ({one_line(exc)[:120]})") from exc
         if "ema" in self.modules:
             cast(AveragedModel, self.modules["ema"]).update_parameters(self.network)
         return value
 
     def score(
-        self, samples: Sequence[Sample], spec: InputSpec, progress: Progress, workers: int, state: Path
+        self, samples: Sequence[Sample], spec: InputSpec, progress: RunProgress, workers: int, state: Path
     ) -> metrics.Scores | None:
-        """Score the network that counts after one more epoch than ``progress`` has.
+        """Score the network after one more epoch than ``progress`` counts.
 
         Raises:
             TrainingError: its logits are not finite.
@@ -295,37 +266,36 @@ class _Loop(NamedTuple):
                 raise
             epoch = progress.epochs_done
             raise TrainingError(
-                f"what the layers give on val is not finite after epoch {epoch + 1} ({one_line(exc)[:120]});"
-                f" {_last_good(epoch, state)}; start again with a lower --lr and --restart"
+                f"a layer's output on val is not finite after epoch {epoch + 1} ({one_line(exc)[:120]})."
+                f" {_last_good(epoch, state)}. Start again with a lower --lr and --restart"
             ) from exc
 
 
 class _NotFiniteError(Exception):
-    """A step lost its numbers; the message says which."""
+    """Numbers of a step are not finite; the message says which."""
 
 
 def _not_finite(what: str, place: str, epoch: int, batch: Batch, training: TrainingImages, state: Path) -> str:
-    """Say where the numbers were lost: step, the batch's files, the last good state."""
     indices = [] if batch.indices is None else batch.indices.tolist()
     files = [str(training.samples[index].path) for index in indices]
     return (
-        f"{what} at {place}; the batch: {', '.join(files)}; {_last_good(epoch, state)};"
-        " look at these images, or start again with a lower --lr and --restart"
+        f"{what} at {place}, in the batch {', '.join(files)}. {_last_good(epoch, state)}."
+        " Look at these images, or start again with a lower --lr and --restart"
     )
 
 
 def _last_good(epoch: int, state: Path) -> str:
-    return f"{state} holds the run after epoch {epoch}" if epoch else "no epoch was finished"
+    return f"{state} holds the run after epoch {epoch}" if epoch else "No epoch was finished"
 
 
 def _launch(hardware: Hardware) -> Fabric:
     precision: Any = hardware.precision
     if precision == "auto":
         cuda = hardware.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-        # Not as torch emulates it: a T4 or V100 is far quicker in float16, which it has.
+        # Without emulation: a T4 or V100 emulates bfloat16, and is far faster in float16.
         native = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = ("bf16-mixed" if native else "16-mixed") if cuda else "32-true"
-    # Where parameters are frozen for a while, the plain strategy would wait for their gradients.
+    # The plain strategy would wait for the gradients of parameters that are frozen for a while.
     strategy = "ddp_find_unused_parameters_true" if hardware.devices > 1 else "auto"
     try:
         with warnings.catch_warnings():
@@ -334,7 +304,7 @@ def _launch(hardware: Hardware) -> Fabric:
                 accelerator=hardware.accelerator, devices=hardware.devices, precision=precision, strategy=strategy
             )
             fabric.launch()
-    except (RuntimeError, ValueError, TypeError) as exc:  # Fabric's misconfigurations come as any of these
+    except (RuntimeError, ValueError, TypeError) as exc:  # Fabric reports misconfiguration as any of these
         raise HardwareError(
             f"cannot train on {hardware.devices} × {hardware.accelerator!r} with precision {hardware.precision!r}:"
             f" {one_line(exc)[:200]}"

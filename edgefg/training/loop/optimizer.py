@@ -1,4 +1,4 @@
-"""The optimiser of a run: its parameter groups, learning rates over depth and time, and what is frozen at first."""
+"""The optimiser: parameter groups, learning rates over depth and time, and freezing."""
 
 from __future__ import annotations
 
@@ -9,85 +9,93 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgefg.settings.training import Schedule, TrainingConfig
+from edgefg.settings.training import FineTuning, Schedule, TrainingConfig
+from edgefg.training.models.network import TrainableNetwork
 
 
-def optimizer_of(
-    network: nn.Module, new_modules: Sequence[nn.Module], config: TrainingConfig, objective: nn.Module | None = None
+def create_optimizer(
+    network: TrainableNetwork,
+    new_modules: Sequence[nn.Module],
+    config: TrainingConfig,
+    objective: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
-    """Build the config's optimiser; parameters of ``fresh`` learn ``config.fine_tuning.head_lr_ratio`` times as fast.
+    """Create the optimiser of a run.
 
-    So do those of the ``objective``, where it has any.
+    Parameters of ``new_modules`` and of the objective have a learning rate ``head_lr_ratio`` times as high.
     """
+    decay = config.schedule.weight_decay
     groups = _groups(network, new_modules, config, [] if objective is None else list(objective.parameters()))
     if config.schedule.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=config.schedule.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=config.schedule.weight_decay)
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=decay)
+    return torch.optim.AdamW(groups, weight_decay=decay)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of a learning rate."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group, ``lr`` times the group's ratio."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["ratio"]
+        group["lr"] = lr * group["ratio"]
 
 
-def rate_at(schedule: Schedule, progress: float) -> float:
-    """Learning rate at a share of all steps: linear warm-up, then half a cosine (Loshchilov & Hutter 2017)."""
+def lr_at(schedule: Schedule, progress: float) -> float:
+    """Return the learning rate after a share of all steps: linear warm-up, then cosine (Loshchilov & Hutter 2017)."""
     if progress < schedule.warmup:
         return schedule.lr * progress / schedule.warmup
     return schedule.lr * 0.5 * (1 + math.cos(math.pi * (progress - schedule.warmup) / (1 - schedule.warmup)))
 
 
-def unfreeze(network: nn.Module, new_modules: Sequence[nn.Module], config: TrainingConfig, epoch: int) -> None:
-    """Freeze what does not learn yet in an epoch (from 0); see `freeze`.
+def unfreeze(network: TrainableNetwork, new_modules: Sequence[nn.Module], fine_tuning: FineTuning, epoch: int) -> None:
+    """Freeze the blocks that are not trained yet in an epoch (counted from 0), see `freeze`.
 
     Gradual unfreezing (Howard & Ruder 2018): after ``freeze_epochs`` the blocks are unfrozen from the last to the
     first, evenly over ``unfreeze_epochs``.
     """
-    since, over = epoch - config.fine_tuning.freeze_epochs, config.fine_tuning.unfreeze_epochs
+    since, over = epoch - fine_tuning.freeze_epochs, fine_tuning.unfreeze_epochs
     if since >= over:
         freeze(network, new_modules, False)
         return
-    first = max(depths(network).values())
-    # The last block often is the head, which learns already: the block before it is unfrozen with it.
-    freeze(network, new_modules, True, 0 if since < 0 else 1 + math.ceil(first * (since + 1) / (over + 1)))
+    deepest = max(layer_depths(network).values())
+    # The last block often is the head, which is trained already: unfreeze the block before it at the same time.
+    trained = 0 if since < 0 else 1 + math.ceil(deepest * (since + 1) / (over + 1))
+    freeze(network, new_modules, True, trained)
 
 
-def freeze(network: nn.Module, new_modules: Sequence[nn.Module], frozen: bool, unfrozen: int = 0) -> None:
-    """Freeze or unfreeze all but ``new_modules`` and the last ``unfrozen`` blocks; frozen norms keep their statistics.
+def freeze(network: TrainableNetwork, new_modules: Sequence[nn.Module], frozen: bool, trained_blocks: int = 0) -> None:
+    """Freeze, or unfreeze, all but ``new_modules`` and the last ``trained_blocks`` blocks of `layer_depths`.
 
-    Call it after ``network.train()``, which would set the norms learning again. Blocks are those of `depths`.
+    Frozen batch norms keep their statistics. Call it after ``network.train()``, which would update them again.
     """
     own = {id(module) for root in new_modules for module in root.modules()}
     parameters = {id(parameter) for root in new_modules for parameter in root.parameters()}
-    depth = depths(network) if unfrozen else {}
+    depth = layer_depths(network) if trained_blocks else {}
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not frozen or id(parameter) in parameters or depth.get(name, unfrozen) < unfrozen)
+        trained = not frozen or id(parameter) in parameters or depth.get(name, trained_blocks) < trained_blocks
+        parameter.requires_grad_(trained)
     if frozen:
         for module in network.modules():
-            learns = id(module) in own or any(parameter.requires_grad for parameter in module.parameters())
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not learns:
+            trained = id(module) in own or any(parameter.requires_grad for parameter in module.parameters())
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not trained:
                 module.eval()
 
 
 def _groups(
-    network: nn.Module, new_modules: Sequence[nn.Module], config: TrainingConfig, beside: Sequence[nn.Parameter]
+    network: TrainableNetwork,
+    new_modules: Sequence[nn.Module],
+    config: TrainingConfig,
+    of_objective: Sequence[nn.Parameter],
 ) -> list[dict[str, Any]]:
-    """Group the parameters by learning rate; norms and biases do not decay."""
+    """Group the parameters by learning rate and weight decay, which norms and biases do not have."""
+    fine_tuning = config.fine_tuning
     new = {id(parameter) for root in new_modules for parameter in root.parameters()}
-    depth = depths(network)
-    rate = float(getattr(network, "new_module_lr_ratio", 1.0))
+    depth = layer_depths(network)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            ratio = (
-                config.fine_tuning.head_lr_ratio * rate
-                if id(parameter) in new
-                else config.fine_tuning.layer_decay ** depth[name]
-            )
+            ratio = fine_tuning.layer_decay ** depth[name]
+            if id(parameter) in new:
+                ratio = fine_tuning.head_lr_ratio * network.new_module_lr_ratio
             groups.setdefault((ratio, parameter.ndim > 1), []).append(parameter)
-    for parameter in beside:
-        groups.setdefault((config.fine_tuning.head_lr_ratio, parameter.ndim > 1), []).append(parameter)
+    for parameter in of_objective:
+        groups.setdefault((fine_tuning.head_lr_ratio, parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": members,
@@ -99,14 +107,14 @@ def _groups(
     ]
 
 
-def depths(network: nn.Module) -> dict[str, int]:
-    """Return for every parameter how many blocks lie between it and the output (0: the last block).
+def layer_depths(network: TrainableNetwork) -> dict[str, int]:
+    """Return for every parameter the number of blocks between it and the output (0: the last block).
 
-    What layer-wise decay of the learning rate (Howard & Ruder 2018, discriminative fine-tuning) counts. The blocks are
-    the backbone's, and those of every copy of it that a method has; what a method adds to it counts as the last block.
+    Layer-wise decay of the learning rate (discriminative fine-tuning, Howard & Ruder 2018) counts them. The blocks are
+    those of the backbone, and of every copy of it that a method has. Modules that a method adds count as the last
+    block.
     """
-    backbone: nn.Module = getattr(network, "backbone", network)
-    levels = _levels(backbone)
+    levels = _levels(network.layers_root())
     last = max(levels.values(), default=0)
     depth = {name: 0 for name, _ in network.named_parameters()}
     for prefix, module in network.named_modules():
@@ -116,11 +124,11 @@ def depths(network: nn.Module) -> dict[str, int]:
 
 
 def _levels(backbone: nn.Module) -> dict[str, int]:
-    """Number the blocks from the input, and give every parameter its block's number.
+    """Number the blocks from the input, and return the block number of every parameter.
 
-    A block is a child of the backbone, or of one of its sequences, in the order in which they are defined; a norm by
-    itself belongs to the block before it, and what lies in no block (a position embedding) to the first one. (timm's
-    group_matcher goes by names, which a method that puts gates in changes, and torchvision has none.)
+    A block is a child of the backbone, or of one of its ``nn.Sequential`` children, in the order of definition. A norm
+    by itself belongs to the block before it, and a parameter outside all blocks (a position embedding) to the first.
+    timm's ``group_matcher`` goes by names, which a method that inserts modules changes, and torchvision has none.
     """
     children = [
         (f"{name}.{key}", block)

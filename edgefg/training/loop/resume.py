@@ -1,4 +1,4 @@
-"""The state of an unfinished run: networks, losses with a memory, optimiser, scale, epoch in one safetensors file."""
+"""The state of an unfinished run in one safetensors file: networks, objective, optimiser, loss scale and epoch."""
 
 from __future__ import annotations
 
@@ -13,36 +13,32 @@ from lightning_fabric.plugins import Precision
 from torch import nn
 
 from edgefg.errors import CheckpointError, TrainingError
-from edgefg.settings.options import options_of
-from edgefg.settings.training import TrainingConfig
-from edgefg.training.checkpoint import read_header_json, write_tensors
+from edgefg.training.checkpoint import Header, read_header_json, run_difference, write_tensors
 
 
 class Run(NamedTuple):
-    """Where a run keeps its state, and what must be equal for it to be resumed."""
+    """An unfinished run."""
 
     path: Path
-    config: TrainingConfig
-    fingerprint: str
-    stage: str
+    """File of its state."""
+    header: Header
+    """The header that its checkpoint will have. A run resumes only if `run_difference` finds no difference."""
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
+class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     """How far a run is."""
 
     epochs_done: int = 0
     best_epoch: int = 0
-    """Counted from 1; 0: none is kept."""
+    """Counted from 1. 0: no best weights are kept."""
     best_top1: float = -1.0
 
 
-class _Saved(msgspec.Struct, kw_only=True):
-    config: TrainingConfig
-    fingerprint: str
-    stage: str
-    progress: Progress
+class _State(msgspec.Struct, kw_only=True):
+    header: Header
+    progress: RunProgress
     precision: dict[str, int | float] = {}
-    """Of Fabric's plugin: in float16 the scale of the loss; else nothing."""
+    """State of Fabric's precision plugin: the loss scale of float16, else nothing."""
 
 
 def save_state(
@@ -50,7 +46,7 @@ def save_state(
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     precision: Precision,
-    progress: Progress,
+    progress: RunProgress,
 ) -> None:
     """Write the state after an epoch, whole or not at all."""
     tensors = {
@@ -62,54 +58,44 @@ def save_state(
         for slot, value in slots.items():
             if value is not None:
                 tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    saved = _Saved(
-        config=run.config,
-        fingerprint=run.fingerprint,
-        stage=run.stage,
-        progress=progress,
-        precision=precision.state_dict(),
-    )
-    write_tensors(run.path, tensors, msgspec.json.encode(saved).decode())
+    state = _State(header=run.header, progress=progress, precision=precision.state_dict())
+    write_tensors(run.path, tensors, msgspec.json.encode(state).decode())
 
 
 def load_state(
     run: Run, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, precision: Precision
-) -> Progress:
-    """Load an unfinished run's state, if there is one, into the other arguments; return how far it is.
+) -> RunProgress:
+    """Load the state of an unfinished run into the other arguments, if there is one, and return its progress.
 
     Raises:
-        TrainingError: the state is of another config or other data, or it is broken.
+        TrainingError: the state is that of another run, was written by another version of edgefg, or is damaged.
     """
     if not run.path.exists():
-        return Progress()
-    advice = "give another --out, or --restart to begin anew"
+        return RunProgress()
+    advice = "Give another --out, or --restart to start again"
     try:
-        saved = msgspec.json.decode(read_header_json(run.path), type=_Saved)
+        state = msgspec.json.decode(read_header_json(run.path), type=_State)
         tensors = safetensors.torch.load_file(run.path)
-    except (CheckpointError, msgspec.DecodeError, safetensors.SafetensorError) as exc:
-        raise TrainingError(f"{run.path} cannot be resumed ({exc}); {advice}") from exc
-    if saved.stage != run.stage or saved.fingerprint != run.fingerprint or saved.config != run.config:
-        raise TrainingError(f"{run.path} is an unfinished run {_difference(saved, run)}; {advice}")
+    except msgspec.DecodeError as exc:
+        raise TrainingError(
+            f"{run.path} is an unfinished run of another version of edgefg, which cannot be resumed. {advice}"
+        ) from exc
+    except (CheckpointError, safetensors.SafetensorError) as exc:
+        raise TrainingError(f"{run.path} cannot be resumed ({exc}). {advice}") from exc
+    if difference := run_difference(state.header, run.header):
+        raise TrainingError(f"{run.path} is an unfinished run with {difference}. {advice}")
     try:
         for part, module in modules.items():
             prefix = f"{part}."
             module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     except RuntimeError as exc:
-        raise TrainingError(f"{run.path} holds a network of another shape; {advice}") from exc
+        raise TrainingError(f"{run.path} holds a network of another shape. {advice}") from exc
     slots: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, slot = name.split(".", 2)
             slots.setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    if saved.precision and precision.state_dict():  # a run may go on in another precision
-        precision.load_state_dict(saved.precision)
-    return saved.progress
-
-
-def _difference(saved: _Saved, run: Run) -> str:
-    for option in options_of(TrainingConfig).values():
-        old, new = option.value_in(saved.config), option.value_in(run.config)
-        if old != new:
-            return f"with {option.flag} {old}, now {new}"
-    return "on other data, of another teacher or parent, or from other weights"
+    if state.precision and precision.state_dict():  # a run may go on in another precision
+        precision.load_state_dict(state.precision)
+    return state.progress

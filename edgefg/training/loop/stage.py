@@ -1,13 +1,10 @@
-"""What every training stage shares: fit a network on checked data, then leave a checkpoint and no state."""
+"""The frame of a training stage: check the run, fit the network, leave a checkpoint and no state."""
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from msgspec.structs import replace
@@ -16,19 +13,21 @@ from torch import nn
 from edgefg.artifact.manifest import Accuracy
 from edgefg.data import ImageDataset
 from edgefg.errors import TrainingError
+from edgefg.log import get_logger
 from edgefg.settings.hardware import Hardware
-from edgefg.settings.training import TrainingConfig
-from edgefg.training.checkpoint import Header, read_header, save
+from edgefg.training.checkpoint import Header, read_header, run_difference, save
 from edgefg.training.data.mix import evaluating
 from edgefg.training.loop.fit import fit
+from edgefg.training.models.network import TrainableNetwork
 from edgefg.training.objective import Objective
+
+_log = get_logger(__name__)
 
 
 def train_and_save(
-    network: nn.Module,
+    network: TrainableNetwork,
     header: Header,
     data: ImageDataset,
-    config: TrainingConfig,
     objective: Objective,
     out: Path,
     *,
@@ -37,28 +36,39 @@ def train_and_save(
     frozen_modules: Sequence[nn.Module] = (),
     restart: bool = False,
 ) -> Path:
-    """Train ``network`` and write ``out/<header.kind>.safetensors``; return that path.
+    """Train a network and write ``out/<header.kind>.safetensors``. Returns that path.
 
-    The header's config and validation accuracy are filled in. A finished checkpoint of the very same run is returned as
-    it is; ``restart`` throws it, or an unfinished run's state, away. See `edgefg.training.loop.fit.fit` for the rest.
+    A finished checkpoint of the same run is returned as it is. See `edgefg.training.loop.fit.fit` for the arguments.
+
+    Args:
+        network: the network.
+        header: header of the checkpoint. The validation accuracy is filled in.
+        data: the data.
+        objective: loss of a batch.
+        out: folder for the checkpoint and the run's files.
+        new_modules: untrained modules.
+        hardware: where to run.
+        frozen_modules: networks that the objective uses.
+        restart: delete a finished checkpoint, or the state of an unfinished run, and start again.
 
     Raises:
-        TrainingError: the backbone takes no images of the config's sizes, the folder cannot be written or holds another
-            run, or see `fit`.
+        TrainingError: the backbone does not accept the image size, the folder cannot be written or holds another run,
+            or see `fit`.
     """
-    stage = header.kind
-    path = out / f"{stage}.safetensors"
-    state = out / f"{stage}.resume.safetensors"
-    header = replace(header, recipe=f"{header.recipe} {msgspec.json.encode(config).decode()}".strip())
+    path = out / f"{header.kind}.safetensors"
+    state = out / f"{header.kind}.resume.safetensors"
     if path.exists() and not restart:
-        _same_run(path, header)
-        print(f"{path} is there already, from the same data and settings", file=sys.stderr)
+        if difference := run_difference(read_header(path), header):
+            raise TrainingError(
+                f"{path} exists, and was made with {difference}. Give another --out, or --restart to replace it"
+            )
+        _log.info("%s exists, made from the same data with the same settings", path)
         return path
-    _need_sizes(network, header, config)
-    if config.fine_tuning.freeze_epochs and not new_modules:
+    _check_sizes(network, header)
+    freeze_epochs = header.training.fine_tuning.freeze_epochs
+    if freeze_epochs and not new_modules:
         raise TrainingError(
-            f"--freeze-epochs {config.fine_tuning.freeze_epochs} trains new layers only, and the starting weights leave"
-            " none. Remove it"
+            f"--freeze-epochs {freeze_epochs} trains new layers only, and the starting weights leave none. Remove it"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -66,15 +76,11 @@ def train_and_save(
             state.unlink(missing_ok=True)
         scores = fit(
             network,
-            data.splits,
-            header.input,
-            config,
+            header,
+            data,
             objective,
             out,
-            stage=stage,
-            fingerprint=_identity(header),
             new_modules=new_modules,
-            boxes=data.boxes,
             hardware=hardware,
             frozen_modules=frozen_modules,
         )
@@ -88,29 +94,17 @@ def train_and_save(
 
 
 @torch.no_grad()
-def _need_sizes(network: nn.Module, header: Header, config: TrainingConfig) -> None:
-    """Raise `TrainingError` unless the network takes the smallest images of training, and those of the test."""
+def _check_sizes(network: nn.Module, header: Header) -> None:
+    """Raise `TrainingError` unless the network accepts the smallest and largest training crops, and test images."""
+    config = header.training
     device = next(network.parameters()).device
     for size in sorted({config.size_at(0), config.size_at(config.schedule.epochs), header.input.height}):
         try:
-            with evaluating(network):  # the norms' statistics must not learn from an empty image
+            with evaluating(network):  # an empty image must not change the statistics of the norms
                 network(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device))
-        except (RuntimeError, AssertionError) as exc:  # what torch's layers and timm's checks of a size raise
+        except (RuntimeError, AssertionError) as exc:  # raised by torch's layers, and by timm's checks of the size
             reason = str(exc).strip().partition("\n")[0]
             raise TrainingError(
-                f"{header.backbone} takes no images of {size} px ({reason}); needed the size that it is built for, or"
-                " a larger one: --image-size 224 suits most backbones"
+                f"{header.backbone} does not accept images of {size} px ({reason}). Use the size that it was built for,"
+                " or a larger one: --image-size 224 suits most backbones"
             ) from exc
-
-
-def _identity(header: Header) -> str:
-    """Digest everything that a run depends on: data, settings, teacher, parent, widths."""
-    return hashlib.sha256(msgspec.json.encode(replace(header, validation=None))).hexdigest()
-
-
-def _same_run(path: Path, header: Header) -> None:
-    """Raise `TrainingError` unless the finished checkpoint is of this very run."""
-    if _identity(read_header(path)) != _identity(header):
-        raise TrainingError(
-            f"{path} is there already, from other data or settings; give another --out, or --restart to replace it"
-        )

@@ -14,9 +14,10 @@ from edgefg.benchmarks.experiments.teachers import INGREDIENTS, METHODS, collect
 def checkpoint(folder: Path, top1: float, epochs: int = 10) -> None:
     """Write a safetensors file without tensors: all that is read is its header."""
     folder.mkdir(parents=True)
-    recipe = f'plain lite0 from x {{"epochs":{epochs},"image_size":128,"val_every":10}}'
+    training = {"image_size": 128, "schedule": {"epochs": epochs, "val_every": 10}}
+    stage = {"kind": "train", "method": "plain", "backbone": "lite0", "weights": {"source": "x"}, "training": training}
     validation = {"top1": top1, "balanced": top1 / 2, "images": 10, "data": "x"}
-    inner = json.dumps({"validation": validation, "recipe": recipe})
+    inner = json.dumps({"validation": validation, "stages": [stage]})
     outer = json.dumps({"__metadata__": {"edgefg": inner}}).encode()
     (folder / "teacher.safetensors").write_bytes(len(outer).to_bytes(8, "little") + outer)
 

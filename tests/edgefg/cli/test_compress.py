@@ -33,7 +33,8 @@ def call(run: Run, monkeypatch: pytest.MonkeyPatch) -> Call:
 
 
 def test_distill(call: Call) -> None:
-    line = "distill t d --out o --image-size 128 --loss dkd --ema 0.99 --layer-decay 0.7 --also t2 --also t3"
+    line = "distill t d --out o --image-size 128 --loss dkd --ema 0.99 --layer-decay 0.7"
+    line += " --extra-teacher t2 --extra-teacher t3 --unlabelled wild"
     args, options = call("edgefg.export.distill.distill.distill", line)
     assert args[-1] == TrainingConfig(
         image_size=128,
@@ -42,7 +43,8 @@ def test_distill(call: Call) -> None:
         fine_tuning=FineTuning(layer_decay=0.7),
     )
     assert options["distillation"] == DistillationConfig(loss="dkd")
-    assert [str(path) for path in options["also"]] == ["t2", "t3"]
+    assert [str(path) for path in options["extra_teachers"]] == ["t2", "t3"]
+    assert str(options["unlabelled"]) == "wild"
 
 
 def test_prune_and_qat_have_short_schedules(call: Call) -> None:

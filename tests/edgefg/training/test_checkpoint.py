@@ -10,7 +10,7 @@ import torch
 
 from edgefg.errors import CheckpointError
 from edgefg.export.prune.channels import remove_channels
-from edgefg.export.prune.cost import Yardstick
+from edgefg.export.prune.cost import CostModel
 from edgefg.preprocess import InputSpec
 from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.split import SplitSpec
@@ -57,7 +57,7 @@ def test_round_trip(tmp_path: Path, network: Network, header: Header) -> None:
 
 
 def test_a_channel_plan_rebuilds_a_narrower_network(tmp_path: Path, network: Network, header: Header) -> None:
-    original = Yardstick(copy.deepcopy(network), SPEC)
+    original = CostModel(copy.deepcopy(network), SPEC)
     left = remove_channels(network, PruningConfig(round_to=8, max_ratio=0.5), original, 0.8, gradients_of())
     assert 0.2 < left.macs <= 0.8
     plan = channel_plan(network, Network(build_backbone(BACKBONE, 3), header.mean, header.std))
@@ -74,7 +74,7 @@ def test_a_plan_rebuilds_backbones_with_wrappers_and_other_norms(backbone: str, 
     """Wrappers offer widths as read-only properties; LayerNorm calls its width otherwise."""
     network = Network(build_backbone(backbone, 3), header.mean, header.std)
     spec = InputSpec(height=32, width=32)
-    original = Yardstick(copy.deepcopy(network), spec)
+    original = CostModel(copy.deepcopy(network), spec)
     remove_channels(network, PruningConfig(round_to=8), original, 0.97, gradients_of(spec))
     original_network = Network(build_backbone(backbone, 3), header.mean, header.std)
     header = msgspec.structs.replace(header, backbone=backbone, channels=channel_plan(network, original_network))
@@ -127,6 +127,6 @@ def test_a_full_disk_leaves_the_old_checkpoint(
 
     monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        save(path, network, msgspec.structs.replace(header, recipe="later"))
+        save(path, network, msgspec.structs.replace(header, edgefg="later"))
     assert read_header(path) == header
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

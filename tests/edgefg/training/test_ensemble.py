@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from edgefg import __version__
 from edgefg.artifact.hashes import sha256
+from edgefg.artifact.stages import WeightAverageStage
 from edgefg.data import load_dataset
 from edgefg.errors import DataError, ExportError, WeightsError
 from edgefg.export.distill.distill import distill
@@ -71,11 +72,12 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities_each_at_its_own_si
     assert [member.backbone for member in header.members] == ["test_resnet", "test_resnet", "test_efficientnet"]
 
 
-def test_inspect_shows_the_members_on_a_line(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    paths = [checkpoint(tmp_path / f"{n}.safetensors", n, replace(HEADER, recipe=f"recipe {n}")) for n in (1, 2)]
+def test_inspect_shows_the_members(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    paths = [checkpoint(tmp_path / f"{n}.safetensors", n) for n in (1, 2)]
     status, out, _ = run("inspect", combine(paths, tmp_path / "out"))
     assert status == 0
-    assert "members: config 1; config 2\n" in out
+    assert "members: \n  test_resnet, plain\n  test_resnet, plain\n" in out
+    assert f"1. ensemble: parent {sha256(paths[0])[:12]}, parent {sha256(paths[1])[:12]}" in out
 
 
 @torch.no_grad()
@@ -106,7 +108,7 @@ def test_a_soup_is_one_network_of_the_mean_weights(tmp_path: Path) -> None:
     network, header = load(path)
     assert network.single_pass
     assert header.method == "plain"
-    assert "3 networks" in header.recipe
+    assert header.stages[-1].identity() == WeightAverageStage(parents=tuple(sha256(one) for one in paths))
     states = [load(one)[0].state_dict() for one in paths]
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(tensor, torch.stack([s[name].double() for s in states]).mean(0).to(tensor.dtype))
@@ -114,7 +116,9 @@ def test_a_soup_is_one_network_of_the_mean_weights(tmp_path: Path) -> None:
 
 def test_a_soup_of_one_network_twice_over_is_that_network(tmp_path: Path) -> None:
     one = checkpoint(tmp_path / "a.safetensors", 1)
-    other = checkpoint(tmp_path / "b.safetensors", 1, replace(HEADER, recipe="another run"))
+    other = checkpoint(
+        tmp_path / "b.safetensors", 1, replace(HEADER, dataset=HEADER.dataset, backbone=HEADER.backbone, edgefg="1")
+    )
     network, _ = load(combine([one, other], tmp_path / "out", "weights"))
     torch.testing.assert_close(network(IMAGES), load(one)[0](IMAGES))
 
@@ -127,7 +131,7 @@ def test_an_ensemble_teaches_and_does_not_export(birds: Path, tmp_path: Path, ha
     config = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, batch_size=16))
     student = distill(teacher, birds, tmp_path / "s", config, student="test_resnet", weights="none", hardware=hardware)
     assert load(student)[1].teacher == sha256(teacher)
-    with pytest.raises(WeightsError, match="ensemble has none of its own"):
+    with pytest.raises(WeightsError, match="which an ensemble does not have"):
         distill(
             teacher, birds, tmp_path / "t", config, student="test_resnet", weights="none", hardware=hardware,
             distillation=DistillationConfig(feature_weight=1.0),
@@ -156,7 +160,7 @@ def test_what_does_not_go_together_is_refused(trio: list[Path], tmp_path: Path) 
     assert not out.exists()
     combine(trio, out)
     before = (out / "teacher.safetensors").read_bytes()
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="exists"):
         combine(trio, out)
     assert (out / "teacher.safetensors").read_bytes() == before
     with pytest.raises(DataError, match="is an ensemble itself"):

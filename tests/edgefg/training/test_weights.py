@@ -11,6 +11,7 @@ import torch
 from msgspec.structs import replace
 
 from edgefg.artifact.hashes import sha256
+from edgefg.artifact.stages import StartingWeights
 from edgefg.errors import CheckpointError, TrainingError, WeightsError
 from edgefg.preprocess import InputSpec
 from edgefg.settings.hardware import Hardware
@@ -22,7 +23,7 @@ from edgefg.training.checkpoint import SCHEMA, Header, read_header, save
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
 from edgefg.training.teacher import train_teacher
-from edgefg.training.weights import continue_whole, load_backbone, package_state
+from edgefg.training.weights import load_backbone, load_whole_checkpoint, package_state
 from tests.synthetic import write_dataset
 
 
@@ -95,23 +96,23 @@ def test_a_checkpoint_brings_its_normalisation(tmp_path: Path) -> None:
     assert torch.equal(backbone.conv_stem.weight, network.backbone.conv_stem.weight)
 
 
-def test_a_checkpoint_of_the_same_make_goes_on_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_the_same_make_goes_on_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     network, header, path = trained(tmp_path)
     new = Network(build_backbone("test_efficientnet", 4), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
-    assert continue_whole(new, header, path)
+    assert load_whole_checkpoint(new, header, path)
     assert all(torch.equal(a, b) for a, b in zip(new.state_dict().values(), network.state_dict().values(), strict=True))
-    assert not capsys.readouterr().err
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("fields", [{"labels": tuple("abce")}, {"method": "bcnn"}, {"dataset": "other"}])
 def test_another_one_lends_its_backbone_alone(
-    tmp_path: Path, fields: dict[str, object], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, fields: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     _, header, path = trained(tmp_path, **fields)
     new = Network(build_backbone("test_efficientnet", 4), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
-    assert continue_whole(new, header, path) == ("dataset" in fields)
-    assert ("other data or another split" in capsys.readouterr().err) == ("dataset" in fields)
-    assert not continue_whole(new, header, "none")
+    assert load_whole_checkpoint(new, header, path) == ("dataset" in fields)
+    assert ("other data or another split" in caplog.text) == ("dataset" in fields)
+    assert not load_whole_checkpoint(new, header, "none")
 
 
 def test_training_goes_on_from_a_checkpoint_of_this_very_file(tmp_path: Path) -> None:
@@ -125,8 +126,10 @@ def test_training_goes_on_from_a_checkpoint_of_this_very_file(tmp_path: Path) ->
     again = train_teacher(birds, tmp_path / "b", config, weights=str(first), **options)
     heads = [safetensors.torch.load_file(path)["backbone.classifier.weight"] for path in (first, again)]
     torch.testing.assert_close(*heads, rtol=0, atol=1e-4)
-    assert f"from {first} ({sha256(first)[:12]})" in read_header(again).recipe
-    with pytest.raises(TrainingError, match="--freeze-epochs 1 trains what is new, and the starting weights bring"):
+    assert read_header(again).stages[0].weights == StartingWeights(source=str(first), sha256=sha256(first))
+    with pytest.raises(
+        TrainingError, match="--freeze-epochs 1 trains new layers only, and the starting weights leave none"
+    ):
         train_teacher(birds, tmp_path / "c", with_options(config, freeze_epochs=1), weights=str(first), **options)
 
 
@@ -140,10 +143,10 @@ def test_a_checkpoint_of_a_later_edgefg_is_no_state_dict(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "is neither 'hub', 'none', a file, nor one of the packages"),
-        (lambda path: path.write_bytes(b"junk"), "is not a state dict that loads without pickled code"),
-        (lambda path: torch.save([1, 2], path), "holds no state dict"),
-        (lambda path: torch.save(build_backbone("test_resnet", 4).state_dict(), path), "weights of another network"),
+        (lambda path: None, "is not a file. Use hub, none, a state dict, or one of the packages"),
+        (lambda path: path.write_bytes(b"junk"), "cannot be loaded as a state dict without pickled code"),
+        (lambda path: torch.save([1, 2], path), "is not a state dict (a dictionary"),
+        (lambda path: torch.save(build_backbone("test_resnet", 4).state_dict(), path), "Use weights of this backbone"),
     ],
 )
 def test_unusable_files(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from edgefg.artifact.hashes import sha256
+from edgefg.artifact.stages import DistillStage, PruneStage
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.split import UNLABELLED
 from edgefg.errors import DataError, ExportError
 from edgefg.export.distill.distill import distill
-from edgefg.export.distill.objective import Distillation
+from edgefg.export.distill.objective import DistillationObjective
 from edgefg.export.export import export_checkpoint
 from edgefg.export.prune.prune import prune
 from edgefg.image_io import image_files
@@ -34,7 +35,7 @@ def test_distil_with_mixing(mix: str, birds_teacher: Path, two_birds: Path, tmp_
     mixed = with_options(CONFIG, mix=mix)
     options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
     network, header = load(distill(birds_teacher, two_birds, tmp_path / "mixed", mixed, **options))
-    assert f'"mix":"{mix}"' in header.recipe
+    assert header.training.augmentation.mix == mix
     plain, _ = load(distill(birds_teacher, two_birds, tmp_path / "plain", CONFIG, **options))
     weights = zip(network.parameters(), plain.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in weights)
@@ -61,17 +62,18 @@ def test_distil_with_every_loss(
     assert network.state_dict().keys() == plain.state_dict().keys()
     weights = zip(network.parameters(), plain.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in weights)
-    said = {"dkd": "loss=dkd β=2", "dist": "loss=dist", "kl": "features=1, attention=1"}[distillation.loss]
-    hard = {"dkd": "0.5", "dist": "0.5", "kl": "0"}[distillation.loss]
-    assert f"T=1, hard={hard}, {said} {{" in header.recipe
+    (stage,) = header.stages
+    assert isinstance(stage, DistillStage)
+    assert stage.distillation == distillation.resolved()
+    assert stage.parents == (sha256(birds_teacher),)
 
 
 def test_the_regressors_learn_and_a_cut_off_run_goes_on_with_them(
     birds_teacher: Path, two_birds: Path, tmp_path: Path
 ) -> None:
-    made: list[Distillation] = []
+    made: list[DistillationObjective] = []
 
-    class Spied(Distillation):
+    class Spied(DistillationObjective):
         def __init__(self, *args: object) -> None:
             super().__init__(*args)
             self.before = copy.deepcopy(self.state_dict())
@@ -90,7 +92,7 @@ def test_the_regressors_learn_and_a_cut_off_run_goes_on_with_them(
     steps = 3  # 36 images in batches of 16
     stops = [2 * steps, steps, steps]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgefg.export.distill.distill.Distillation", Spied)
+        patch.setattr("edgefg.export.distill.distill.DistillationObjective", Spied)
         whole = distill(birds_teacher, two_birds, tmp_path / "whole", config, **options)
         with pytest.raises(KeyboardInterrupt):
             distill(birds_teacher, two_birds, tmp_path / "cut", config, **options)
@@ -106,9 +108,9 @@ def test_the_regressors_learn_and_a_cut_off_run_goes_on_with_them(
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many crops the teachers were asked about, each time."""
     asked: list[int] = []
-    consult = Distillation._consult
+    consult = DistillationObjective._run_teachers
     monkeypatch.setattr(
-        Distillation, "_consult", lambda self, crops: (asked.append(len(crops)), consult(self, crops))[1]
+        DistillationObjective, "_run_teachers", lambda self, crops: (asked.append(len(crops)), consult(self, crops))[1]
     )
     return asked
 
@@ -160,11 +162,21 @@ def test_several_teachers_and_images_without_labels(birds_teacher: Path, two_bir
     )  # fmt: skip
     wild = write_dataset(tmp_path / "wild", classes=3, per_class=5, size=40, seed=9)
     config = with_options(CONFIG, mix="cutmix")
-    options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE, "also": [second], "extra": wild}
+    options = {
+        "student": "test_efficientnet",
+        "weights": "none",
+        "hardware": HERE,
+        "extra_teachers": [second],
+        "unlabelled": wild,
+    }
     runs = [distill(birds_teacher, two_birds, tmp_path / name, config, **options) for name in "ab"]
     (network, header), (again, _) = map(load, runs)
     assert header.teacher == sha256(birds_teacher)
-    assert f"also teacher {sha256(second)}, extra 15 images " in header.recipe
+    (stage,) = header.stages
+    assert isinstance(stage, DistillStage)
+    assert stage.parents == (sha256(birds_teacher), sha256(second))
+    assert stage.unlabelled is not None
+    assert stage.unlabelled.count == 15
     # What later stages compare the data with is the labelled data alone.
     assert header.dataset == read_header(birds_teacher).dataset
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
@@ -183,7 +195,7 @@ def test_extra_images_join_the_training_split_alone(
     wild = write_dataset(tmp_path / "wild", classes=2, per_class=5, size=40, seed=9)
     options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
     distill(birds_teacher, two_birds, tmp_path, CONFIG, **options)
-    distill(birds_teacher, two_birds, tmp_path, CONFIG, extra=wild, **options)
+    distill(birds_teacher, two_birds, tmp_path, CONFIG, unlabelled=wild, **options)
     without, joined = trained
     extra = joined.splits["train"][len(without.splits["train"]) :]
     assert [sample.path for sample in extra] == image_files(wild)
@@ -191,7 +203,7 @@ def test_extra_images_join_the_training_split_alone(
     assert (joined.splits["val"], joined.splits["test"]) == (without.splits["val"], without.splits["test"])
     with pytest.raises(DataError, match="the sampler balanced goes by class, and extra images have none"):
         distill(
-            birds_teacher, two_birds, tmp_path, with_options(CONFIG, sampler="balanced"), extra=wild,
+            birds_teacher, two_birds, tmp_path, with_options(CONFIG, sampler="balanced"), unlabelled=wild,
             **options,
         )  # fmt: skip
 
@@ -211,8 +223,13 @@ def test_distil_then_prune(birds_teacher: Path, two_birds: Path, tmp_path: Path)
     assert (header.kind, header.parent, header.teacher) == ("pruned", sha256(student), sha256(birds_teacher))
     assert header.channels
     assert header.validation is not None
-    assert "; prune to 0.8 of macs by taylor, global" in header.recipe
-    assert "; left: 0." in header.recipe
+    distilled, stage = header.stages
+    assert isinstance(distilled, DistillStage)
+    assert isinstance(stage, PruneStage)
+    assert stage.pruning == PruningConfig(macs=0.8, round_to=4)
+    assert stage.parents == (sha256(student), sha256(birds_teacher))
+    assert stage.remaining is not None
+    assert stage.remaining.macs <= 0.8
     before, _ = load(student)
     counts = [sum(p.numel() for p in model.parameters()) for model in (network, before)]
     assert counts[0] < counts[1]

@@ -13,7 +13,7 @@ from edgefg.artifact.hashes import sha256
 from edgefg.data.split import UNLABELLED
 from edgefg.errors import DataError, WeightsError
 from edgefg.export.distill.losses import attention_distance, dkd, feature_distance, kl_divergence
-from edgefg.export.distill.objective import Distillation, Teacher, read_teachers
+from edgefg.export.distill.objective import DistillationObjective, Teacher, load_teachers
 from edgefg.preprocess import InputSpec
 from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.options import with_options
@@ -69,7 +69,7 @@ def noise(count: int = 3) -> torch.Tensor:
 
 def test_teacher_and_student_see_identical_crops() -> None:
     big, small = Recorder(2.0, 0.0, 0.0), Recorder(0.0, 0.0, 0.0)
-    objective = Distillation([teacher(big)], small, CONFIG, DistillationConfig(hard_weight=0.25))
+    objective = DistillationObjective([teacher(big)], small, CONFIG, DistillationConfig(hard_weight=0.25))
     loss, logits = objective(small, Batch(noise(), torch.tensor([0, 1, 1])))
     assert torch.equal(big.seen[0], small.seen[0])
     assert logits.shape == (3, 3)
@@ -85,7 +85,7 @@ def test_a_teacher_of_another_size_sees_the_same_crop_resized() -> None:
     teachers = [Recorder(1.0, 0.0, 0.0), Recorder(1.0, 0.0, 0.0)]
     small = Recorder(0.0, 0.0, 0.0)
     images = torch.full((2, 32, 32, 3), 77, dtype=torch.uint8)
-    objective = Distillation([teacher(teachers[0], 64, 48), teacher(teachers[1])], small, CONFIG)
+    objective = DistillationObjective([teacher(teachers[0], 64, 48), teacher(teachers[1])], small, CONFIG)
     objective(small, Batch(images, torch.tensor([0, 1])))
     assert teachers[0].seen[0].shape == (2, 64, 48, 3)
     assert torch.allclose(teachers[0].seen[0], torch.tensor(77.0))
@@ -94,7 +94,7 @@ def test_a_teacher_of_another_size_sees_the_same_crop_resized() -> None:
 
 def test_teacher_and_student_see_identically_mixed_crops() -> None:
     big, small = Recorder(2.0, 0.0, 0.0), Recorder(1.0, 0.0, 0.0)
-    objective = Distillation(
+    objective = DistillationObjective(
         [teacher(big)], small, with_options(CONFIG, mix="mixup"), DistillationConfig(hard_weight=1.0)
     )
     images = torch.tensor([0, 200], dtype=torch.uint8)[:, None, None, None].expand(-1, 32, 32, 3)
@@ -114,7 +114,7 @@ def test_the_target_of_several_teachers_is_the_mean_of_their_softmaxes(temperatu
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 0.5]])
     student = torch.tensor([0.3, 0.1, 0.0])
     small = Recorder(*student.tolist())
-    objective = Distillation(
+    objective = DistillationObjective(
         [teacher(Recorder(*row.tolist())) for row in logits], small, CONFIG, DistillationConfig(temperature=temperature)
     )
     loss, _ = objective(small, Batch(noise(1), torch.tensor([0])))
@@ -125,7 +125,7 @@ def test_the_target_of_several_teachers_is_the_mean_of_their_softmaxes(temperatu
 @pytest.mark.parametrize("mix", ["none", "mixup"])
 def test_dkd_takes_the_label_and_where_there_is_no_single_one_the_teacher_s_top_class(mix: str) -> None:
     big, small = Reader(), Recorder(0.0, 1.0, 0.5)
-    objective = Distillation(
+    objective = DistillationObjective(
         [teacher(big)],
         small,
         with_options(CONFIG, mix=mix),
@@ -190,7 +190,7 @@ def test_by_default_the_loss_is_the_paper_s_sum(distillation: DistillationConfig
         mask = np.eye(3, dtype=bool)[labels]
         others = [x[~mask].reshape(3, 2) / (1 - x[mask])[:, None] for x in (p, q)]
         expected = (hard + t**2 * (kl(*pairs) + beta * kl(*others))) / 2
-    loss, _ = Distillation([teacher(Reader())], Fixed(), CONFIG, distillation)(
+    loss, _ = DistillationObjective([teacher(Reader())], Fixed(), CONFIG, distillation)(
         Fixed(), Batch(images, torch.tensor(labels))
     )
     assert loss.item() == pytest.approx(expected, rel=1e-4)
@@ -212,28 +212,32 @@ def test_with_dist_a_student_that_is_hardly_sure_of_what_is_right_has_much_to_le
     images[:, 0, 0] = torch.tensor([[250, 10, 0], [0, 20, 240], [3, 200, 90]])
     batch = Batch(images, torch.tensor([0, 2, 1]))
     sure, pale = (
-        Distillation([teacher(Reader())], student, CONFIG, DistillationConfig(loss="dist"))(student, batch)[0].item()
+        DistillationObjective([teacher(Reader())], student, CONFIG, DistillationConfig(loss="dist"))(student, batch)[
+            0
+        ].item()
         for student in (Paler(0.0), Paler(0.99))
     )
     assert pale == pytest.approx(np.log(3) / 2, rel=0.05)
     assert sure < 0.5 * pale
     # The relations alone tell the two from each other by nothing.
     student = Paler(0.99)
-    alone = Distillation([teacher(Reader())], student, CONFIG, DistillationConfig(loss="dist", hard_weight=0.0))
+    alone = DistillationObjective(
+        [teacher(Reader())], student, CONFIG, DistillationConfig(loss="dist", hard_weight=0.0)
+    )
     assert alone(student, batch)[0].item() == pytest.approx(0, abs=1e-4)
 
 
 def test_images_without_label_have_no_cross_entropy_and_learn_from_the_teacher() -> None:
     big, small = Recorder(2.0, 0.0, 0.0), Recorder(1.0, 0.0, 0.0)
     log = torch.log_softmax(small.logits.detach()[0], 0)
-    hard = Distillation([teacher(big)], small, CONFIG, DistillationConfig(hard_weight=1.0))
+    hard = DistillationObjective([teacher(big)], small, CONFIG, DistillationConfig(hard_weight=1.0))
     loss, _ = hard(small, Batch(noise(4), torch.tensor([0, UNLABELLED, 2, UNLABELLED])))
     # Two of four images; each labelled one weighs as in any other batch.
     assert loss.item() == pytest.approx(-(log[0] + log[2]).item() / 4, rel=1e-5)
     nothing, _ = hard(small, Batch(noise(2), torch.full((2,), UNLABELLED)))
     assert nothing.item() == 0
     nothing.backward()
-    soft = Distillation([teacher(big)], small, CONFIG)
+    soft = DistillationObjective([teacher(big)], small, CONFIG)
     loss, logits = soft(small, Batch(noise(2), torch.full((2,), UNLABELLED)))
     assert loss.item() == pytest.approx(kl_divergence(logits, big.logits.expand(2, -1)).item())
 
@@ -241,7 +245,7 @@ def test_images_without_label_have_no_cross_entropy_and_learn_from_the_teacher()
 @pytest.mark.parametrize("mix", ["mixup", "cutmix"])
 def test_an_image_mixed_with_one_without_label_has_no_cross_entropy(mix: str) -> None:
     small = Recorder(1.0, 0.0, 0.0)
-    objective = Distillation(
+    objective = DistillationObjective(
         [teacher(Recorder(0.0, 0.0, 0.0))], small, with_options(CONFIG, mix=mix), DistillationConfig(hard_weight=1.0)
     )
     # Images 2 and 3, mixed with the ones before them, are the only pairs of labelled ones; all of those are of class 1.
@@ -251,7 +255,9 @@ def test_an_image_mixed_with_one_without_label_has_no_cross_entropy(mix: str) ->
 
 def test_snapmix_takes_images_without_label() -> None:
     student = plain("test_resnet")
-    objective = Distillation([teacher(plain("resnet10t").eval())], student, with_options(CONFIG, mix="snapmix"))
+    objective = DistillationObjective(
+        [teacher(plain("resnet10t").eval())], student, with_options(CONFIG, mix="snapmix")
+    )
     loss, _ = objective(student, Batch(noise(4), torch.tensor([UNLABELLED, 1, UNLABELLED, 2])))
     assert loss.isfinite()
 
@@ -260,7 +266,7 @@ def test_maps_of_every_teacher_are_matched_by_a_regressor_of_its_own() -> None:
     teachers = [teacher(plain("resnet10t").eval(), 64, 64), teacher(plain("test_efficientnet").eval())]
     student = plain("test_resnet").eval()
     distillation = DistillationConfig(feature_weight=0.5, attention_weight=2.0)
-    objective = Distillation(teachers, student, CONFIG, distillation)
+    objective = DistillationObjective(teachers, student, CONFIG, distillation)
     batch = Batch(noise(), torch.tensor([0, 1, 2]))
     loss, logits = objective(student, batch)
     images = batch.images
@@ -269,7 +275,7 @@ def test_maps_of_every_teacher_are_matched_by_a_regressor_of_its_own() -> None:
         ours = parts.maps(student.backbone, student.normalised(images))
         features = [feature_distance(a(ours), t) for a, t in zip(objective._adapters, theirs, strict=True)]
         attention = [attention_distance(ours, t) for t in theirs]
-        soft, _ = Distillation(teachers, student, CONFIG)(student, batch)
+        soft, _ = DistillationObjective(teachers, student, CONFIG)(student, batch)
     assert torch.allclose(logits, student(images), atol=1e-5)
     expected = soft + 0.5 * torch.stack(features).mean() + 2 * torch.stack(attention).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -283,7 +289,7 @@ def test_maps_of_every_teacher_are_matched_by_a_regressor_of_its_own() -> None:
 
 def test_attention_alone_needs_no_regressor() -> None:
     student = plain("test_resnet")
-    objective = Distillation(
+    objective = DistillationObjective(
         [teacher(plain("resnet10t").eval())], student, CONFIG, DistillationConfig(attention_weight=1.0)
     )
     assert not list(objective.parameters())
@@ -293,7 +299,7 @@ def test_attention_alone_needs_no_regressor() -> None:
 @pytest.mark.parametrize("weights", [DistillationConfig(feature_weight=1.0), DistillationConfig(attention_weight=1.0)])
 def test_a_student_without_maps_is_told_so(weights: DistillationConfig) -> None:
     with pytest.raises(WeightsError, match=r"--feature-weight and --attention-weight match feature maps, and .*convol"):
-        Distillation([teacher(plain("test_resnet").eval())], plain("test_vit"), CONFIG, weights)
+        DistillationObjective([teacher(plain("test_resnet").eval())], plain("test_vit"), CONFIG, weights)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +335,7 @@ def write(path: Path, seed: int = 0, **fields: object) -> Path:
 
 def test_teachers_are_read_and_frozen(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.safetensors"), write(tmp_path / "b.safetensors", 1)]
-    teachers = read_teachers(paths)
+    teachers = load_teachers(paths)
     assert [t.sha256 for t in teachers] == [sha256(path) for path in paths]
     assert not any(p.requires_grad for t in teachers for p in t.network.parameters())
     assert not any(t.network.training for t in teachers)
@@ -339,9 +345,9 @@ def test_teachers_that_do_not_go_together(tmp_path: Path) -> None:
     first = write(tmp_path / "a.safetensors")
     other = write(tmp_path / "b.safetensors", labels=("a", "c", "b"))
     with pytest.raises(DataError, match=r"b\.safetensors and .*a\.safetensors have different classes \(3 and 3, or in"):
-        read_teachers([first, other])
+        load_teachers([first, other])
     fold = write(tmp_path / "c.safetensors", dataset="f" * 64)
     with pytest.raises(DataError, match=r"trained on different data or splits \(fingerprints ffffffffffff and dddd"):
-        read_teachers([first, fold])
+        load_teachers([first, fold])
     with pytest.raises(DataError, match="one checkpoint is given twice"):
-        read_teachers([first, first])
+        load_teachers([first, first])

@@ -84,7 +84,7 @@ def test_a_file_is_read_as_it_was_always_written(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("limits", [{"most_bytes": HEAD + 2 * ROW + ROW - 1}, {"most_crops": 2}])
+@pytest.mark.parametrize("limits", [{"max_bytes": HEAD + 2 * ROW + ROW - 1}, {"max_crops": 2}])
 def test_a_full_file_grows_no_more_and_other_crops_are_asked_about_each_time(
     tmp_path: Path, limits: dict[str, int]
 ) -> None:
@@ -105,8 +105,8 @@ def test_of_a_file_beyond_the_limits_no_more_crops_are_known_than_wanted(tmp_pat
     path, oracle, expected = tmp_path / "teacher_cache.bin", Oracle(), Oracle()(CROPS)
     TeacherCache(path, "a teacher", 2)(CROPS, Oracle())
     whole = path.read_bytes()
-    assert len(TeacherCache(path, "a teacher", 2, most_bytes=HEAD)) == 4
-    few = TeacherCache(path, "a teacher", 2, most_crops=3)
+    assert len(TeacherCache(path, "a teacher", 2, max_bytes=HEAD)) == 4
+    few = TeacherCache(path, "a teacher", 2, max_crops=3)
     assert len(few) == 3
     torch.testing.assert_close(few(CROPS, oracle), expected)
     assert oracle.asked == 1

@@ -8,7 +8,7 @@ import pytest
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.split import UNLABELLED
 from edgefg.errors import DataError
-from edgefg.export.distill.unlabelled import read_extra
+from edgefg.export.distill.unlabelled import read_unlabelled
 from edgefg.image_io import image_files
 from tests.synthetic import write_dataset
 
@@ -24,13 +24,13 @@ def wild(tmp_path: Path) -> Path:
 
 
 def test_every_image_at_any_depth_in_one_order(data: ImageDataset, wild: Path) -> None:
-    extra = read_extra(wild, data)
+    extra = read_unlabelled(wild, data)
     assert [sample.path for sample in extra.samples] == image_files(wild)
     assert {sample.label for sample in extra.samples} == {UNLABELLED}
-    assert read_extra(wild, data) == extra
+    assert read_unlabelled(wild, data) == extra
     before = extra.fingerprint
     shutil.copy(image_files(wild)[0], wild / "more.jpg")
-    assert read_extra(wild, data).fingerprint != before
+    assert read_unlabelled(wild, data).fingerprint != before
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -43,27 +43,27 @@ def test_held_out_images_never_slip_in(split: str, data: ImageDataset, wild: Pat
     name = held[0].relative_to(data.root).as_posix()
     message = rf"2 of its {total} images are .* \(first: zoo/0{held[0].suffix} is {name} of {split}\)"
     with pytest.raises(DataError, match=message):
-        read_extra(wild, data)
+        read_unlabelled(wild, data)
 
 
 def test_training_images_may_be_among_them(data: ImageDataset, wild: Path) -> None:
     shutil.copy(data.splits["train"][0].path, wild / "known.jpg")
-    assert len(read_extra(wild, data).samples) == len(image_files(wild))
+    assert len(read_unlabelled(wild, data).samples) == len(image_files(wild))
 
 
 def test_unreadable_images(data: ImageDataset, wild: Path, caplog: pytest.LogCaptureFixture) -> None:
     (wild / "text.jpg").write_text("no image")
     with pytest.raises(DataError, match=r"1 of 16 images cannot be used: text\.jpg is not an image"):
-        read_extra(wild, data)
-    assert len(read_extra(wild, data, skip_corrupt=True).samples) == 15
+        read_unlabelled(wild, data)
+    assert len(read_unlabelled(wild, data, skip_corrupt=True).samples) == 15
     assert caplog.messages[-1].startswith("left out: text.jpg")
 
 
 def test_nothing_to_read(data: ImageDataset, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a folder"):
-        read_extra(tmp_path / "none", data)
+        read_unlabelled(tmp_path / "none", data)
     with pytest.raises(DataError, match="has no images"):
-        read_extra(tmp_path, data)
+        read_unlabelled(tmp_path, data)
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(DataError, match="none of its 1 images can be read"):
-        read_extra(tmp_path, data, skip_corrupt=True)
+        read_unlabelled(tmp_path, data, skip_corrupt=True)

@@ -11,7 +11,7 @@ from torch import nn
 
 from edgefg.errors import ExportError
 from edgefg.export.prune.channels import remove_channels
-from edgefg.export.prune.cost import Shares, Yardstick
+from edgefg.export.prune.cost import CostModel, RelativeCost
 from edgefg.preprocess import InputSpec
 from edgefg.settings.pruning import PruningConfig
 from edgefg.training.models.backbone import build_backbone
@@ -82,13 +82,13 @@ def widths_of(network: nn.Module) -> dict[str, int]:
     return {name: module.out_channels for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
 
 
-def remove(network: Network, pruning: PruningConfig, share: float | None = None) -> tuple[Network, list[Shares]]:
+def remove(network: Network, pruning: PruningConfig, share: float | None = None) -> tuple[Network, list[RelativeCost]]:
     """Prune a copy; return it with what was left before the first step and after each that removed something."""
-    left: list[Shares] = []
+    left: list[RelativeCost] = []
 
-    class Recording(Yardstick):
-        def measure(self, network: Network) -> Shares:
-            left.append(super().measure(network))
+    class Recording(CostModel):
+        def measure(self, network: Network) -> RelativeCost:
+            left.append(super().relative_cost(network))
             return left[-1]
 
     pruned = copy.deepcopy(network)
@@ -144,7 +144,7 @@ def gone_by_loss(body: nn.Module, parameter: str, norm: str, worthless: list[int
         one.grad.fill_(-0.01).index_fill_(dim, torch.tensor(worthless), 0)
 
     remove_channels(
-        network, PruningConfig(uniform=True, round_to=1), Yardstick(copy.deepcopy(network), SPEC), 0.9999, fill
+        network, PruningConfig(uniform=True, round_to=1), CostModel(copy.deepcopy(network), SPEC), 0.9999, fill
     )
     return set(range(16)) - set(body.get_submodule(norm).running_mean.int().tolist())
 
@@ -182,7 +182,7 @@ def test_two_parameters_of_a_norm_weigh_as_much_as_hundreds_of_a_filter() -> Non
         body.second.weight.grad[:, 9] *= 0.95
 
     remove_channels(
-        network, PruningConfig(uniform=True, round_to=1), Yardstick(copy.deepcopy(network), SPEC), 0.9999, fill
+        network, PruningConfig(uniform=True, round_to=1), CostModel(copy.deepcopy(network), SPEC), 0.9999, fill
     )
     assert set(range(16)) - set(body.norm.running_mean.int().tolist()) == {DEAD}
 
@@ -228,11 +228,11 @@ def test_cap_multiples_and_target_hold_for_all_settings(
         round_to=round_to, max_ratio=max_ratio, **{measure: share},
     )  # fmt: skip
     pruned, left = copy.deepcopy(network), [1.0]
-    yardstick = Yardstick(network, SPEC)
+    cost_model = CostModel(network, SPEC)
     try:
         remove_channels(
-            pruned, pruning, yardstick, share, gradients_of(),
-            lambda _: left.append(yardstick.measure(pruned).of(pruning.target()[0])),
+            pruned, pruning, cost_model, share, gradients_of(),
+            lambda _: left.append(cost_model.relative_cost(pruned).of(pruning.target()[0])),
         )  # fmt: skip
     except ExportError:
         assert left[-1] > share
@@ -258,7 +258,7 @@ def test_no_layer_loses_more_than_the_cap(width: int, round_to: int, max_ratio: 
     pruning = PruningConfig(importance="magnitude", round_to=round_to, max_ratio=max_ratio)
     complaint = f"at most {max_ratio:.0%} .* and multiples of {round_to} kept, .* raise --max-ratio, lower --round-to"
     with pytest.raises(ExportError, match=complaint):
-        remove_channels(network, pruning, Yardstick(copy.deepcopy(network), SPEC), 0.001, gradients_of())
+        remove_channels(network, pruning, CostModel(copy.deepcopy(network), SPEC), 0.001, gradients_of())
     assert set(widths_of(network.backbone).values()) == {least}
 
 
@@ -268,9 +268,9 @@ def test_no_layer_loses_more_than_the_cap(width: int, round_to: int, max_ratio: 
 def test_usual_targets_are_within_the_cap(backbone: str, share: float, max_ratio: float) -> None:
     """By the defaults, and with the cap that a search gives to half of the operations."""
     network = Network(build_backbone(backbone, 3), (127.0,) * 3, (60.0,) * 3).eval()
-    before, yardstick = widths_of(network), Yardstick(copy.deepcopy(network), InputSpec(height=64, width=64))
+    before, cost_model = widths_of(network), CostModel(copy.deepcopy(network), InputSpec(height=64, width=64))
     pruning = PruningConfig(importance="magnitude", max_ratio=max_ratio)
-    assert remove_channels(network, pruning, yardstick, share, gradients_of()).macs <= share
+    assert remove_channels(network, pruning, cost_model, share, gradients_of()).macs <= share
     assert all(width >= before[name] * (1 - max_ratio) - 1e-6 for name, width in widths_of(network).items())
 
 
@@ -280,7 +280,7 @@ def test_the_step_that_crosses_the_target_is_the_last(importance: str) -> None:
         pruning = PruningConfig(importance=importance, round_to=4, **target)
         measure, share = pruning.target()
         _, left = remove(timm_network(), pruning)
-        assert left[0] == Shares(1.0, 1.0)
+        assert left[0] == RelativeCost(1.0, 1.0)
         assert left[-1].of(measure) <= share < min(step.of(measure) for step in left[:-1])
 
 
@@ -302,12 +302,12 @@ def test_the_cap_counts_from_the_unpruned_network_however_often_one_prunes() -> 
     network = timm_network()
     pruning = PruningConfig(importance="magnitude", round_to=8)
     pruned = copy.deepcopy(network)
-    yardstick = Yardstick(network, SPEC)
+    cost_model = CostModel(network, SPEC)
     with pytest.raises(ExportError, match="raise --max-ratio"):
-        remove_channels(pruned, pruning, yardstick, 0.01, gradients_of())
+        remove_channels(pruned, pruning, cost_model, 0.01, gradients_of())
     before = widths_of(pruned)
     with pytest.raises(ExportError, match="raise --max-ratio"):
-        remove_channels(pruned, pruning, yardstick, 0.01, gradients_of())
+        remove_channels(pruned, pruning, cost_model, 0.01, gradients_of())
     assert widths_of(pruned) == before
     assert before != widths_of(network)
 
@@ -316,7 +316,7 @@ def test_a_network_that_is_small_enough_stays_as_it_is() -> None:
     network = timm_network()
     pruned, _ = remove(network, PruningConfig(importance="magnitude", round_to=4), 0.8)
     again = copy.deepcopy(pruned)
-    left = remove_channels(again, PruningConfig(round_to=4), Yardstick(network, SPEC), 0.8, gradients_of())
+    left = remove_channels(again, PruningConfig(round_to=4), CostModel(network, SPEC), 0.8, gradients_of())
     assert left.macs <= 0.8
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), pruned.parameters(), strict=True))
 

@@ -10,7 +10,7 @@ import torch
 from edgefg.evaluation import timing
 from edgefg.export.prune import cost
 from edgefg.export.prune.channels import remove_channels
-from edgefg.export.prune.cost import Shares, Stopwatch, Yardstick, relative_time
+from edgefg.export.prune.cost import CostModel, LatencyMeter, RelativeCost, relative_time
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.preprocess import InputSpec
 from edgefg.runtime import TensorSpec
@@ -66,12 +66,12 @@ def test_neither_a_drift_nor_disturbances_move_the_ratio(monkeypatch: pytest.Mon
 
 def test_the_original_is_all_of_itself() -> None:
     original = network()
-    left = Yardstick(original, SPEC).measure(original)
-    assert left == Shares(1.0, 1.0, None)
+    left = CostModel(original, SPEC).relative_cost(original)
+    assert left == RelativeCost(1.0, 1.0, None)
     assert left.render() == "1.000 of the MACs, 1.000 of the parameters"
     with pytest.raises(ValueError, match="the latency was not measured"):
         left.of("latency")
-    assert Shares(0.5, 0.6, 0.7).render().endswith(", 0.700 of the latency")
+    assert RelativeCost(0.5, 0.6, 0.7).render().endswith(", 0.700 of the latency")
 
 
 def test_parameters_and_operations_are_counted_where_they_are() -> None:
@@ -82,7 +82,7 @@ def test_parameters_and_operations_are_counted_where_they_are() -> None:
     body.conv_head = torch.nn.Conv2d(body.conv_head.in_channels, kept, 1, bias=False)
     body.bn2 = type(body.bn2)(kept)
     body.classifier = torch.nn.Linear(kept, 3)
-    left = Yardstick(original, SPEC).measure(narrow)
+    left = CostModel(original, SPEC).relative_cost(narrow)
     counts = [sum(p.numel() for p in each.backbone.parameters()) for each in (narrow, original)]
     assert left.params == pytest.approx(counts[0] / counts[1])
     assert counts[1] - counts[0] == (wide - kept) * (body.conv_head.in_channels + 2 + 3)
@@ -112,8 +112,8 @@ def test_times_are_those_of_the_exported_network(
     monkeypatch.setattr(cost.runtime, "load", spied)
     original, spec = network(), InputSpec(height=32, width=32)
     inputs = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8) if precision == "int8" else None
-    stopwatch = Stopwatch(original, spec, inputs)
-    assert 0.2 < stopwatch.share(original) < 5
+    stopwatch = LatencyMeter(original, spec, inputs)
+    assert 0.2 < stopwatch.relative_latency(original) < 5
     assert len(opened) == 2
     assert [b"QuantizeLinear" in model for model in opened] == [precision == "int8"] * 2
 
@@ -122,7 +122,7 @@ def test_pruning_to_a_latency_stops_at_the_first_step_that_is_quick_enough() -> 
     """Of operations, 30 % are gone long before a tenth of the time is: they are not what is asked for."""
     times = iter([1.0, 1.02, 0.95, 0.89, 0.5])
 
-    class Scripted(Stopwatch):
+    class Scripted(LatencyMeter):
         def __init__(self) -> None:
             pass
 
@@ -132,7 +132,7 @@ def test_pruning_to_a_latency_stops_at_the_first_step_that_is_quick_enough() -> 
     original, lines = network(), []
     pruning = PruningConfig(latency=0.9, importance="magnitude", round_to=4, max_ratio=0.75)
     left = remove_channels(
-        network(), pruning, Yardstick(original, SPEC, Scripted()), 0.9, gradients_of(), lines.append
+        network(), pruning, CostModel(original, SPEC, Scripted()), 0.9, gradients_of(), lines.append
     )  # fmt: skip
     assert left.latency == 0.89
     assert next(times) == 0.5

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from edgefg.artifact.hashes import sha256
+from edgefg.artifact.stages import PruneStage
 from edgefg.data import load_dataset
 from edgefg.errors import DataError, TrainingError
 from edgefg.export.prune import prune as stage
-from edgefg.export.prune.cost import Stopwatch
+from edgefg.export.prune.cost import LatencyMeter
 from edgefg.export.prune.prune import ROUNDS, prune
 from edgefg.preprocess import InputSpec
 from edgefg.settings.hardware import Hardware
@@ -44,7 +45,7 @@ def student(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     header = Header(
         schema=SCHEMA, kind="student", method="plain", backbone="test_efficientnet", labels=data.labels,
         input=InputSpec(height=32, width=32), mean=(127.0,) * 3, std=(60.0,) * 3, dataset=data.fingerprint,
-        split=SplitSpec(), teacher="e" * 64, recipe="by hand", edgefg="0",
+        split=SplitSpec(), teacher="e" * 64, edgefg="0",
     )  # fmt: skip
     path = tmp_path_factory.mktemp("student") / "student.safetensors"
     save(path, network, header)
@@ -71,18 +72,24 @@ def share_of(line: str) -> float:
     return float(line.partition("left: ")[2].split()[0])
 
 
-def test_rounds_go_equal_ways_and_leave_one_checkpoint(in_rounds: Path, student: Path, birds: Path) -> None:
-    lines: list[str] = []
+def test_rounds_go_equal_ways_and_leave_one_checkpoint(
+    in_rounds: Path, student: Path, birds: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = in_rounds.with_name("again")
-    prune(student, birds, out, CONFIG, IN_ROUNDS, teacher_path=student, hardware=HERE, progress=lines.append)
+    caplog.set_level("INFO", "edgefg")
+    prune(student, birds, out, CONFIG, IN_ROUNDS, teacher_path=student, hardware=HERE)
     assert equal(out / "pruned.safetensors", in_rounds / "pruned.safetensors")
-    rounds = [line for line in lines if line.startswith("round ")]
+    rounds = [line for line in caplog.messages if line.startswith("round ")]
     assert [line.partition(",")[0] for line in rounds] == ["round 1 of 2", "round 2 of 2"]
     assert share_of(rounds[1]) <= 0.8 < share_of(rounds[0]) <= 0.9
     header = read_header(out / "pruned.safetensors")
     assert header.parent == sha256(student)
-    assert "; prune to 0.8 of macs by taylor, global, at most 0.25 of a layer, channels ×4, 2 rounds" in header.recipe
-    assert f"; left: {rounds[1].partition('left: ')[2]} {{" in header.recipe
+    record = header.stages[-1]
+    assert isinstance(record, PruneStage)
+    assert (record.pruning, record.training) == (IN_ROUNDS, CONFIG)
+    assert record.parents == (sha256(student), sha256(student))
+    assert record.remaining is not None
+    assert rounds[1].endswith(f"left: {record.remaining.render()}")
     assert not (out / ROUNDS).exists()
 
 
@@ -127,34 +134,38 @@ def test_another_runs_rounds_are_not_taken_over(
         with pytest.raises(Killed):
             prune(student, birds, tmp_path, CONFIG, PruningConfig(macs=0.95, round_to=8), hardware=HERE)
     other = PruningConfig(macs=0.9, round_to=8)
-    with pytest.raises(TrainingError, match="of an unfinished run with other data or settings"):
+    with pytest.raises(TrainingError, match=r"is of an unfinished run with macs 0\.95, now 0\.9"):
         prune(student, birds, tmp_path, CONFIG, other, hardware=HERE)
     path = prune(student, birds, tmp_path, CONFIG, other, hardware=HERE, restart=True)
-    assert "prune to 0.9 of macs" in read_header(path).recipe
+    record = read_header(path).stages[-1]
+    assert isinstance(record, PruneStage)
+    assert record.pruning == other
 
 
 def test_a_measured_share_is_not_measured_again(
-    student: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    student: Path, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Times are never the same twice: a finished or killed run keeps the widths that it chose."""
     found = iter([1.0, 0.97, 0.93, 0.88])
-    monkeypatch.setattr(Stopwatch, "__init__", lambda self, *args: None)
-    monkeypatch.setattr(Stopwatch, "share", lambda self, network: next(found))
+    monkeypatch.setattr(LatencyMeter, "__init__", lambda self, *args: None)
+    monkeypatch.setattr(LatencyMeter, "relative_latency", lambda self, network: next(found))
     pruning = PruningConfig(latency=0.9, round_to=4, importance="magnitude", latency_precision="int8")
     path = prune(student, birds, tmp_path, CONFIG, pruning, hardware=HERE)
     assert next(found, None) is None
     header = read_header(path)
-    assert "prune to 0.9 of int8 latency by magnitude" in header.recipe
-    assert "0.880 of the latency" in header.recipe
-    capsys.readouterr()
+    record = header.stages[-1]
+    assert isinstance(record, PruneStage)
+    assert record.remaining is not None
+    assert record.remaining.latency == 0.88
+    caplog.set_level("INFO", "edgefg")
     assert prune(student, birds, tmp_path, CONFIG, pruning, hardware=HERE) == path
-    assert "is there already, from the same data and settings" in capsys.readouterr().err
-    with pytest.raises(TrainingError, match="from other data or settings"):
+    assert caplog.messages[-1] == f"{path} exists, made from the same data with the same settings"
+    with pytest.raises(TrainingError, match=r"was made with latency 0\.9, now 0\.8"):
         prune(student, birds, tmp_path, CONFIG, PruningConfig(latency=0.8, round_to=4), hardware=HERE)
 
 
 def test_rounds_need_one_process(student: Path, birds: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--rounds 2 and --devices 2 were given"):
+    with pytest.raises(DataError, match=r"--rounds 2 and --devices 2 exclude each other"):
         prune(student, birds, tmp_path, CONFIG, IN_ROUNDS, hardware=Hardware(devices=2))
 
 
@@ -175,7 +186,7 @@ def test_rounds_need_one_process(student: Path, birds: Path, tmp_path: Path) -> 
         ("--max-ratio 1", "--max-ratio 1.0 is out of range"),
         ("--round-to 0", "--round-to 0 is out of range"),
         ("--rounds 0", "--rounds 0 is out of range"),
-        ("--rounds 3 --devices 2", "--rounds 3 and --devices 2 were given"),
+        ("--rounds 3 --devices 2", "--rounds 3 and --devices 2 exclude each other"),
     ],
 )
 def test_bad_combinations_end_2_with_one_line(
@@ -212,4 +223,4 @@ def test_the_command_line(options: str, run: Run, student: Path, birds: Path, tm
     assert counts[0] < counts[1]
     assert network(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape == (1, 2)
     status, out, err = run(*arguments)
-    assert (status, "is there already" in err) == (0, True)
+    assert (status, "exists, made from the same data" in err) == (0, True)

@@ -16,6 +16,7 @@ from onnx import TensorProto, numpy_helper
 
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import read_manifest
+from edgefg.artifact.stages import QATStage
 from edgefg.classifier import Classifier
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import choose_balanced, read_calibration
@@ -76,7 +77,7 @@ def write_student(path: Path, data: ImageDataset, backbone: str = "test_resnet",
     header = Header(
         schema=SCHEMA, kind="student", method=method, backbone=backbone, labels=data.labels, input=SPEC,
         mean=(127.0, 120.0, 110.0), std=(60.0, 62.0, 64.0), dataset=data.fingerprint, split=SplitSpec(),
-        teacher="e" * 64, recipe="by hand", edgefg="0",
+        teacher="e" * 64, edgefg="0",
     )  # fmt: skip
     save(path, network, header)
     return path
@@ -128,7 +129,9 @@ def test_the_tensorrt_graph_keeps_every_rule_and_is_symmetric_int8(trt_onnx: Pat
             assert constants[node.input[2]].dtype == np.float16
     header = read_header(trt)
     assert header.quantized == Quantized(to="tensorrt-onnx", torch=str(torch.__version__))
-    assert "; qat for tensorrt-onnx, teacher " in header.recipe
+    stage = header.stages[-1]
+    assert isinstance(stage, QATStage)
+    assert stage.target == "tensorrt-onnx"
     assert header.validation is not None
 
 
@@ -262,7 +265,7 @@ def _centred(logits: np.ndarray) -> np.ndarray:
 
 
 def test_a_killed_run_goes_on_where_it_was(student: Path, birds: Path, tmp_path: Path) -> None:
-    class Killed(stage.Distillation):
+    class Killed(stage.DistillationObjective):
         def forward(self, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
             stops[0] -= 1
             if stops[0] < 0:
@@ -272,7 +275,7 @@ def test_a_killed_run_goes_on_where_it_was(student: Path, birds: Path, tmp_path:
     config = with_options(CONFIG, epochs=2)
     stops = [1000]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "Distillation", Killed)
+        patch.setattr(stage, "DistillationObjective", Killed)
         whole = quantize(student, birds, tmp_path / "whole", "tensorrt-onnx", config, teacher_path=student)
         steps = (1000 - stops[0]) // 2
         stops = [steps + 1]
@@ -344,10 +347,10 @@ def test_the_command_line(run: Run, student: Path, birds: Path, tmp_path: Path) 
     assert (status, out.splitlines()[-1]) == (0, str(tmp_path / "qat.safetensors"))
     assert "quantising for TensorRT" in err
     status, out, err = run(*arguments)
-    assert (status, "is there already" in err, "quantising for" in err) == (0, True, False)
+    assert (status, "exists, made from the same data" in err, "quantising for" in err) == (0, True, False)
     status, out, err = run(*arguments, "--epochs", 2)
     assert (status, len(err.strip().splitlines()[-1:])) == (2, 1)
-    assert "from other data or settings" in err
+    assert "was made with epochs 1, now 2" in err
 
 
 def test_the_exported_graph_has_the_ranges_of_the_calibrator_asked_for(
@@ -359,7 +362,9 @@ def test_the_exported_graph_has_the_ranges_of_the_calibrator_asked_for(
     ]
     assert run(*arguments, "mse")[0] == 0
     trained = tmp_path / "qat.safetensors"
-    assert "16 images, mse" in read_header(trained).recipe
+    stage = read_header(trained).stages[-1]
+    assert isinstance(stage, QATStage)
+    assert (stage.quantization.num_samples, stage.quantization.calibrator) == (16, "mse")
     path = export_checkpoint(trained, tmp_path / "a", to="tensorrt-onnx", precision="int8", calibration=birds)
     write_onnx(load(student)[0], SPEC, tmp_path / "float.onnx")
     calibration = read_calibration(choose_balanced(data.splits["train"], 16, CONFIG.schedule.seed), SPEC).inputs
@@ -371,7 +376,7 @@ def test_the_exported_graph_has_the_ranges_of_the_calibrator_asked_for(
     assert found == pytest.approx(scales["mse"], rel=2e-3)
     assert found != pytest.approx(scales["minmax"], rel=2e-3)
     status, _, err = run(*arguments, "minmax")
-    assert (status, "from other data or settings" in err) == (2, True)
+    assert (status, "was made with calibrator mse, now minmax" in err) == (2, True)
 
 
 def _scales(model: onnx.ModelProto) -> list[float]:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from edgefg import Classifier, cli
 from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import read_manifest
+from edgefg.artifact.stages import DistillStage, PruneStage, decode_stages
 from edgefg.errors import DataError, WeightsError
 from edgefg.export.search import artifacts, search, trials
 from edgefg.export.search.candidates import Candidate, Front, Precision, Shape, Student, read_front, render, space_of
@@ -310,10 +311,12 @@ def test_whatever_is_learnt_reaches_every_training(
     asked = request(space=space, training=replace(request().training, distillation=distillation))
     front, _ = compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
     assert front.chosen is not None
-    recipe = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance.recipe
-    distilled, pruned = recipe.split("; prune to ")
-    assert ", ".join(distillation.words()) in distilled
-    assert ", ".join(distillation.without_maps().words()) in pruned
+    stages = decode_stages(read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance.stages)
+    distilled, pruned, _ = stages
+    assert isinstance(distilled, DistillStage)
+    assert distilled.distillation == distillation.resolved()
+    assert isinstance(pruned, PruneStage)
+    assert pruned.distillation == distillation.without_maps().resolved()
 
 
 @pytest.mark.slow
@@ -337,12 +340,13 @@ def test_an_int8_finalist_may_be_trained_as_such_and_is_compared_with_fp32(
     assert verified is not None
     made = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance
     assert made.parent == sha256(tmp_path / "out" / "full" / "test_resnet-32" / "qat" / "qat.safetensors")
-    assert "qat for openvino" in made.recipe
+    assert [stage["kind"] for stage in made.stages] == ["distill", "qat", "export"]
     assert asked_of == [None, tmp_path / "out" / "full" / "test_resnet-32" / "student.safetensors"]
     # Another gate, which only the other one keeps, takes the other one.
     monkeypatch.setattr(artifacts, "failures", lambda *found: () if refused(*found) else ("a class loses more",))
     compress(birds_teacher, two_birds, tmp_path / "out", asked, hardware=HERE)
-    assert "qat" not in read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance.recipe
+    taken = read_manifest(tmp_path / "out" / search.CHOSEN / "model.xml").provenance
+    assert [stage["kind"] for stage in taken.stages] == ["distill", "export"]
     assert len(asked_of) == 2
 
 

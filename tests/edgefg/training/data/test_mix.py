@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from edgefg.errors import TrainingError
 from edgefg.settings.training import Augmentation
-from edgefg.training.data.mix import evaluating, mixer_of, paste, semantic_shares, semantic_targets
+from edgefg.training.data.mix import create_mixer, evaluating, paste, semantic_shares, semantic_targets
 from edgefg.training.losses import cross_entropy
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
@@ -44,7 +44,7 @@ def flat_batch(levels: list[int], labels: list[int], side: int = 16) -> Batch:
 @given(seed=st.integers(0, 10_000), alpha=st.sampled_from([0.2, 1.0, 5.0]))
 def test_mixup_levels_and_targets_have_the_same_share(seed: int, alpha: float) -> None:
     batch = flat_batch([0, 100, 200], [2, 0, 1])
-    mix = mixer_of(augmentation("mixup", mix_alpha=alpha), nn.Identity(), CLASSES)
+    mix = create_mixer(augmentation("mixup", mix_alpha=alpha), nn.Identity(), CLASSES)
     assert mix is not None
     torch.manual_seed(seed)
     mixed = mix(nn.Identity(), batch)
@@ -68,7 +68,7 @@ def test_mixup_levels_and_targets_have_the_same_share(seed: int, alpha: float) -
 @given(seed=st.integers(0, 10_000), side=st.sampled_from([1, 7, 16]))
 def test_cutmix_targets_are_the_area_that_was_pasted(seed: int, side: int) -> None:
     batch = flat_batch([10, 20, 30], [0, 1, 1], side)
-    mix = mixer_of(augmentation("cutmix"), nn.Identity(), CLASSES)
+    mix = create_mixer(augmentation("cutmix"), nn.Identity(), CLASSES)
     assert mix is not None
     torch.manual_seed(seed)
     mixed = mix(nn.Identity(), batch)
@@ -83,7 +83,7 @@ def test_cutmix_targets_are_the_area_that_was_pasted(seed: int, side: int) -> No
 
 def test_mixing_is_seeded_and_its_share_holds() -> None:
     batch = flat_batch([10, 20], [0, 1])
-    mix = mixer_of(augmentation("mixup", mix_share=0.3), nn.Identity(), CLASSES)
+    mix = create_mixer(augmentation("mixup", mix_share=0.3), nn.Identity(), CLASSES)
     assert mix is not None
     torch.manual_seed(5)
     first = [mix(nn.Identity(), batch) for _ in range(400)]
@@ -93,7 +93,7 @@ def test_mixing_is_seeded_and_its_share_holds() -> None:
     whole = [mixed for mixed in first if mixed.targets is None]
     assert all(mixed is batch for mixed in whole)
     assert len(whole) / 400 == pytest.approx(0.7, abs=0.08)
-    assert mixer_of(augmentation("none"), nn.Identity(), CLASSES) is None
+    assert create_mixer(augmentation("none"), nn.Identity(), CLASSES) is None
 
 
 def test_paste_resizes_the_box_of_the_image_before() -> None:
@@ -159,7 +159,7 @@ def test_snapmix_takes_any_convolutional_backbone(name: str) -> None:
     torch.manual_seed(2)
     images = torch.randint(0, 256, (4, 48, 48, 3), dtype=torch.uint8)
     batch = Batch(images, torch.tensor([0, 1, 1, 2]), boxes=torch.zeros(4, 1, 4))
-    mix = mixer_of(augmentation("snapmix", mix_alpha=5.0), network, CLASSES)
+    mix = create_mixer(augmentation("snapmix", mix_alpha=5.0), network, CLASSES)
     assert mix is not None
     mixed = mix(network, batch)
     assert mixed.targets is not None
@@ -204,7 +204,7 @@ def test_modes_come_back_after_an_error(network: Network) -> None:
 
 
 def test_an_empty_box_leaves_the_batch_alone(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    mix = mixer_of(augmentation("snapmix"), network, CLASSES)
+    mix = create_mixer(augmentation("snapmix"), network, CLASSES)
     assert mix is not None
     boxes = iter([(0, 0, 8, 8), (3, 3, 3, 9)])
     monkeypatch.setattr("torchvision.transforms.v2.CutMix.make_params", lambda *_: {"box": next(boxes)})
@@ -222,6 +222,6 @@ def test_an_empty_box_leaves_the_batch_alone(network: Network, monkeypatch: pyte
 )
 def test_snapmix_without_a_whole_classifier_is_refused(method: str, backbone: str, named: str) -> None:
     network = build(method, build_backbone(backbone, CLASSES), IMAGENET_MEAN, IMAGENET_STD, {})
-    with pytest.raises(TrainingError, match=rf"snapmix needs .* that of {named} is not .* take --mix cutmix") as caught:
-        mixer_of(augmentation("snapmix"), network, CLASSES)
+    with pytest.raises(TrainingError, match=rf"snapmix needs .* that of {named} is not .* Use --mix cutmix") as caught:
+        create_mixer(augmentation("snapmix"), network, CLASSES)
     assert "\n" not in str(caught.value)

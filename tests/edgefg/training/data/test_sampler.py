@@ -13,20 +13,16 @@ from edgefg.data import load_dataset
 from edgefg.errors import DataError, TrainingError
 from edgefg.preprocess import InputSpec
 from edgefg.settings.options import with_options
-from edgefg.settings.training import TrainingConfig
+from edgefg.settings.training import MetricLearning, TrainingConfig
 from edgefg.training.data.augment import TrainingImages
 from edgefg.training.data.loader import training_loader
-from edgefg.training.data.sampler import PKSampler, sampler_of
+from edgefg.training.data.sampler import PKSampler, create_sampler
 
 SPEC = InputSpec(height=32, width=32)
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def config(sampler: str, **changes: object) -> TrainingConfig:
-    return with_options(TrainingConfig(), epochs=1, image_size=32, sampler=sampler, **changes)
 
 
 def of_three_classes(samples: tuple) -> list:
@@ -79,33 +75,35 @@ def test_pk_draws_classes_alike_often_and_all_of_their_images() -> None:
 
 @pytest.mark.parametrize(("batch_size", "per_class"), [(10, 4), (4, 4), (2, 4)])
 def test_a_batch_that_does_not_divide_is_refused(batch_size: int, per_class: int) -> None:
-    with pytest.raises(TrainingError, match=rf"a batch of {batch_size} images .* × {per_class} images; needed"):
+    with pytest.raises(TrainingError, match=rf"a batch of {batch_size} images .* × {per_class} images\. Use"):
         PKSampler([0, 1], batch_size, per_class, batches=1, generator=generator())
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(DataError, match="of one class"):
+    with pytest.raises(DataError, match="are of one class"):
         PKSampler([3, 3, 3], 8, 4, batches=1, generator=generator())
 
 
 def test_balanced_draws_each_class_alike_often() -> None:
     # Class 1 has no image: labels of a split need not be all of them.
     labels = [0] * 3 + [2] * 20 + [3] * 177
-    sampler = sampler_of(labels, config("balanced"), count=6000, generator=generator())
+    sampler = create_sampler(
+        labels, MetricLearning(sampler="balanced"), batch_size=8, count=6000, generator=generator()
+    )
     assert sampler is not None
     counts = np.bincount([labels[position] for position in sampler])
     np.testing.assert_allclose(counts / 6000, [1 / 3, 0, 1 / 3, 1 / 3], atol=0.025)
-    assert sampler_of(labels, config("shuffle"), count=200, generator=generator()) is None
+    assert create_sampler(labels, MetricLearning(), batch_size=8, count=200, generator=generator()) is None
 
 
 @pytest.mark.parametrize("sampler", ["balanced", "pk", "shuffle"])
 def test_the_loader_s_epoch_is_seeded_and_has_its_length(birds: Path, sampler: str) -> None:
     samples = of_three_classes(load_dataset(birds).splits["train"])
     images = TrainingImages(samples, SPEC)
-    settings = config(sampler, batch_size=8)
+    settings = with_options(TrainingConfig(), sampler=sampler, batch_size=8)
 
-    def epoch(seed: int, share: tuple[int, int] = (1, 0)) -> list[list[int]]:
-        loader = training_loader(images, settings, workers=0, seed=seed, share=share)
+    def epoch(seed: int, process: tuple[int, int] = (1, 0)) -> list[list[int]]:
+        loader = training_loader(images, settings, workers=0, seed=seed, process=process)
         found = [batch.indices.tolist() for batch in loader]
         assert len(found) == len(loader)
         return found

@@ -18,8 +18,8 @@ from edgefg.training.checkpoint import load, read_header
 from edgefg.training.data.augment import EvaluationImages, TrainingImages
 from edgefg.training.loop import fit as loop
 from edgefg.training.loop.fit import predict
-from edgefg.training.loop.optimizer import rate_at
-from edgefg.training.loop.resume import Progress
+from edgefg.training.loop.optimizer import lr_at
+from edgefg.training.loop.resume import RunProgress
 from edgefg.training.losses import cross_entropy
 from edgefg.training.models.network import Batch
 from edgefg.training.teacher import train_teacher
@@ -53,7 +53,7 @@ def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
     whole = run(birds, tmp_path / "whole", config, hardware)
     epoch = loop._Loop.epoch
 
-    def killed(self: object, training: object, progress: Progress, *args: object) -> float:
+    def killed(self: object, training: object, progress: RunProgress, *args: object) -> float:
         if progress.epochs_done == 1:
             raise KeyboardInterrupt
         return epoch(self, training, progress, *args)
@@ -68,7 +68,7 @@ def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
     assert len((tmp_path / "cut" / "teacher.csv").read_text().splitlines()) == 3
 
 
-def test_an_unfinished_run_of_another_recipe_is_not_overwritten(
+def test_an_unfinished_run_of_other_settings_is_not_overwritten(
     birds: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*args: object) -> None:
@@ -80,7 +80,7 @@ def test_an_unfinished_run_of_another_recipe_is_not_overwritten(
     monkeypatch.undo()
     state = tmp_path / "teacher.resume.safetensors"
     other = with_options(config, lr=9e-3)
-    with pytest.raises(TrainingError, match=r"unfinished run with lr=0\.001, now 0\.009.*--restart"):
+    with pytest.raises(TrainingError, match=r"unfinished run with lr 0\.001, now 0\.009.*--restart"):
         run(birds, tmp_path, other, hardware)
     assert state.exists()
     state.write_bytes(state.read_bytes()[:100])
@@ -98,7 +98,7 @@ def test_a_finished_run_is_kept_and_another_one_does_not_overwrite_it(
     assert run(birds, tmp_path, config, hardware) == path
     assert path.stat().st_mtime_ns == before
     other = with_options(config, seed=9)
-    with pytest.raises(TrainingError, match="is there already, from other data or settings"):
+    with pytest.raises(TrainingError, match="exists, and was made with seed 3, now 9"):
         run(birds, tmp_path, other, hardware)
     assert path.stat().st_mtime_ns == before
     run(birds, tmp_path, other, hardware, restart=True)
@@ -125,7 +125,7 @@ def test_a_size_that_the_backbone_does_not_take_is_one_line_and_leaves_nothing(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(
-        TrainingError, match=f"{backbone} takes no images of {size} px .*{reason}.*--image-size"
+        TrainingError, match=f"{backbone} does not accept images of {size} px .*{reason}.*--image-size"
     ) as found:
         train_teacher(
             birds,
@@ -200,5 +200,5 @@ def test_cross_entropy_with_smoothing_by_hand() -> None:
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     config = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, lr=2.0, warmup=0.25))
-    rates = [rate_at(config, progress) for progress in (0.125, 0.25, 0.625, 1.0)]
+    rates = [lr_at(config.schedule, progress) for progress in (0.125, 0.25, 0.625, 1.0)]
     assert rates == pytest.approx([1.0, 2.0, 1.0, 0.0])

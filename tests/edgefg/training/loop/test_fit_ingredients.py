@@ -14,18 +14,21 @@ from msgspec.structs import replace
 from torch import nn
 
 from edgefg import metrics
+from edgefg.artifact.stages import StartingWeights, TrainStage
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.errors import TrainingError
 from edgefg.preprocess import InputSpec
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.options import with_options
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Schedule, TrainingConfig
-from edgefg.training.checkpoint import load
+from edgefg.training.checkpoint import SCHEMA, Header, load
 from edgefg.training.loop import fit as loop
 from edgefg.training.loop.fit import fit
-from edgefg.training.loop.resume import Progress
-from edgefg.training.models.network import Batch
+from edgefg.training.loop.resume import RunProgress
+from edgefg.training.models.network import Batch, TrainableNetwork
 from edgefg.training.models.racnn import Phase, RACNNOptions, phase_of
+from edgefg.training.objective import Objective
 from edgefg.training.teacher import train_teacher
 from tests.synthetic import write_dataset
 
@@ -66,7 +69,7 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Kill the run in the epoch after ``after`` of them."""
     epoch = loop._Loop.epoch
 
-    def killed(self: object, training: object, progress: Progress, *args: object) -> float:
+    def killed(self: object, training: object, progress: RunProgress, *args: object) -> float:
         if progress.epochs_done == after:
             epoch(self, training, progress, *args)  # what this epoch did must not count
             raise KeyboardInterrupt
@@ -94,13 +97,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert [row["loss"] for row in rows(tmp_path / "cut")] == [row["loss"] for row in rows(tmp_path / "whole")]
 
 
-class Spy:
+class Spy(Objective):
     """An objective that keeps the network's weights after each step but the last."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.weights: list[dict[str, torch.Tensor]] = []
 
-    def __call__(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         self.weights.append({name: value.clone() for name, value in network.state_dict().items()})
         logits = network(batch.images)
         return torch.nn.functional.cross_entropy(logits, batch.labels), logits
@@ -111,8 +115,10 @@ def data(few: Path) -> ImageDataset:
     return load_dataset(few)
 
 
-class Small(nn.Module):
+class Small(TrainableNetwork):
     """Body, norm and head, over the mean colour."""
+
+    forward_methods = ("loss",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,19 +130,25 @@ class Small(nn.Module):
         return self.head(self.norm(self.body(images.float().mean(dim=(1, 2)) / 255)))
 
     def loss(self) -> None:
-        """Exist: the loop marks it as one of the forward methods."""
+        """Exist: the loop marks the forward methods."""
+
+
+def header_of(data: ImageDataset, config: TrainingConfig) -> Header:
+    """A teacher's header, as the loop needs it."""
+    stage = TrainStage(method="plain", backbone="small", weights=StartingWeights(source="none"), training=config)
+    return Header(
+        schema=SCHEMA, kind="teacher", method="plain", backbone="small", labels=data.labels, dataset="f",
+        input=InputSpec(height=32, width=32), mean=(0.0,) * 3, std=(255.0,) * 3, split=SplitSpec(), stages=(stage,),
+        edgefg="0",
+    )  # fmt: skip
 
 
 def trained(
-    data: ImageDataset, out: Path, config: TrainingConfig, hardware: Hardware, objective: object
+    data: ImageDataset, out: Path, config: TrainingConfig, hardware: Hardware, objective: Objective
 ) -> tuple[Small, metrics.Scores | None]:
     torch.manual_seed(0)
     network = Small()
-    spec = InputSpec(height=32, width=32)
-    scores = fit(
-        network, data.splits, spec, config, objective, out, stage="teacher", fingerprint="f",
-        new_modules=[network.head], hardware=hardware,
-    )  # fmt: skip
+    scores = fit(network, header_of(data, config), data, objective, out, new_modules=[network.head], hardware=hardware)
     return network, scores
 
 
@@ -192,9 +204,11 @@ def test_patience_stops_and_keeps_the_best(
 
 
 def test_patience_counts_to_the_last_scored_epoch() -> None:
-    best = Progress(epochs_done=3, best_epoch=3, best_top1=0.5)
+    best = RunProgress(epochs_done=3, best_epoch=3, best_top1=0.5)
     every_third = TrainingConfig(image_size=32, schedule=Schedule(epochs=20, val_every=3, patience=2))
-    over = [done for done in range(3, 9) if loop._is_over(replace(best, epochs_done=done), every_third, nn.Module())]
+    over = [
+        done for done in range(3, 9) if loop._is_over(replace(best, epochs_done=done), every_third, TrainableNetwork())
+    ]
     assert over == [6, 7, 8]
 
 
@@ -230,7 +244,7 @@ def test_several_devices_do_not_wait_for_frozen_parameters(frozen: list[str], fe
     assert len(rows(tmp_path)) == 2
 
 
-class Learning(nn.Module):
+class Learning(Objective):
     """An objective with parameters of its own, one of which no image reaches."""
 
     def __init__(self) -> None:
@@ -258,7 +272,7 @@ def test_processes_share_the_gradients_of_what_an_objective_learns() -> None:
     for parameter in objective.parameters():
         parameter.grad = torch.ones(3)
     two, one = (SimpleNamespace(world_size=size, all_reduce=shared.append) for size in (2, 1))
-    rest = dict.fromkeys(loop._Loop._fields) | {"modules": {"objective": objective}}
+    rest = dict.fromkeys(loop._Loop._fields) | {"objective": objective}
     loop._Loop(**rest | {"fabric": one}).share_gradients()
     assert not shared
     loop._Loop(**rest | {"fabric": two}).share_gradients()
@@ -289,16 +303,17 @@ def test_a_lost_loss_names_step_files_and_last_good_state(
     steps = -(-len(data.splits["train"]) // 8)
     shown: list[list[int]] = []
 
-    def lost(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        assert batch.indices is not None
-        shown.append(batch.indices.tolist())
-        logits = network(batch.images)
-        return logits.mean() * (torch.nan if len(shown) == steps + 2 else 1), logits
+    class Lost(Objective):
+        def forward(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            assert batch.indices is not None
+            shown.append(batch.indices.tolist())
+            logits = network(batch.images)
+            return logits.mean() * (torch.nan if len(shown) == steps + 2 else 1), logits
 
     with pytest.raises(TrainingError) as caught:
-        trained(data, tmp_path, config, hardware, lost)
+        trained(data, tmp_path, config, hardware, Lost())
     message = str(caught.value)
-    assert message.startswith("the loss is nan at epoch 2, step 2; the batch: ")
+    assert message.startswith("the loss is nan at epoch 2, step 2, in the batch ")
     for index in shown[-1]:
         assert str(data.splits["train"][index].path) in message
     assert message.count(str(data.root)) == len(shown[-1])
@@ -312,12 +327,13 @@ def test_a_lost_loss_names_step_files_and_last_good_state(
 def test_the_first_epoch_has_no_good_state_to_name(
     data: ImageDataset, tmp_path: Path, config: TrainingConfig, hardware: Hardware
 ) -> None:
-    def lost(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = network(batch.images)
-        return logits.mean() * torch.inf, logits
+    class Lost(Objective):
+        def forward(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = network(batch.images)
+            return logits.mean() * torch.inf, logits
 
-    with pytest.raises(TrainingError, match=r"epoch 1, step 1; .*; no epoch was finished"):
-        trained(data, tmp_path, config, hardware, lost)
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1, .*\. No epoch was finished"):
+        trained(data, tmp_path, config, hardware, Lost())
 
 
 @pytest.mark.parametrize(
@@ -327,7 +343,7 @@ def test_what_does_not_go_together_ends_before_the_first_step(
     wrong: dict[str, object], few: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("edgefg.training.loop.fit.set_rate", lambda *_: pytest.fail("a step began"))
+    monkeypatch.setattr("edgefg.training.loop.fit.set_lr", lambda *_: pytest.fail("a step began"))
     with pytest.raises(TrainingError):
         run(few, tmp_path, with_options(config, **wrong), hardware)
 

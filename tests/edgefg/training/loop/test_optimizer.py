@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from edgefg.settings.options import with_options
-from edgefg.settings.training import TrainingConfig
-from edgefg.training.loop.optimizer import depths, freeze, optimizer_of, set_rate, unfreeze
+from edgefg.settings.training import FineTuning, TrainingConfig
+from edgefg.training.loop.optimizer import create_optimizer, freeze, layer_depths, set_lr, unfreeze
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
-from edgefg.training.models.network import Network
+from edgefg.training.models.network import Network, TrainableNetwork
 
 
 def network_of(backbone: str, method: str = "plain", **options: object) -> Network:
@@ -18,6 +18,10 @@ def network_of(backbone: str, method: str = "plain", **options: object) -> Netwo
 
 def config(**changes: object) -> TrainingConfig:
     return with_options(TrainingConfig(), epochs=1, image_size=32, **changes)
+
+
+class OneLayer(TrainableNetwork, nn.Linear):
+    """A network without a backbone."""
 
 
 @pytest.mark.parametrize(
@@ -34,7 +38,7 @@ def config(**changes: object) -> TrainingConfig:
 def test_depth_falls_from_stem_to_head_by_one_a_block(backbone: str, blocks: int) -> None:
     with torch.device("meta"):  # only names and shapes matter; VGG-16 takes ten seconds to initialise
         network = network_of(backbone)
-    found = depths(network)
+    found = layer_depths(network)
     order = list(found.values())
     assert order == sorted(order, reverse=True)
     assert sorted(set(order)) == list(range(blocks))
@@ -42,25 +46,25 @@ def test_depth_falls_from_stem_to_head_by_one_a_block(backbone: str, blocks: int
 
 
 def test_a_norm_has_the_depth_of_its_convolution() -> None:
-    found = depths(network_of("tf_efficientnet_lite0"))
+    found = layer_depths(network_of("tf_efficientnet_lite0"))
     assert found["backbone.bn1.weight"] == found["backbone.conv_stem.weight"] == 9
     assert found["backbone.bn2.bias"] == found["backbone.conv_head.weight"] == 1
     # The block's number is compared as a whole: layer1.1 is not layer1.10.
-    deep = depths(network_of("resnet50d"))
+    deep = layer_depths(network_of("resnet50d"))
     assert deep["backbone.layer3.1.conv1.weight"] == deep["backbone.layer3.2.conv1.weight"] + 1
 
 
 def test_what_methods_add_counts_as_the_last_block_and_their_copies_as_the_backbone() -> None:
     two = network_of("resnet10t", "bcnn", streams=2, pooling="compact", dimensions=64)
-    found = depths(two)
+    found = layer_depths(two)
     assert found["head.weight"] == 0
     own = {name.removeprefix("backbone."): depth for name, depth in found.items() if name.startswith("backbone.")}
     second = {name.removeprefix("second."): depth for name, depth in found.items() if name.startswith("second.")}
     assert own == second
     assert max(own.values()) > 0
     gated = network_of("resnet10t", "se")
-    plain = depths(network_of("resnet10t"))
-    found = depths(gated)
+    plain = layer_depths(network_of("resnet10t"))
+    found = layer_depths(gated)
     assert {name: found[name] for name in plain} == plain
 
 
@@ -77,8 +81,8 @@ def rates(network: Network, optimizer: torch.optim.Optimizer) -> dict[str, tuple
 def test_every_parameter_has_its_rate_and_decay(kind: str) -> None:
     network = network_of("resnet18")
     settings = config(optimizer=kind, layer_decay=0.5, head_lr_ratio=10.0, weight_decay=0.02)
-    optimizer = optimizer_of(network, network.new_modules(), settings)
-    set_rate(optimizer, 0.1)
+    optimizer = create_optimizer(network, network.new_modules(), settings)
+    set_lr(optimizer, 0.1)
     found = rates(network, optimizer)
     assert found.keys() == {name for name, _ in network.named_parameters()}
     assert found["backbone.fc.weight"] == pytest.approx((1.0, 0.02))
@@ -88,10 +92,10 @@ def test_every_parameter_has_its_rate_and_decay(kind: str) -> None:
     assert found["backbone.conv1.weight"] == pytest.approx((0.1 * 0.5**9, 0.02))
 
 
-def test_what_an_objective_learns_has_the_rate_of_what_is_fresh() -> None:
-    layer, objective = nn.Linear(2, 2), nn.Conv2d(2, 3, 1)
-    optimizer = optimizer_of(layer, [], config(head_lr_ratio=4.0, weight_decay=0.02), objective)
-    set_rate(optimizer, 0.1)
+def test_parameters_of_an_objective_have_the_rate_of_new_modules() -> None:
+    layer, objective = OneLayer(2, 2), nn.Conv2d(2, 3, 1)
+    optimizer = create_optimizer(layer, [], config(head_lr_ratio=4.0, weight_decay=0.02), objective)
+    set_lr(optimizer, 0.1)
     found = rates(nn.ModuleDict({"layer": layer, "objective": objective}), optimizer)
     assert found["layer.weight"] == pytest.approx((0.1, 0.02))
     assert found["objective.weight"] == pytest.approx((0.4, 0.02))
@@ -99,9 +103,9 @@ def test_what_an_objective_learns_has_the_rate_of_what_is_fresh() -> None:
 
 
 def test_sgd_is_nesterov_s_by_hand() -> None:
-    layer = nn.Linear(1, 1, bias=False)
+    layer = OneLayer(1, 1, bias=False)
     nn.init.constant_(layer.weight, 1.0)
-    optimizer = optimizer_of(layer, [], config(optimizer="sgd", lr=0.1, weight_decay=0.0))
+    optimizer = create_optimizer(layer, [], config(optimizer="sgd", lr=0.1, weight_decay=0.0))
     weight, momentum = 1.0, 0.0
     for step in range(3):
         optimizer.zero_grad()
@@ -112,11 +116,11 @@ def test_sgd_is_nesterov_s_by_hand() -> None:
         assert layer.weight.item() == pytest.approx(weight, rel=1e-5)
 
 
-def test_freezing_holds_all_but_what_is_fresh() -> None:
+def test_freezing_holds_all_but_new_modules() -> None:
     network = network_of("resnet10t").train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     freeze(network, network.new_modules(), True)
-    optimizer = optimizer_of(network, network.new_modules(), config(lr=0.1))
+    optimizer = create_optimizer(network, network.new_modules(), config(lr=0.1))
     network(torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)).square().sum().backward()
     optimizer.step()
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
@@ -132,10 +136,10 @@ def test_freezing_holds_all_but_what_is_fresh() -> None:
     # Ten blocks, the head's among them; the first epoch has the head alone.
     [(0, [0, 10, 10]), (1, [0, 6, 10, 10]), (8, [0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10]), (20, [0, 2, 2, 3, 3, 4])],
 )
-def test_blocks_thaw_from_the_last_to_the_first(epochs: int, blocks: list[int]) -> None:
+def test_blocks_are_unfrozen_from_the_last_to_the_first(epochs: int, blocks: list[int]) -> None:
     network = network_of("resnet18")
-    depth = depths(network)
-    settings = config(freeze_epochs=1, unfreeze_epochs=epochs)
+    depth = layer_depths(network)
+    settings = FineTuning(freeze_epochs=1, unfreeze_epochs=epochs)
     for epoch, learning in enumerate(blocks):
         network.train()
         unfreeze(network, network.new_modules(), settings, epoch)

@@ -15,7 +15,7 @@ from edgefg.settings.training import FineTuning, Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.data.augment import EvaluationImages
 from edgefg.training.data.loader import evaluation_loader
-from edgefg.training.loop.optimizer import freeze, optimizer_of
+from edgefg.training.loop.optimizer import create_optimizer, freeze
 from edgefg.training.losses import cross_entropy
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
@@ -278,7 +278,7 @@ def test_a_frozen_start_stays_frozen() -> None:
 
 def test_every_parameter_learns_in_some_phase_and_the_fusion_faster() -> None:
     net = network(fusion="learned")
-    optimizer = optimizer_of(
+    optimizer = create_optimizer(
         net,
         net.new_modules(),
         TrainingConfig(image_size=64, schedule=Schedule(epochs=10), fine_tuning=FineTuning(head_lr_ratio=7.0)),

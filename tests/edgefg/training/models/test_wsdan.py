@@ -13,7 +13,7 @@ from edgefg.preprocess import InputSpec
 from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
-from edgefg.training.loop.optimizer import optimizer_of
+from edgefg.training.loop.optimizer import create_optimizer
 from edgefg.training.losses import cross_entropy
 from edgefg.training.methods import build
 from edgefg.training.models import wsdan as module
@@ -111,7 +111,7 @@ def test_the_centres_pull_features_but_the_optimiser_does_not_move_them() -> Non
     network.centres(feature, torch.tensor([1])).backward()
     expected = 2 * (feature - torch.nn.functional.normalize(before[1:2]))
     torch.testing.assert_close(feature.grad, expected.detach())
-    groups = optimizer_of(
+    groups = create_optimizer(
         network, network.new_modules(), TrainingConfig(image_size=64, schedule=Schedule(epochs=1))
     ).param_groups
     assert all(p is not network.centres.centres for group in groups for p in group["params"])
