@@ -1,14 +1,15 @@
-"""Measures artifacts side by side: cold start, latency, throughput, memory and, given data, accuracy.
+"""Benchmark of artifacts side by side: cold start, latency, throughput, memory and, given data, accuracy.
 
 Each artifact lives in a fresh process of its own (`edgefg.benchmarks.worker`), so that import, load, first prediction
-and peak memory are its own. The processes take turns, a round each, so that a machine's moods hit all artifacts alike.
+and peak memory are its own. The processes take turns, one round each, so that other load on the machine affects all of
+them alike.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,8 +26,10 @@ from edgefg.decision import Timings
 from edgefg.errors import DataError
 from edgefg.evaluation.predictions import Evaluation, evaluate
 from edgefg.image_io import read_image
+from edgefg.log import get_logger
+from edgefg.progress import track
 
-Progress = Callable[[str], None]
+_log = get_logger(__name__)
 _PHOTOGRAPHS = 8
 
 
@@ -44,7 +47,6 @@ def bench(
     workers: int = 1,
     seconds: float | None = None,
     skip_corrupt: bool = False,
-    progress: Progress | None = None,
 ) -> BenchReport:
     """Measure artifacts side by side.
 
@@ -53,7 +55,7 @@ def bench(
         data: labelled images. They add accuracy, and the latency is measured on a few of them instead of on a generated
             frame.
         split: which of their splits; see `edgefg.evaluation.predictions.evaluate`.
-        iterations: timed predictions of each artifact, dealt out over the rounds.
+        iterations: timed predictions of each artifact, distributed over the rounds.
         warmup: predictions before the timed ones of each round.
         rounds: turns of each artifact; at most ``iterations``.
         threads: CPU threads of the engine; None leaves it to the engine.
@@ -62,27 +64,25 @@ def bench(
         workers: more than 1 also measures throughput with that many threads on one `Classifier`.
         seconds: most time for an artifact's timed predictions; each round ends after its share.
         skip_corrupt: leave unreadable images out instead of raising.
-        progress: told in words what begins.
 
     Raises:
         EdgefgError: an artifact or the data cannot be used.
         ValueError: there is no artifact, or a number is out of range.
     """
     if not paths:
-        raise ValueError("there is no artifact to measure; needed at least one")
+        raise ValueError("there is no artifact to measure; give at least one")
     if frame not in ("network", "camera"):
-        raise ValueError(f"the frame is {frame!r}; needed 'network' or 'camera'")
-    say: Progress = progress or (lambda text: None)
+        raise ValueError(f"the frame is {frame!r}; choose 'network' or 'camera'")
     manifests = [read_manifest(path) for path in paths]
     turns = _turns(iterations, warmup, rounds, seconds, workers)
     images = _photographs(data, split, manifests, skip_corrupt) if data is not None else ()
     load_before = load_average()
     jobs = [Job(path=str(p), threads=threads, device=device, frame=frame, images=images) for p in paths]
-    measured = _measure(jobs, manifests, turns, say)
+    measured = _measure(jobs, manifests, turns)
     load_after = load_average()
     if data is not None:
         for i, path in enumerate(paths):
-            say(f"accuracy of {path}")
+            _log.info("accuracy of %s", path)
             evaluation = _evaluate(path, data, split, threads, device, skip_corrupt)
             measured[i] = msgspec.structs.replace(measured[i], evaluation=evaluation)
     return BenchReport(
@@ -108,29 +108,24 @@ def model_bytes(manifest: Manifest) -> int:
 
 
 def _turns(iterations: int, warmup: int, rounds: int, seconds: float | None, workers: int) -> list[Round]:
-    """Deal the timed predictions out over the rounds; the first rounds get what is left over."""
+    """Distribute the timed predictions over the rounds; the first rounds get the remainder."""
     if min(iterations, rounds, workers) < 1 or warmup < 0 or (seconds is not None and seconds <= 0):
-        raise ValueError(
-            "needed iterations, rounds and workers of at least 1, warmup of at least 0 and seconds above 0"
-        )
+        raise ValueError("iterations, rounds and workers must be at least 1, warmup at least 0 and seconds above 0")
     rounds = min(rounds, iterations)
     share = None if seconds is None else seconds / rounds
     counts = [iterations // rounds + (number < iterations % rounds) for number in range(rounds)]
     return [Round(iterations=count, warmup=warmup, seconds=share, workers=workers) for count in counts]
 
 
-def _measure(
-    jobs: Sequence[Job], manifests: Sequence[Manifest], turns: Sequence[Round], say: Progress
-) -> list[Measurement]:
+def _measure(jobs: Sequence[Job], manifests: Sequence[Manifest], turns: Sequence[Round]) -> list[Measurement]:
     """Start all processes, one after the other, and let them take turns."""
     with contextlib.ExitStack() as stack:
         processes = []
         for job in jobs:
-            say(f"cold start of {job.path}")
+            _log.info("cold start of %s", job.path)
             processes.append(stack.enter_context(MeasuringProcess(job)))
         results: list[list[RoundResult]] = [[] for _ in jobs]
-        for number, turn in enumerate(turns):
-            say(f"round {number + 1} of {len(turns)}")
+        for number, turn in enumerate(track(turns, "measuring", len(turns))):
             # There and back again, so that a drift of the clock frequency favours neither end of the list.
             for i in range(len(jobs)) if number % 2 == 0 else reversed(range(len(jobs))):
                 results[i].append(processes[i].run(turn))
@@ -138,7 +133,7 @@ def _measure(
 
 
 def _names(jobs: Sequence[Job]) -> list[str]:
-    """Name each artifact by its folder and file, or by its whole path where that is not enough."""
+    """Name each artifact by its folder and file, or by its whole path if that is ambiguous."""
     short = [f"{path.resolve().parent.name}/{path.name}" for path in (Path(job.path) for job in jobs)]
     return short if len(set(short)) == len(short) else [job.path for job in jobs]
 
@@ -183,7 +178,7 @@ def _evaluate(
 
 
 def _photographs(data: Path, split: str | None, manifests: Sequence[Manifest], skip_corrupt: bool) -> tuple[str, ...]:
-    """Choose photographs from all over the split; also finds, before anything is measured, data that do not fit."""
+    """Choose photographs from all over the split. Data that do not fit raise here, before anything is measured."""
     # Most artifacts that are compared are of the same data, and where they are split here every image is read.
     origins = dict.fromkeys((found.labels, found.provenance.split, found.provenance.dataset) for found in manifests)
     for labels, spec, dataset in origins:

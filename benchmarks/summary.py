@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgefg.benchmarks.harness import Progress, bench
+from edgefg.benchmarks.harness import bench
 from edgefg.benchmarks.measurement import BenchReport, Measurement
 from edgefg.benchmarks.report import megabytes, top1_text
 from edgefg.errors import DataError
@@ -30,13 +30,13 @@ class SummaryRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pipeline made is worth and costs."""
+    """Accuracy, latency and size of a pipeline's artifacts."""
 
     data: str
     split: str
     rows: tuple[SummaryRow, ...]
     bench: BenchReport
-    """Everything that was measured, the machine and its load included."""
+    """All measurements, with the machine and its load."""
 
 
 def summarize(
@@ -47,7 +47,6 @@ def summarize(
     iterations: int = 200,
     threads: int | None = None,
     skip_corrupt: bool = False,
-    progress: Progress | None = None,
 ) -> Summary:
     """Measure named artifacts side by side on a split.
 
@@ -58,7 +57,6 @@ def summarize(
         iterations: timed predictions of each artifact.
         threads: CPU threads of the engines.
         skip_corrupt: leave unreadable images out instead of raising.
-        progress: told in words what begins.
 
     Raises:
         EdgefgError: an artifact or the data cannot be used.
@@ -70,7 +68,6 @@ def summarize(
         iterations=iterations,
         threads=threads,
         skip_corrupt=skip_corrupt,
-        progress=progress,
     )
     rows = tuple(_row(name, measured) for (name, _), measured in zip(artifacts, report.artifacts, strict=True))
     evaluation = report.artifacts[0].evaluation
@@ -96,7 +93,7 @@ def render(summary: Summary) -> str:
 
 
 def write(summary: Summary, path: Path) -> None:
-    """Write the summary as indented JSON, whole or not at all. Raises `DataError` where the disk refuses."""
+    """Write the summary as indented JSON, whole or not at all. Raises `DataError` if it cannot be written."""
     try:
         write_json(path, summary)
     except OSError as exc:

@@ -77,7 +77,6 @@ def build(
         settings=settings,
         rebuild=rebuild,
         trusted_key=trusted_key,
-        progress=_log.info,
     )
     if json:
         print_json(report)

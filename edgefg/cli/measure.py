@@ -188,7 +188,6 @@ def bench(
         device=device,
         frame=frame,
         skip_corrupt=skip_corrupt,
-        progress=_log.info,
     )
     print(render(measured))
     print_json(measured)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,14 +27,15 @@ from edgefg.evaluation.package import Draft, stage
 from edgefg.evaluation.verify import VerifyReport, verify
 from edgefg.export.tensorrt.builder import build_plan, cached_plan, describe, keep_plan
 from edgefg.export.tensorrt.fastest import select_fastest
-from edgefg.export.tensorrt.worker import Here, Settings
+from edgefg.export.tensorrt.worker import BuildConfig, BuildDevice
 from edgefg.files import locked, sync
+from edgefg.log import get_logger
 
 Precision = Literal["auto", "int8", "fp16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "int8", "fp16", "fp32")
+_log = get_logger(__name__)
 _TEGRA = Path("/etc/nv_tegra_release")
 """Only a Jetson has it."""
-_Say = Callable[[str], None]
 
 
 class BuiltModel(msgspec.Struct, frozen=True):
@@ -49,11 +50,11 @@ class BuiltModel(msgspec.Struct, frozen=True):
 
 
 class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `build_engine` did."""
+    """Result of `build_engine`."""
 
     plan: str
     kept: bool
-    """Whether the plan that was there already fits this device and was left alone."""
+    """Whether an earlier plan fits this device and was kept."""
     precision: str
     gpu: str
     tensorrt: str
@@ -64,7 +65,7 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
         """Return the report as text for people."""
         lines = [f"{self.plan}: {self.precision}, for {self.gpu} and TensorRT {self.tensorrt}"]
         if self.kept:
-            lines[0] += "; it was there already and fits this device (--rebuild builds it anew)"
+            lines[0] += "; it was there already and fits this device (--rebuild builds it again)"
         for candidate in self.candidates:
             speed = "" if candidate.p50_ms is None else f", p50 {candidate.p50_ms:.3f} ms"
             problem = f": not taken, {candidate.problem}" if candidate.problem else ""
@@ -80,20 +81,19 @@ class _Source(NamedTuple):
 
     @property
     def file(self) -> FileInfo:
-        """The ONNX file as its manifest has it, which was compared with it when it was read."""
+        """The ONNX file as its manifest lists it; both were compared when the manifest was read."""
         return next(file for file in self.manifest.files if file.name == self.manifest.model)
 
 
-class _Site(NamedTuple):
-    """Where and how the plans are built."""
+class _Context(NamedTuple):
+    """The device, and how plans are built on it."""
 
-    here: Here
-    settings: Settings
+    here: BuildDevice
+    settings: BuildConfig
     among: tuple[str, ...]
-    """SHA-256 of the models, where the fastest of several is looked for."""
+    """SHA-256 of the models, if the fastest of several is selected."""
     trusted_key: Path | None
     use_cache: bool
-    say: _Say
 
 
 def build_engine(
@@ -101,10 +101,9 @@ def build_engine(
     *,
     out: Path | None = None,
     precision: Precision = "auto",
-    settings: Settings | None = None,
+    settings: BuildConfig | None = None,
     rebuild: bool = False,
     trusted_key: Path | None = None,
-    progress: _Say | None = None,
 ) -> BuildReport:
     """Build the plan of an ONNX artifact for this device and verify it.
 
@@ -114,18 +113,17 @@ def build_engine(
         models: the ONNX files of one or more artifacts of the same network, for instance INT8 and FP16.
         out: folder for the plan; None is the first model's. The ONNX artifact that was taken is copied along.
         precision: which of the models to build; ``auto`` builds all of them and keeps the one that runs fastest here.
-        settings: see `Settings`.
-        rebuild: build even where a plan is there that fits this device, and take none from the cache.
+        settings: see `BuildConfig`.
+        rebuild: build even if there is a plan that fits this device, and take none from the cache.
         trusted_key: PEM file of an Ed25519 public key, by which the ONNX artifacts must be signed (`edgefg sign`).
-        progress: called with one line before each step.
 
     Raises:
-        DataError: no model of that precision, models of different networks, or settings that this device lacks.
+        DataError: no model of that precision, models of different networks, or unsupported settings.
         ManifestError, IntegrityError: an ONNX artifact cannot be trusted.
         RuntimeUnavailableError: TensorRT, CUDA's bindings or a GPU are missing.
         BuildError: TensorRT could not build any of them; what was there before stays.
     """
-    settings, progress = settings or Settings(), progress or (lambda _: None)
+    settings = settings or BuildConfig()
     if settings.hardware_compatible != "none" and _TEGRA.exists():
         raise DataError(
             f"--hardware-compatible {settings.hardware_compatible}: TensorRT has no such plans on a Jetson; build one"
@@ -134,22 +132,22 @@ def build_engine(
     sources = _read_sources(models, precision, trusted_key)
     folder = _folder_for(sources, out)
     among = tuple(sorted(source.file.sha256 for source in sources)) if len(sources) > 1 else ()
-    site = _Site(describe(), settings, among, trusted_key, not rebuild, progress)
-    with _alone_in(folder, site.say):
+    context = _Context(describe(), settings, among, trusted_key, not rebuild)
+    with _alone_in(folder):
         _keep_strangers(sources, folder)
         if not rebuild:
-            kept = _still_good(folder / PLAN, sources, site)
+            kept = _still_good(folder / PLAN, sources, context)
             if kept is not None:
                 return kept
         with folder_beside(folder / PLAN) as staging:
-            staged, candidates = _build_all(sources, staging, site)
-            winner, measured = _fastest(staged, candidates, site.say)
+            staged, candidates = _build_all(sources, staging, context)
+            winner, measured = _fastest(staged, candidates)
             if among and (len(staged) == 1 or measured[winner].p50_ms is not None):
                 _record_rivals(staged[winner], among)
             _copy_source(sources[winner], folder, staging / "source")
             plan = move_in(staged[winner], folder)
-        site.say("verifying")
-        return _report(plan, False, measured, site)
+        _log.info("verifying")
+        return _report(plan, False, measured, context)
 
 
 def rebuild(plan: Path, device: str | None = None) -> None:
@@ -175,7 +173,7 @@ def rebuild(plan: Path, device: str | None = None) -> None:
     if gpu_number(device, plan):
         raise BuildError(f"a plan is built on the first GPU, not on {device}; choose it by CUDA_VISIBLE_DEVICES")
     compatible = "none" if _TEGRA.exists() else info.hardware_compatible
-    settings = Settings(
+    settings = BuildConfig(
         batches=info.batches,
         hardware_compatible=compatible,
         optimization_level=info.optimization_level,
@@ -185,13 +183,13 @@ def rebuild(plan: Path, device: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path, say: _Say) -> Iterator[None]:
-    """Make the folder and be the only build in it: a service and a person may well start one at the same time."""
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder and be the only build in it: a service and a person may start one at the same time."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise BuildError(f"cannot make the folder {folder}: {exc.strerror}") from exc
-    with locked(folder, lambda: say(f"waiting for another build in {folder}")):
+    with locked(folder, lambda: _log.info("waiting for another build in %s", folder)):
         remove_stale(folder / PLAN)
         yield
 
@@ -200,7 +198,7 @@ def _read_sources(models: Sequence[Path], precision: Precision, trusted_key: Pat
     sources = []
     for model in models:
         if model.suffix.lower() != ".onnx":
-            raise DataError(f"{model} is no ONNX file; needed the model.onnx of `edgefg export --to tensorrt-onnx`")
+            raise DataError(f"{model} is not an ONNX file; give the model.onnx of `edgefg export --to tensorrt-onnx`")
         if trusted_key is not None:
             verify_signature(model, trusted_key)
         manifest = read_manifest(model)
@@ -211,7 +209,9 @@ def _read_sources(models: Sequence[Path], precision: Precision, trusted_key: Pat
     first = sources[0]
     for model, manifest in sources[1:]:
         if (manifest.labels, manifest.input) != (first.manifest.labels, first.manifest.input):
-            raise DataError(f"{model} has other labels or another input than {first.model}; needed the same network")
+            raise DataError(
+                f"{model} has other labels or another input than {first.model}; give models of the same network"
+            )
     chosen = [source for source in sources if precision in ("auto", source.manifest.precision)]
     if not chosen:
         found = ", ".join(sorted({source.manifest.precision for source in sources}))
@@ -221,31 +221,31 @@ def _read_sources(models: Sequence[Path], precision: Precision, trusted_key: Pat
     return chosen
 
 
-def _still_good(plan: Path, sources: list[_Source], site: _Site) -> BuildReport | None:
-    """Return the report of a plan that is there, fits this device and verifies; None where one is to be built."""
+def _still_good(plan: Path, sources: list[_Source], context: _Context) -> BuildReport | None:
+    """Return the report of an existing plan that fits this device and verifies; None if one has to be built."""
     if not plan.exists():
         return None
     try:
-        if site.trusted_key is not None:
+        if context.trusted_key is not None:
             # Only the ONNX file was proven so far. One that this device built carries no signature: it is taken from
             # the cache again.
-            verify_signature(plan, site.trusted_key)
+            verify_signature(plan, context.trusted_key)
         info = read_manifest(plan).plan
         if info is None or info.source not in [source.file for source in sources]:
-            site.say(f"{plan} was built from another file")
-        elif not _same_build(info, site):
-            site.say(f"{plan} was built for another device, by another TensorRT or with other settings")
-        elif site.among and info.among != site.among:
-            site.say(f"{plan} was not compared with all of these models")
+            _log.info("%s was built from another file", plan)
+        elif not _same_build(info, context):
+            _log.info("%s was built for another device, by another TensorRT or with other settings", plan)
+        elif context.among and info.among != context.among:
+            _log.info("%s was not compared with all of these models", plan)
         else:
-            return _report(plan, True, (), site)
+            return _report(plan, True, (), context)
     except EdgefgError as exc:
-        site.say(f"{plan} does not hold: {one_line(exc)}")
+        _log.warning("%s does not hold: %s", plan, one_line(exc))
     return None
 
 
-def _same_build(info: PlanInfo, site: _Site) -> bool:
-    here, settings = site.here, site.settings
+def _same_build(info: PlanInfo, context: _Context) -> bool:
+    here, settings = context.here, context.settings
     device = GpuInfo(here.gpu, here.compute_capability, here.memory)
     asked = info.batches, info.hardware_compatible, info.optimization_level, info.workspace
     return mismatch(info, None, device, here.tensorrt) is None and asked == (
@@ -253,7 +253,7 @@ def _same_build(info: PlanInfo, site: _Site) -> bool:
     )
 
 
-def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict[int, Path], list[BuiltModel]]:
+def _build_all(sources: list[_Source], staging: Path, context: _Context) -> tuple[dict[int, Path], list[BuiltModel]]:
     """Build and prove the plan of every source in a folder of its own; one that fails leaves room for the others."""
     staged: dict[int, Path] = {}
     candidates = []
@@ -264,11 +264,11 @@ def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict
         problem = ""
         try:
             if number:  # proving the one before took memory
-                site = site._replace(here=describe())
-            staged[number] = _build_one(source, folder, site)
+                context = context._replace(here=describe())
+            staged[number] = _build_one(source, folder, context)
         except EdgefgError as exc:
             failure, problem = exc, one_line(exc)
-            site.say(f"{source.model} gives no plan: {problem}")
+            _log.warning("%s gives no plan: %s", source.model, problem)
         candidates.append(BuiltModel(str(source.model), source.manifest.precision, problem=problem))
     if not staged:
         assert failure is not None
@@ -276,11 +276,11 @@ def _build_all(sources: list[_Source], staging: Path, site: _Site) -> tuple[dict
     return staged, candidates
 
 
-def _build_one(source: _Source, folder: Path, site: _Site) -> Path:
+def _build_one(source: _Source, folder: Path, context: _Context) -> Path:
     model, manifest = source
     assert manifest.golden is not None
     proof = golden.read(model.with_name(manifest.golden.file))
-    here, stages = site.here, [manifest.provenance.recipe, f"tensorrt {site.here.tensorrt} on {site.here.gpu}"]
+    here, stages = context.here, [manifest.provenance.recipe, f"tensorrt {context.here.tensorrt} on {context.here.gpu}"]
     draft = Draft(
         labels=manifest.labels,
         taxonomy=manifest.taxonomy,
@@ -290,20 +290,20 @@ def _build_one(source: _Source, folder: Path, site: _Site) -> Path:
         provenance=msgspec.structs.replace(manifest.provenance, recipe="; ".join(stages)),
         frames=proof.frames,
         parent_logits=proof.parent_logits,
-        plan=_info(source.file, site),
+        plan=_info(source.file, context),
     )
-    kept = cached_plan(source.file, manifest.precision, site.settings, here)
-    if site.use_cache and kept is not None and kept.exists():
+    kept = cached_plan(source.file, manifest.precision, context.settings, here)
+    if context.use_cache and kept is not None and kept.exists():
         try:
-            site.say(f"taking the plan of an earlier build from {kept.parent}")
+            _log.info("taking the plan of an earlier build from %s", kept.parent)
             return stage(folder, draft, lambda target: Path(shutil.copyfile(kept, target / PLAN)))
         except (EdgefgError, OSError) as exc:
-            site.say(f"it does not hold: {one_line(exc)}")
+            _log.warning("it does not hold: %s", one_line(exc))
             for left in folder.iterdir():
                 left.unlink()
 
     def write(target: Path) -> Path:
-        build_plan(model, target / PLAN, manifest.precision, site.settings, here, say=site.say)
+        build_plan(model, target / PLAN, manifest.precision, context.settings, here)
         return target / PLAN
 
     plan = stage(folder, draft, write)
@@ -311,8 +311,8 @@ def _build_one(source: _Source, folder: Path, site: _Site) -> Path:
     return plan
 
 
-def _info(source: FileInfo, site: _Site) -> PlanInfo:
-    here, settings = site.here, site.settings
+def _info(source: FileInfo, context: _Context) -> PlanInfo:
+    here, settings = context.here, context.settings
     return PlanInfo(
         gpu=here.gpu,
         compute_capability=here.compute_capability,
@@ -325,16 +325,16 @@ def _info(source: FileInfo, site: _Site) -> PlanInfo:
     )
 
 
-def _fastest(staged: dict[int, Path], candidates: list[BuiltModel], say: _Say) -> tuple[int, tuple[BuiltModel, ...]]:
-    """Measure the plans, where there are several, and return the number of the one to take."""
+def _fastest(staged: dict[int, Path], candidates: list[BuiltModel]) -> tuple[int, tuple[BuiltModel, ...]]:
+    """Measure the plans, if there are several, and return the number of the one to take."""
     first = next(iter(staged))
     if len(staged) == 1:
         return first, tuple(candidates)
-    say("measuring")
+    _log.info("measuring %d plans", len(staged))
     try:
         winner, times = select_fastest(staged)
     except EdgefgError as exc:  # all are proven: one without figures is better than none
-        say(f"they cannot be measured, the first one is taken: {one_line(exc)}")
+        _log.warning("they cannot be measured, the first one is taken: %s", one_line(exc))
         return first, tuple(candidates)
     for number, p50 in times.items():
         candidates[number] = msgspec.structs.replace(candidates[number], p50_ms=p50)
@@ -351,14 +351,14 @@ def _record_rivals(plan: Path, among: tuple[str, ...]) -> None:
 
 
 def _folder_for(sources: list[_Source], out: Path | None) -> Path:
-    """Return where the plan goes."""
+    """Return the folder of the plan."""
     if out is None and len({source.model.parent.resolve() for source in sources}) > 1:
         raise DataError("models of several folders were given; name the folder for the one that is taken by --out")
     return out or sources[0].model.parent
 
 
 def _keep_strangers(sources: list[_Source], folder: Path) -> None:
-    """Raise `DataError` where an ONNX artifact of the user's would be replaced by another one."""
+    """Raise `DataError` if an ONNX artifact of the user would be replaced by another one."""
     outside = [source.model for source in sources if source.model.parent.resolve() != folder.resolve()]
     for path in sorted({folder / name for source in sources for name in _names_of(source)}):
         if not path.exists():
@@ -378,7 +378,7 @@ def _names_of(source: _Source) -> list[str]:
 
 
 def _copy_source(source: _Source, folder: Path, staging: Path) -> None:
-    """Put the ONNX artifact beside the plan, where it is not yet: rebuilding needs it."""
+    """Copy the ONNX artifact beside the plan, unless it is there: rebuilding needs it."""
     if source.model.parent.resolve() == folder.resolve():
         return
     try:
@@ -392,13 +392,13 @@ def _copy_source(source: _Source, folder: Path, staging: Path) -> None:
         raise BuildError(f"cannot write {folder}: {exc.strerror}") from exc
 
 
-def _report(plan: Path, kept: bool, candidates: tuple[BuiltModel, ...], site: _Site) -> BuildReport:
+def _report(plan: Path, kept: bool, candidates: tuple[BuiltModel, ...], context: _Context) -> BuildReport:
     return BuildReport(
         plan=str(plan),
         kept=kept,
         precision=read_manifest(plan).precision,
-        gpu=site.here.gpu,
-        tensorrt=site.here.tensorrt,
+        gpu=context.here.gpu,
+        tensorrt=context.here.tensorrt,
         candidates=candidates,
         verified=verify(plan),
     )

@@ -1,4 +1,4 @@
-"""Runs `edgefg.export.tensorrt.worker` as a child: less memory where it ran out of memory, and nothing built twice."""
+"""Runs `edgefg.export.tensorrt.worker` as a child process, with less workspace if memory runs out, and caches plans."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from edgefg.artifact.hashes import FileInfo
 from edgefg.artifact.manifest import HardwareCompatible
 from edgefg.cache import cache_directory
 from edgefg.errors import BuildError, DataError, RuntimeUnavailableError
-from edgefg.export.tensorrt.worker import Here, Job, Message, Outcome, Settings, Step
+from edgefg.export.tensorrt.worker import BuildConfig, BuildDevice, Job, Message, Outcome, Step
 from edgefg.files import atomic_file
+from edgefg.log import get_logger
 
+_log = get_logger(__name__)
 _MIB = 1 << 20
 _LEAST_WORKSPACE = 32
 _MOST_CACHED = 8
@@ -27,17 +29,17 @@ _MOST_CACHED = 8
 
 def settings_of(
     batch: int, max_batch: int | None, hardware_compatible: str, workspace: int | None, optimization_level: int
-) -> Settings:
-    """Check what a person asked for. Raises `DataError` where it does not go together."""
+) -> BuildConfig:
+    """Return settings from options. Raises `DataError` if the options contradict each other."""
     most = max_batch or batch
     levels = typing.get_args(HardwareCompatible)
     if most < batch:
-        raise DataError(f"--max-batch {most} is less than --batch {batch}; needed at least as much")
+        raise DataError(f"--max-batch {most} is less than --batch {batch}; it must be at least as large")
     if hardware_compatible not in levels:
-        raise DataError(f"--hardware-compatible {hardware_compatible!r}: needed one of {', '.join(levels)}")
+        raise DataError(f"--hardware-compatible {hardware_compatible!r}: choose one of {', '.join(levels)}")
     if not 0 <= optimization_level <= 5:
-        raise DataError(f"--optimization-level {optimization_level}: needed 0 to 5")
-    return Settings(
+        raise DataError(f"--optimization-level {optimization_level}: choose 0 to 5")
+    return BuildConfig(
         batches=None if most == 1 else (1, batch, most),
         hardware_compatible=typing.cast(HardwareCompatible, hardware_compatible),
         optimization_level=optimization_level,
@@ -45,7 +47,7 @@ def settings_of(
     )
 
 
-def describe() -> Here:
+def describe() -> BuildDevice:
     """Describe this machine, by a child process, so that this one keeps no memory of the GPU's.
 
     Raises:
@@ -54,7 +56,7 @@ def describe() -> Here:
     messages: list[Message] = []
     _run(["describe"], messages.append)
     for message in messages:
-        if isinstance(message, Here):
+        if isinstance(message, BuildDevice):
             return message
     reasons = [message.error for message in messages if isinstance(message, Outcome)]
     raise RuntimeUnavailableError(
@@ -62,14 +64,14 @@ def describe() -> Here:
     )
 
 
-def cached_plan(onnx: FileInfo, precision: str, settings: Settings, here: Here) -> Path | None:
-    """Return where the plan of this very build is kept, whether it is there or not; None without a cache."""
+def cached_plan(onnx: FileInfo, precision: str, settings: BuildConfig, here: BuildDevice) -> Path | None:
+    """Return the cache path of the plan of this build, whether it exists or not; None without a cache."""
     cache = cache_directory()
     return cache / "plans" / f"{_key(onnx, precision, settings, here)}.plan" if cache else None
 
 
 def keep_plan(plan: Path, kept: Path | None) -> None:
-    """Put a proven plan into the cache, from which the oldest go; a full disk costs only the next build's time."""
+    """Put a proven plan into the cache and drop the oldest. A full disk only costs the next build's time."""
     if kept is None:
         return
     try:
@@ -82,9 +84,7 @@ def keep_plan(plan: Path, kept: Path | None) -> None:
         return
 
 
-def build_plan(
-    onnx: Path, target: Path, precision: str, settings: Settings, here: Here, *, say: Callable[[str], None]
-) -> None:
+def build_plan(onnx: Path, target: Path, precision: str, settings: BuildConfig, here: BuildDevice) -> None:
     """Write the plan of an ONNX file to ``target``.
 
     A build that runs out of memory is tried again with half the workspace, down to 32 MiB.
@@ -102,14 +102,14 @@ def build_plan(
         workspace=settings.workspace or max(_LEAST_WORKSPACE, here.free * 3 // 4 // _MIB),
         timing_cache=str(timings) if timings else None,
     )
-    _ladder(job, say)
+    _ladder(job)
 
 
-def _ladder(job: Job, say: Callable[[str], None]) -> None:
+def _ladder(job: Job) -> None:
     """Build with less and less workspace until it fits."""
     while True:
-        say(f"building {job.precision} with {job.workspace} MiB of workspace; this takes minutes")
-        outcome = _build(job, say)
+        _log.info("building %s with %d MiB of workspace; this takes minutes", job.precision, job.workspace)
+        outcome = _build(job)
         if outcome.built:
             return
         if not outcome.out_of_memory:
@@ -119,11 +119,11 @@ def _ladder(job: Job, say: Callable[[str], None]) -> None:
                 f"there is too little memory to build {job.onnx}, even with {job.workspace} MiB of workspace"
                 f" ({outcome.error[:300]}); stop what else uses the GPU, or add swap"
             )
-        say(f"out of memory: {outcome.error[:200]}")
+        _log.warning("out of memory: %s", outcome.error[:200])
         job = msgspec.structs.replace(job, workspace=max(_LEAST_WORKSPACE, job.workspace // 2))
 
 
-def _build(job: Job, say: Callable[[str], None]) -> Outcome:
+def _build(job: Job) -> Outcome:
     outcomes: list[Outcome] = []
     shown: dict[str, int] = {}
 
@@ -134,7 +134,7 @@ def _build(job: Job, say: Callable[[str], None]) -> Outcome:
             tenth = 10 * message.done // max(message.steps, 1)
             if shown.get(message.phase, 0) < tenth:
                 shown[message.phase] = tenth
-                say(f"  {message.phase}: {10 * tenth} %")
+                _log.info("  %s: %d %%", message.phase, 10 * tenth)
 
     with tempfile.TemporaryDirectory(prefix="edgefg-") as folder:
         path = Path(folder) / "job.json"
@@ -167,7 +167,7 @@ def _run(arguments: list[str], hear: Callable[[Message], None]) -> int:
             raise
 
 
-def _key(onnx: FileInfo, precision: str, settings: Settings, here: Here) -> str:
+def _key(onnx: FileInfo, precision: str, settings: BuildConfig, here: BuildDevice) -> str:
     flags = msgspec.json.encode(settings).decode()
     return _digest(onnx.sha256, precision, flags, here.tensorrt, here.gpu, here.compute_capability)
 

@@ -1,7 +1,7 @@
 """ONNX → TensorRT plan, in a process of its own: a build that fails can take its process down with it.
 
 `edgefg.export.tensorrt.builder` starts it, with the arguments ``describe`` or ``build job.json``. Each line on standard
-output is one JSON message: `Here`, `Step` or `Outcome`.
+output is one JSON message: `BuildDevice`, `Step` or `Outcome`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 _MIB = 1 << 20
-# What TensorRT's own allocator, and CUDA below it, say.
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class BuildConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a plan is built; the same settings on the same device give the cached plan."""
 
     batches: Batches | None = None
@@ -45,15 +44,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     """Where the plan goes."""
     precision: str
-    settings: Settings
+    settings: BuildConfig
     workspace: int
     """This try's, MiB; what the settings ask for, or less."""
     timing_cache: str | None = None
     """File that keeps how fast each kernel was here, read and written."""
 
 
-class Here(msgspec.Struct, frozen=True, tag="here"):
-    """What this machine is."""
+class BuildDevice(msgspec.Struct, frozen=True, tag="device"):
+    """The GPU and TensorRT of this machine."""
 
     gpu: str
     compute_capability: str
@@ -64,7 +63,7 @@ class Here(msgspec.Struct, frozen=True, tag="here"):
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
-    """How far a build is."""
+    """Progress of a build."""
 
     phase: str
     done: int
@@ -72,31 +71,31 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
 
 
 class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
-    """How a build ended."""
+    """Result of a build."""
 
     built: bool
     error: str = ""
     out_of_memory: bool = False
 
 
-Message = Here | Step | Outcome
+Message = BuildDevice | Step | Outcome
 
 
-def describe() -> Here:
-    """Describe this machine. Raises `EdgefgError` where TensorRT cannot be used on it."""
+def describe() -> BuildDevice:
+    """Describe this machine. Raises `EdgefgError` if TensorRT cannot be used on it."""
     import tensorrt as trt
 
     device, free = describe_gpu()
-    return Here(device.name, device.compute_capability, device.memory, free, trt.__version__)
+    return BuildDevice(device.name, device.compute_capability, device.memory, free, trt.__version__)
 
 
-def build(job: Job, say: Callable[[Message], None]) -> Outcome:
+def build(job: Job, send: Callable[[Message], None]) -> Outcome:
     """Build one plan and write it to ``job.target``."""
     import tensorrt as trt
 
     errors: list[str] = []
     try:
-        return _build(trt, job, say, errors)
+        return _build(trt, job, send, errors)
     except (TypeError, RuntimeError) as exc:  # pybind's, where a constructor fails: no memory, no device
         return _failed([*errors, one_line(exc)])
 
@@ -106,7 +105,7 @@ def _failed(errors: list[str]) -> Outcome:
     return Outcome(False, said, out_of_memory=any(OUT_OF_MEMORY.search(error) for error in errors))
 
 
-def _build(trt: Any, job: Job, say: Callable[[Message], None], errors: list[str]) -> Outcome:
+def _build(trt: Any, job: Job, send: Callable[[Message], None], errors: list[str]) -> Outcome:
     settings = job.settings
     logger = _logger(trt, errors)
     builder: trt.Builder = trt.Builder(logger)
@@ -119,7 +118,7 @@ def _build(trt: Any, job: Job, say: Callable[[Message], None], errors: list[str]
     config: trt.IBuilderConfig = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace * _MIB)
     config.builder_optimization_level = settings.optimization_level
-    monitor = _monitor(trt, say)  # held here, since the config does not promise to
+    monitor = _monitor(trt, send)  # held here, since the config does not promise to
     config.progress_monitor = monitor
     if job.precision == "fp32":
         # FP32 is FP32: TF32 keeps 10 bits of 23.
@@ -171,7 +170,7 @@ def _read_timings(config: trt.IBuilderConfig, path: str | None) -> trt.ITimingCa
     except OSError:
         known = b""
     cache: trt.ITimingCache | None = config.create_timing_cache(known)
-    # Another device's measurements would choose the wrong kernels: a mismatch, like a damaged file, starts anew.
+    # Another device's measurements would choose the wrong kernels: a mismatch starts an empty cache.
     if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
@@ -193,8 +192,8 @@ def _parser_error(error: trt.ParserError) -> str:
     return " ".join(f"{where}: {error.desc()}".split())
 
 
-def _monitor(trt: Any, say: Callable[[Message], None]) -> trt.IProgressMonitor:
-    """Make a progress monitor that tells the steps of the outermost phase."""
+def _monitor(trt: Any, send: Callable[[Message], None]) -> trt.IProgressMonitor:
+    """Make a progress monitor that sends the steps of the outermost phase."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -207,7 +206,7 @@ def _monitor(trt: Any, say: Callable[[Message], None]) -> trt.IProgressMonitor:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name in self._outermost:
-                say(Step(phase_name, step + 1, self._outermost[phase_name]))
+                send(Step(phase_name, step + 1, self._outermost[phase_name]))
             return True
 
         def phase_finish(self, phase_name: str) -> None:
@@ -230,7 +229,7 @@ def _logger(trt: Any, errors: list[str]) -> trt.ILogger:
     return Logger()
 
 
-def _say(message: Message) -> None:
+def _send(message: Message) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
     sys.stdout.buffer.flush()
 
@@ -239,8 +238,8 @@ def main() -> None:
     """Run from the command line."""
     try:
         if sys.argv[1] == "describe":
-            _say(describe())
+            _send(describe())
         else:
-            _say(build(msgspec.json.decode(Path(sys.argv[2]).read_bytes(), type=Job), _say))
+            _send(build(msgspec.json.decode(Path(sys.argv[2]).read_bytes(), type=Job), _send))
     except (EdgefgError, ImportError, OSError) as exc:
-        _say(Outcome(False, one_line(exc)))
+        _send(Outcome(False, one_line(exc)))

@@ -26,12 +26,12 @@ def _job(path: Path, **changes: object) -> Job:
     return msgspec.structs.replace(job, **changes)
 
 
-def test_two_artifacts_in_processes_of_their_own(null_artifact: MakeArtifact, data: Path) -> None:
+def test_two_artifacts_in_processes_of_their_own(
+    null_artifact: MakeArtifact, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "edgefg")
     paths = [null_artifact("first", size=16), null_artifact("second", size=24, logits=(1.0, 0.0))]
-    said: list[str] = []
-    report = harness.bench(
-        paths, data=data, iterations=7, warmup=1, rounds=3, frame="camera", workers=2, progress=said.append
-    )
+    report = harness.bench(paths, data=data, iterations=7, warmup=1, rounds=3, frame="camera", workers=2)
     assert [artifact.name for artifact in report.artifacts] == ["first/model.null", "second/model.null"]
     for artifact in report.artifacts:
         latency, start = artifact.latency, artifact.cold_start
@@ -48,7 +48,7 @@ def test_two_artifacts_in_processes_of_their_own(null_artifact: MakeArtifact, da
         assert artifact.size_bytes == Path(artifact.path).stat().st_size
     evaluations = [artifact.evaluation for artifact in report.artifacts]
     assert [e.scores.top1 for e in evaluations if e] == pytest.approx([3 / 5, 2 / 5])
-    assert "round 3 of 3" in said
+    assert f"cold start of {paths[0]}" in caplog.messages
     assert msgspec.json.decode(json_line(report), type=BenchReport) == report
     assert "60.0%" in render(report)
 

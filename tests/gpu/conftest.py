@@ -26,7 +26,7 @@ from edgefg.artifact.manifest import encode_manifest, manifest_path, read_manife
 from edgefg.errors import RuntimeUnavailableError
 from edgefg.export.tensorrt.build import BuildReport, build_engine
 from edgefg.export.tensorrt.builder import describe
-from edgefg.export.tensorrt.worker import Here, Settings
+from edgefg.export.tensorrt.worker import BuildConfig, BuildDevice
 from edgefg.preprocess import UInt8Array
 from tests.conftest import TINY
 
@@ -41,11 +41,11 @@ class Model(NamedTuple):
     """An ONNX artifact, and how it is built."""
 
     path: Path
-    settings: Settings = Settings()
+    settings: BuildConfig = BuildConfig()
 
 
 @pytest.fixture(scope="session")
-def here() -> Here:
+def here() -> BuildDevice:
     """The GPU and TensorRT; skips where one is missing."""
     try:
         found = describe()
@@ -56,7 +56,7 @@ def here() -> Here:
 
 
 @pytest.fixture(scope="session")
-def models(here: Here, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+def models(here: BuildDevice, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     """Copies of the ONNX artifacts to build from, by precision."""
     given = os.environ.get("EDGEFG_GPU_MODELS")
     paths = [Path(name) for name in given.split(":")] if given else [TINY / name / "model.onnx" for name in _TINY]
@@ -67,7 +67,7 @@ def models(here: Here, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mo
         precision = read_manifest(path).precision
         copies[f"{precision} of {path}" if precision in copies else precision] = Model(folder / path.name)
     if not given:
-        copies[FREE_BATCH] = Model(_free_batch(tmp_path_factory.mktemp("artifact")), Settings(batches=(1, 4, 16)))
+        copies[FREE_BATCH] = Model(_free_batch(tmp_path_factory.mktemp("artifact")), BuildConfig(batches=(1, 4, 16)))
     return copies
 
 

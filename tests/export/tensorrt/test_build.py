@@ -19,7 +19,7 @@ from edgefg.export import tensorrt
 from edgefg.export.tensorrt import build
 from edgefg.export.tensorrt.build import build_engine
 from edgefg.export.tensorrt.builder import settings_of
-from edgefg.export.tensorrt.worker import Settings
+from edgefg.export.tensorrt.worker import BuildConfig
 from tests.conftest import TINY, Run
 from tests.simulated.books import Books
 from tests.simulated.install import simulated_device
@@ -72,8 +72,8 @@ def test_building_again_keeps_the_plan_until_something_changed(model: Path, devi
     assert build_engine([model]).kept
     assert model.with_name("engine.plan").stat().st_mtime_ns == before
     assert not build_engine([model], rebuild=True).kept
-    assert not build_engine([model], settings=Settings(hardware_compatible="ampere-plus")).kept
-    assert not build_engine([model], settings=Settings(optimization_level=4, workspace=512)).kept
+    assert not build_engine([model], settings=BuildConfig(hardware_compatible="ampere-plus")).kept
+    assert not build_engine([model], settings=BuildConfig(optimization_level=4, workspace=512)).kept
     tensorrt.rebuild(model.with_name("engine.plan"))
     info = read_manifest(model.with_name("engine.plan")).plan
     assert info is not None
@@ -83,30 +83,30 @@ def test_building_again_keeps_the_plan_until_something_changed(model: Path, devi
     assert build_engine([model]).kept
 
 
-def test_another_device_gets_another_plan(model: Path, cache: Path) -> None:
-    said: list[str] = []
+def test_another_device_gets_another_plan(model: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     with simulated_device():
         build_engine([model])
     with simulated_device(gpu="Simulated Xavier", compute_capability=(7, 2), major=11) as books:
-        report = build_engine([model], progress=said.append)
+        report = build_engine([model])
         books.assert_clean()
     assert not report.kept
     assert (report.gpu, report.tensorrt) == ("Simulated Xavier", "11.4.0.106")
-    assert any("for another device, by another TensorRT" in line for line in said)
+    assert any("for another device, by another TensorRT" in line for line in caplog.messages)
 
 
-def test_the_same_build_comes_from_the_cache(model: Path, device: Books, cache: Path) -> None:
+def test_the_same_build_comes_from_the_cache(
+    model: Path, device: Books, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     build_engine([model])
     first = model.with_name("engine.plan").read_bytes()
     assert sorted(path.suffix for path in (cache / "plans").iterdir()) == [".plan", ".timing"]
     model.with_name("engine.plan").unlink()
-    said: list[str] = []
-    build_engine([model], progress=said.append)
-    assert any("earlier build" in line for line in said)
+    build_engine([model])
+    assert any("earlier build" in line for line in caplog.messages)
     assert model.with_name("engine.plan").read_bytes() == first
-    said.clear()
-    build_engine([model], settings=Settings(optimization_level=1), rebuild=True, progress=said.append)
-    assert not any("earlier build" in line for line in said)
+    caplog.clear()
+    build_engine([model], settings=BuildConfig(optimization_level=1), rebuild=True)
+    assert not any("earlier build" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("cache_variable", ["", "a-file/below"])
@@ -127,26 +127,26 @@ def test_timings_of_another_device_are_not_used(model: Path, device: Books, cach
 
 
 @pytest.mark.parametrize("how", ["build_fails_above", "build_killed_above"])
-def test_the_workspace_is_halved_until_it_fits(how: str, model: Path, cache: Path) -> None:
-    said: list[str] = []
+def test_the_workspace_is_halved_until_it_fits(
+    how: str, model: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with simulated_device(**{how: 500 << 20}) as books:
-        build_engine([model], progress=said.append)
+        build_engine([model])
         books.assert_clean()
-    steps = [line.partition(" with ")[2].split()[0] for line in said if line.startswith("building ")]
+    steps = [line.partition(" with ")[2].split()[0] for line in caplog.messages if line.startswith("building ")]
     assert steps == ["3072", "1536", "768", "384"]
-    reasons = [line for line in said if line.startswith("out of memory: ")]
+    reasons = [line for line in caplog.messages if line.startswith("out of memory: ")]
     assert len(reasons) == 3
     assert all(("SIGKILL" if how == "build_killed_above" else "Cuda Runtime (out of memory)") in r for r in reasons)
 
 
-def test_the_ladder_ends(model: Path, cache: Path) -> None:
+def test_the_ladder_ends(model: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = names(model.parent)
-    said: list[str] = []
     with simulated_device(build_fails_above=0) as books:
         with pytest.raises(BuildError, match=r"too little memory to build .*model\.onnx, even with 32 MiB.*add swap"):
-            build_engine([model], settings=Settings(workspace=100), progress=said.append)
+            build_engine([model], settings=BuildConfig(workspace=100))
         books.assert_clean()
-    steps = [line.partition(" with ")[2].split()[0] for line in said if line.startswith("building ")]
+    steps = [line.partition(" with ")[2].split()[0] for line in caplog.messages if line.startswith("building ")]
     assert steps == ["100", "50", "32"]
     assert names(model.parent) == before
 
@@ -187,15 +187,16 @@ def test_no_artifact_is_replaced_by_another(qdq: Path, tmp_path: Path, device: B
     assert {path.name: path.read_bytes() for path in other.parent.iterdir()} == before
 
 
-def test_a_cached_plan_that_does_not_hold_is_built_anew(model: Path, device: Books, cache: Path) -> None:
+def test_a_cached_plan_that_does_not_hold_is_built_anew(
+    model: Path, device: Books, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     build_engine([model])
     (kept,) = (cache / "plans").glob("*.plan")
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1])
     model.with_name("engine.plan").unlink()
-    said: list[str] = []
-    build_engine([model], progress=said.append)
-    assert any(line.startswith("it does not hold: ") for line in said)
+    build_engine([model])
+    assert any(line.startswith("it does not hold: ") for line in caplog.messages)
     assert kept.read_bytes() == whole
 
 
@@ -222,25 +223,24 @@ def test_batches(tmp_path: Path, qdq: Path, device: Books) -> None:
     own = read_manifest(free)
     whole = msgspec.structs.replace(own, golden=manifest.golden, files=(*own.files, manifest.files[1]))
     manifest_path(free).write_bytes(encode_manifest(whole))
-    report = build_engine([free], settings=Settings(batches=(1, 2, 4)))
+    report = build_engine([free], settings=BuildConfig(batches=(1, 2, 4)))
     with Classifier(report.plan) as classifier:
         assert len(classifier.predict_batch([np.zeros((64, 64, 3), np.uint8)] * 11)) == 11
     fixed = copy("onnx-batch4", tmp_path / "fixed")
     assert build_engine([fixed]).precision == "fp32"
     assert build_engine([fixed], settings=settings_of(4, None, "none", None, 3)).precision == "fp32"
     with pytest.raises(BuildError, match=r"the network's batch is 4, but batches of \(1, 1, 2\)"):
-        build_engine([fixed], settings=Settings(batches=(1, 1, 2)))
+        build_engine([fixed], settings=BuildConfig(batches=(1, 1, 2)))
 
 
-def test_one_of_two_builds_waits_for_the_other(model: Path, cache: Path) -> None:
+def test_one_of_two_builds_waits_for_the_other(model: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     kept: list[bool] = []
-    said: list[str] = []
     with simulated_device(build_seconds=0.5) as books:
-        run_together(lambda _: kept.append(build_engine([model], progress=said.append).kept), 2)
+        run_together(lambda _: kept.append(build_engine([model]).kept), 2)
         books.assert_clean()
     assert sorted(kept) == [False, True]
-    assert said.count(f"waiting for another build in {model.parent}") == 1
-    assert sum(line.startswith("building ") for line in said) == 1
+    assert caplog.messages.count(f"waiting for another build in {model.parent}") == 1
+    assert sum(line.startswith("building ") for line in caplog.messages) == 1
 
 
 def test_what_a_killed_build_left_goes(model: Path, device: Books) -> None:
@@ -290,10 +290,10 @@ def test_with_a_key_a_plan_that_nobody_signed_is_not_kept(model: Path, tmp_path:
 def test_a_jetson_has_no_hardware_compatible_plans(
     model: Path, tmp_path: Path, device: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Path(build_engine([model], settings=Settings(hardware_compatible="ampere-plus")).plan)
+    plan = Path(build_engine([model], settings=BuildConfig(hardware_compatible="ampere-plus")).plan)
     monkeypatch.setattr(build, "_TEGRA", tmp_path)
     with pytest.raises(DataError, match=r"--hardware-compatible ampere-plus: .* build one for each type"):
-        build_engine([model], settings=Settings(hardware_compatible="ampere-plus"))
+        build_engine([model], settings=BuildConfig(hardware_compatible="ampere-plus"))
     tensorrt.rebuild(plan)
     info = read_manifest(plan).plan
     assert info is not None

@@ -53,16 +53,15 @@ def test_a_plan_of_one_model_is_compared_when_there_are_two(qdq: Path, tmp_path:
 
 
 def test_plans_that_cannot_be_measured_are_still_proven(
-    qdq: Path, tmp_path: Path, device: Books, monkeypatch: pytest.MonkeyPatch
+    qdq: Path, tmp_path: Path, device: Books, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_: object) -> tuple[int, dict[int, float]]:
         raise InferenceError("no memory for both")
 
     monkeypatch.setattr(build, "select_fastest", fail)
-    said: list[str] = []
-    report = build_engine([qdq, copy("onnx", tmp_path / "fp32")], out=tmp_path / "out", progress=said.append)
+    report = build_engine([qdq, copy("onnx", tmp_path / "fp32")], out=tmp_path / "out")
     assert report.precision == "int8"
-    assert "they cannot be measured, the first one is taken: no memory for both" in said
+    assert "they cannot be measured, the first one is taken: no memory for both" in caplog.messages
     info = read_manifest(Path(report.plan)).plan
     assert info is not None
     assert info.among == ()
@@ -88,7 +87,7 @@ def test_a_model_that_cannot_be_built_leaves_room_for_the_other(
 ) -> None:
     described = iter([build.describe()])
 
-    def describe() -> build.Here:
+    def describe() -> build.BuildDevice:
         for here in described:
             return here
         raise RuntimeUnavailableError("too little memory to look")
