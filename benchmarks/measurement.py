@@ -1,4 +1,4 @@
-"""What the harness hands back: one `Measurement` an artifact in a `BenchReport`; JSON by msgspec."""
+"""Results of the harness: a `BenchReport` with one `Measurement` per artifact; JSON by msgspec."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
     import_ms: float
     """``import edgefg``, NumPy included."""
     load_ms: float
-    """``Classifier(path)``: hashes, engine, model; OpenVINO's model cache as the machine has it."""
+    """``Classifier(path)``: hashes, engine, model; OpenVINO's model cache is used as it is."""
     first_predict_ms: float
     """The first ``predict``, OpenCV's import included."""
     process_ms: float
-    """All of it with the start of the interpreter, seen from outside."""
+    """All of it, including the start of the interpreter, measured from outside."""
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured of one artifact."""
+    """Measurements of one artifact."""
 
     name: str
     path: str
@@ -37,11 +37,11 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     input: tuple[int, int]
     """Height and width of the network input in pixels."""
     frame: tuple[int, int]
-    """Height and width of the frames that were measured on."""
+    """Height and width of the frames in pixels."""
     size_bytes: int
     """The model's files, without manifest and golden set."""
     latency: Latency
-    """Of `Classifier.predict`, one call after the other."""
+    """Of successive calls of `Classifier.predict`."""
     stages: Timings
     """Median of each stage of `Classifier.predict`, in milliseconds."""
     images_per_second: float
@@ -62,7 +62,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
     """UTC, ISO 8601."""
     device: Device
     load_before: float | None
-    """Load average of the last minute when the measurement began; above 0.5 a core, other work disturbed it."""
+    """Load average of the last minute when the measurement began; above 0.5 per core, other processes disturbed it."""
     load_after: float | None
     iterations: int
     warmup: int

@@ -1,4 +1,4 @@
-"""The harness's end of a measuring process: start it, ask it, end it."""
+"""The harness's side of a measuring process: start it, run rounds, end it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class MeasuringProcess:
     """A fresh process with one artifact in it; a context manager.
 
     Args:
-        job: what it measures.
+        job: the artifact, and how it is measured.
 
     Raises:
-        EdgefgError: what the artifact's own `Classifier` raised there.
+        EdgefgError: raised by the artifact's `Classifier` there.
         RuntimeUnavailableError: the process ended without an answer.
     """
 
@@ -44,7 +44,7 @@ class MeasuringProcess:
         """From nothing to the first prediction, in milliseconds."""
 
     def run(self, turn: Round) -> RoundResult:
-        """Let the process take one turn, and wait for what it measured."""
+        """Run one round in the process and return its measurements."""
         assert self._process.stdin is not None  # Popen was told to make it
         with contextlib.suppress(BrokenPipeError):  # the answer will be missing too, and says more
             os.write(self._process.stdin.fileno(), msgspec.json.encode(turn) + b"\n")
@@ -62,7 +62,7 @@ class MeasuringProcess:
         if not line:
             raise RuntimeUnavailableError(
                 f"the process that measured {self._path} ended with status {self._process.wait()} instead of an answer;"
-                " its own message stands above (status -9 is mostly too little memory)"
+                " see its message above (status -9 usually means too little memory)"
             )
         answer = msgspec.json.decode(line, type=Ready | RoundResult | Failure)
         if isinstance(answer, Failure):
@@ -82,7 +82,7 @@ class MeasuringProcess:
 
 
 def _error(failure: Failure) -> EdgefgError:
-    """Make the exception that was raised in the other process."""
+    """Recreate the exception that was raised in the other process."""
     kind = getattr(errors, failure.kind, None)
     if isinstance(kind, type) and issubclass(kind, EdgefgError):
         return kind(failure.message)

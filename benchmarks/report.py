@@ -1,4 +1,4 @@
-"""Reports for people: plain aligned tables. Programs read the JSON line that follows each."""
+"""Benchmark reports as plain text tables, for people; programs read the JSON."""
 
 from __future__ import annotations
 

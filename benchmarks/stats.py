@@ -1,4 +1,4 @@
-"""Latencies → the few numbers that describe them."""
+"""Statistics of latencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """Latencies of one thing measured in several rounds, in milliseconds."""
 
     count: int
-    """Timed predictions, all rounds together."""
+    """Timed predictions of all rounds."""
     p50: float
     p90: float
     p99: float
@@ -20,7 +20,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     minimum: float
     maximum: float
     spread: float
-    """(greatest - least median of a round) / median of all: how much the machine wavered between rounds; 0 for one."""
+    """(greatest - least median of a round) / median of all: the variation between rounds; 0 for one round."""
 
 
 def percentile(values: Sequence[float], q: float) -> float:
@@ -37,7 +37,7 @@ def percentile(values: Sequence[float], q: float) -> float:
         ValueError: there are no values, or q lies outside.
     """
     if not values:
-        raise ValueError("there is no value to take a percentile of; needed at least one")
+        raise ValueError("there is no value to take a percentile of")
     return float(np.percentile(np.asarray(values, np.float64), q, method="linear"))
 
 

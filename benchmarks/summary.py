@@ -1,4 +1,4 @@
-"""The end of `edgefg pipeline` and `make demo`: each artifact's accuracy, latency and size, side by side."""
+"""Summary of `edgefg pipeline` and `make demo`: accuracy, latency and size of the artifacts, side by side."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def write(summary: Summary, path: Path) -> None:
     try:
         write_json(path, summary)
     except OSError as exc:
-        raise DataError(f"cannot write {path}: {exc.strerror}; whatever was there before is untouched") from exc
+        raise DataError(f"cannot write {path}: {exc.strerror}; an earlier file there does not change") from exc
 
 
 def _row(name: str, measured: Measurement) -> SummaryRow:

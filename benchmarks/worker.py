@@ -1,8 +1,8 @@
-"""The measuring process of one artifact, started fresh by `edgefg.benchmarks.harness`: cold start first, then rounds.
+"""The process that measures one artifact, started by `edgefg.benchmarks.process`: cold start first, then rounds.
 
-It is not run by hand. It takes a `Job` as JSON in its first argument, answers with one JSON line (`Ready`, or
-`Failure`), and then one `RoundResult` line for each `Round` line, until its input ends. Between rounds it sleeps, so
-that several of them take turns on one machine.
+It takes a `Job` as JSON in its first argument and answers with one JSON line (`Ready` or `Failure`). Then it answers
+each `Round` line with one `RoundResult` line, until its input ends. Between rounds it sleeps, so that several of them
+take turns on one machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from edgefg.benchmarks.worker import main; main(seconds)
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure."""
+    """The artifact to measure, and how."""
 
     path: str
     threads: int | None
@@ -48,7 +48,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The cold start, in milliseconds, and what was started."""
+    """The cold start, in milliseconds, and the engine."""
 
     import_ms: float
     load_ms: float
@@ -66,20 +66,20 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn."""
+    """One round."""
 
     iterations: int
     """Timed predictions."""
     warmup: int
     """Predictions before them."""
     seconds: float | None
-    """The timed ones, and likewise those before them, end after that time even where some are left."""
+    """Most time for the timed predictions, and likewise for those before them."""
     workers: int
-    """More than 1: as many predictions again, from that many threads at once."""
+    """More than 1: as many predictions again, from that many threads."""
 
 
 class RoundResult(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What a turn measured, in milliseconds, one entry a prediction."""
+    """Measurements of a round, in milliseconds, one entry per prediction."""
 
     total: list[float]
     preprocess: list[float]
@@ -93,7 +93,7 @@ class RoundResult(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 def main(import_seconds: float) -> None:
     """Answer the harness until it closes the pipe. ``import_seconds`` is what ``import edgefg`` took."""
-    # The engines' own prints must not end up between the answers.
+    # Prints of the engines must not end up between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     job = msgspec.json.decode(sys.argv[1], type=Job)
@@ -129,7 +129,7 @@ def _serve(job: Job, import_seconds: float, answers: IO[bytes]) -> None:
 
 
 def run_round(classifier: Classifier, frames: list[UInt8Array], turn: Round) -> RoundResult:
-    """Run one turn on ``frames``, over and over, and time each prediction."""
+    """Run one round on ``frames``, repeatedly, and time each prediction."""
     endless = itertools.cycle(frames)
     for _ in _limited(turn.warmup, turn.seconds):
         classifier.predict(next(endless))
@@ -157,7 +157,7 @@ def frame_size(frame: str, spec: InputSpec) -> tuple[int, int]:
 
 
 def _limited(count: int, seconds: float | None) -> Iterator[int]:
-    """Count up to ``count``, but stop when the time is over; at least one where ``count`` is."""
+    """Count up to ``count``, but stop when the time is over, after at least one."""
     end = None if seconds is None else time.perf_counter() + seconds
     for i in range(count):
         if i > 0 and end is not None and time.perf_counter() >= end:
@@ -175,7 +175,7 @@ def _concurrent(classifier: Classifier, frames: list[UInt8Array], count: int, wo
 
 
 def _generated(height: int, width: int) -> UInt8Array:
-    """Make a frame with detail everywhere; what it shows does not change how long a network takes."""
+    """Make a frame with detail everywhere; a network takes as long for any other."""
     return (
         (np.arange(height * width * 3, dtype=np.uint32) * 2654435761 >> 13).astype(np.uint8).reshape(height, width, 3)
     )

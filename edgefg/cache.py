@@ -1,4 +1,4 @@
-"""Where compiled models and engines are kept between runs: below ``EDGEFG_CACHE``.
+"""Cache of compiled models and engines, below ``EDGEFG_CACHE``.
 
 Default ``$XDG_CACHE_HOME/edgefg`` or ``~/.cache/edgefg``; an empty ``EDGEFG_CACHE`` turns the cache off.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def cache_directory() -> Path | None:
-    """Return the cache's folder, created if need be; None where it is turned off or cannot be written."""
+    """Return the cache folder, created if necessary; None if it is turned off or cannot be written."""
     chosen = os.environ.get("EDGEFG_CACHE")
     if chosen is None:
         try:

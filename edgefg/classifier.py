@@ -1,4 +1,4 @@
-"""The public face: a model file in, predictions out. manifest → preprocess → runtime → decide."""
+"""The classifier: a model file in, predictions out (manifest → preprocess → runtime → decide)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgefg.errors import ManifestError
 from edgefg.preprocess import Color, InputSpec, UInt8Array, check_frame, prepare
 from edgefg.runtime import load, runtime_for
 
-# How many frames go at once through an engine that takes any batch.
+# Frames per inference of an engine that accepts any batch.
 _CHUNK = 16
 
 
@@ -28,13 +28,13 @@ class Classifier:
     Args:
         path: the model file; its manifest lies beside it (same stem, ``.json``).
         threads: CPU threads of the engine; None leaves it to the engine.
-        device: the engine's device name, for instance ``GPU`` with OpenVINO; None is its default.
-        top_k: how many candidates each prediction lists.
-        verify: prove on the golden set, before returning, that this device reproduces the artifact.
+        device: the engine's device, for instance ``GPU`` with OpenVINO; None is its default.
+        top_k: number of classes in each prediction.
+        verify: run the golden set before returning, to prove that this device reproduces the artifact.
         trusted_key: PEM file of an Ed25519 public key; the artifact must carry a signature by it (`edgefg sign`).
-        labels: only for a model file without manifest, for instance a plan that trtexec made: the class names, in the
-            order of its logits. Nothing about such a file can be proven: a warning says so.
-        input: likewise: what the network takes; a number is the side of a square.
+        labels: class names in the order of the logits, only for a model file without manifest, for instance a plan by
+            trtexec. Nothing about such a file can be checked, so there is a warning.
+        input: input of the network, also only without manifest; a number is the side of a square.
 
     One classifier may be shared by threads. It is a context manager; `close` is idempotent.
 
@@ -42,7 +42,8 @@ class Classifier:
         ManifestError: the manifest is missing, truncated or of a later schema.
         IntegrityError: a file differs from the manifest, or the signature does not hold. Both are checked before the
             engine sees a byte.
-        DeviceMismatchError: a TensorRT plan was built for another device or TensorRT.
+        DeviceMismatchError: a TensorRT plan was built for another device or TensorRT. The message has the command that
+            builds it again, as `edgefg.export.tensorrt.rebuild` does.
         RuntimeUnavailableError: the engine is not installed or refused the model.
         ParityError: ``verify`` found a deviation.
 
@@ -96,21 +97,21 @@ class Classifier:
 
         Args:
             frame: ``uint8 [H, W, 3]`` (``[H, W]`` for ``gray``, ``[H, W, 4]`` for ``bgra``/``rgba``), any size.
-            color: the frame's channel order; OpenCV's BGR unless said otherwise.
+            color: the frame's channel order; OpenCV's BGR by default.
 
         Raises:
-            FrameError: ``frame`` is anything else.
-            InferenceError: the engine failed, or gave logits that are not finite.
+            FrameError: ``frame`` is not such an array.
+            InferenceError: the engine failed, or returned logits that are not finite.
         """
         start = time.perf_counter()
         inputs = prepare(frame, self.manifest.input, color=color)[np.newaxis]
         return self._run(inputs, 1, start)[0]
 
     def predict_batch(self, frames: Sequence[UInt8Array], *, color: Color = "bgr") -> list[Prediction]:
-        """Classify any number of frames, in order; an engine of static batch N gets them in chunks of N.
+        """Classify any number of frames, in order; an engine with a static batch of N takes them in chunks of N.
 
-        Frames may differ in size. The timings of each prediction are its chunk's, divided by the chunk's length. Every
-        frame is checked before the first one runs.
+        Frames may differ in size. The timings of a prediction are those of its chunk, divided by the chunk's length.
+        Every frame is checked before the first one runs.
         """
         frames = list(frames)
         for frame in frames:
@@ -142,17 +143,17 @@ class Classifier:
         infer_ms = (inferred - prepared) * 1e3 / count
         if logits.shape != (len(inputs), len(self.labels)):
             raise ManifestError(
-                f"{self.path.name} gave logits {list(logits.shape)}, its manifest has {len(self.labels)} labels for"
-                f" {len(inputs)} frames: they do not belong together; export the artifact again"
+                f"{self.path.name} returned logits {list(logits.shape)} for {len(inputs)} frames, but its manifest has"
+                f" {len(self.labels)} labels: they do not belong together; export the artifact again"
             )
         return [decide(row, self.manifest, self._top_k, (preprocess_ms, infer_ms)) for row in logits[:count]]
 
     def _check_input(self) -> int | None:
-        """Compare the engine's input with the manifest's; return the static batch, None where any batch is taken."""
+        """Compare the engine's input with the manifest's; return the static batch, None if any batch is accepted."""
         spec, (shape, dtype) = self.manifest.input, self._runtime.input
         if dtype != "uint8" or len(shape) != 4 or shape[1:] != (spec.height, spec.width, 3):
             raise ManifestError(
-                f"{self.path.name} takes {dtype} {list(shape)}, its manifest says uint8"
+                f"{self.path.name} takes {dtype} {list(shape)}, but its manifest has uint8"
                 f" [N, {spec.height}, {spec.width}, 3]: they do not belong together; export the artifact again"
             )
         return shape[0]
@@ -175,13 +176,13 @@ class Classifier:
 
 
 def _manifest_of(path: Path, labels: Sequence[str] | None, input: InputSpec | int | None) -> Manifest:
-    """Read the manifest and check the files against it; without one, take the caller's word, with a warning."""
+    """Read the manifest and check the files; with labels and input, make a manifest of them, with a warning."""
     if labels is None and input is None:
         manifest = read_manifest(path)
         check_artifact(manifest, path)
         return manifest
     if labels is None or input is None:
-        raise ManifestError(f"{path.name} was opened with labels or input alone; needed both, or its manifest")
+        raise ManifestError(f"{path.name} was opened with only one of labels and input; give both, or its manifest")
     spec = input if isinstance(input, InputSpec) else InputSpec(height=input, width=input)
     manifest = bare_manifest(path, labels, spec)
     warnings.warn(

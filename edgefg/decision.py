@@ -1,4 +1,4 @@
-"""Logits → Prediction: temperature, top-k, rejection, roll-up along the taxonomy."""
+"""From logits to a prediction: temperature, top-k, rejection, roll-up along the taxonomy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgefg.taxonomy import TaxonomyLevel
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Where the time of one prediction went, in milliseconds."""
+    """Time of each stage of a prediction, in milliseconds."""
 
     preprocess: float
     infer: float
@@ -37,7 +37,7 @@ class ClassProbability(msgspec.Struct, frozen=True):
 
 
 class Rollup(msgspec.Struct, frozen=True):
-    """The finest coarser answer that is still sure enough when the class itself is not."""
+    """The finest group of the taxonomy that reaches the rejection threshold if the class does not."""
 
     level: str
     group: str
@@ -45,7 +45,7 @@ class Rollup(msgspec.Struct, frozen=True):
 
 
 class Prediction(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """What the classifier says of one frame."""
+    """Classification of one frame."""
 
     label: str
     index: int
@@ -55,10 +55,10 @@ class Prediction(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     top_k: tuple[ClassProbability, ...]
     """The most probable classes, best first; ties go to the lower index."""
     logits: npt.NDArray[np.float32]
-    """``float32 [classes]``, as the network gave them."""
+    """``float32 [classes]``, as returned by the network."""
     timings: Timings
     rejected: bool = False
-    """True where the manifest sets a rejection threshold and the confidence lies below it."""
+    """Whether the confidence is below the manifest's rejection threshold."""
     rollup: Rollup | None = None
     """For a rejected frame of an artifact with a taxonomy: the finest group whose probability reaches the threshold."""
 
@@ -72,7 +72,7 @@ def decide(
     preprocessing and inference took, in milliseconds.
 
     Raises:
-        InferenceError: a logit is NaN or infinite, which no confidence could be drawn from.
+        InferenceError: a logit is NaN or infinite.
     """
     start = time.perf_counter()
     # Few NumPy calls: right after an inference, with cold caches, each costs several microseconds.
@@ -80,7 +80,7 @@ def decide(
     if not (math.isfinite(greatest) and math.isfinite(float(logits.min()))):  # a NaN spreads to both
         worst = int(np.flatnonzero(~np.isfinite(logits))[0])
         raise InferenceError(
-            f"{manifest.model} gave logits that are not finite ({logits[worst]} for class {worst}): overflow in the"
+            f"{manifest.model} returned logits that are not finite ({logits[worst]} for class {worst}): overflow in the"
             " engine's arithmetic; run `edgefg verify`, and export with --precision fp32 if it fails"
         )
     exponentials = scaled_exponentials(logits, greatest, manifest.output.temperature)

@@ -185,7 +185,7 @@ def _outdated(requirements: list[tuple[Any, str]], packages: dict[str, dict[str,
     for requirement, extra in requirements:
         name, version = requirement.name, packages[extra][requirement.name]
         if version is not None and name != "tensorrt" and not fits(version, str(requirement.specifier)):
-            finding = f"{name} {version} does not fit; needed is {requirement.specifier}"
+            finding = f"{name} {version} does not fit; edgefg needs {requirement.specifier}"
             found[name] = Advice(finding, f"pip install --upgrade '{name}{requirement.specifier}'")
     return list(found.values())
 

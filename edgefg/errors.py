@@ -3,22 +3,22 @@
 One tree, so that a caller catches as wide or as narrow as it wants:
 
     EdgefgError
-    ├── DataError                 a data set or an image file is not what was needed
+    ├── DataError                 a data set or an image file cannot be used
     ├── FrameError                an array given to ``predict`` is not a frame
     ├── TrainingError             a training run cannot go on
     ├── CheckpointError           a ``.safetensors`` checkpoint cannot be used
-    ├── WeightsError              starting weights cannot be had
+    ├── WeightsError              starting weights are not available
     ├── ManifestError             the JSON beside a model is missing, broken or of a later schema
     ├── IntegrityError            a file differs from what its manifest recorded
     ├── DeviceMismatchError       an engine was built for another device
     ├── RuntimeUnavailableError   the inference engine is not installed or failed to load the model
-    ├── InferenceError            the inference engine gave no usable logits
+    ├── InferenceError            the inference engine failed, or its logits are not finite
     ├── ExportError               a stage from checkpoint to artifact failed
     │   └── BuildError            an engine builder failed
     └── ParityError               an artifact does not reproduce its parent
         └── GateError             it is worse than its parent by more than was allowed
 
-A message states what was found, what was needed and what to do. A vendor's exception is chained
+A message states what is wrong and what to do. A vendor's exception is chained
 (``raise … from exc``).
 """
 
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 
 def one_line(error: BaseException) -> str:
-    """Return a vendor's message, however many lines it has, as one line to be quoted in ours."""
+    """Return a vendor's message, however many lines it has, as one line."""
     return " ".join(str(error).split())
 
 
@@ -47,7 +47,7 @@ class TrainingError(EdgefgError):
 
 
 class HardwareError(TrainingError):
-    """The devices or the precision that a training was asked to use are not to be had here."""
+    """The requested devices or precision are not available."""
 
 
 class CheckpointError(EdgefgError):
@@ -55,7 +55,7 @@ class CheckpointError(EdgefgError):
 
 
 class WeightsError(EdgefgError):
-    """The asked-for starting weights cannot be had or do not fit the network."""
+    """The requested starting weights are not available or do not fit the network."""
 
 
 class ManifestError(EdgefgError):
@@ -75,7 +75,7 @@ class RuntimeUnavailableError(EdgefgError):
 
 
 class InferenceError(EdgefgError):
-    """An inference engine failed on a frame, or gave logits that are not finite numbers."""
+    """An inference engine failed on a frame, or returned logits that are not finite."""
 
 
 class ExportError(EdgefgError):

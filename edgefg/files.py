@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: write under a temporary name, fsync, rename."""
+"""Atomic writes: write under a temporary name, fsync, rename."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, say_waiting: Callable[[], None]) -> Iterator[None]:
-    """Be the only one, over all processes, that is in here with a folder; leaves no file behind.
+    """Hold an exclusive lock on a folder, across processes; no lock file is left behind.
 
     Args:
         folder: a folder that exists.
-        say_waiting: called once where another one is in here already, before waiting for it.
+        say_waiting: called once before waiting, if another process holds the lock.
     """
     try:
         import fcntl

@@ -1,8 +1,8 @@
-"""What a classifier is worth: accuracy, calibration, risk–coverage on NumPy arrays, for every stage alike.
+"""Metrics of a classifier on NumPy arrays: accuracy, calibration, risk and coverage.
 
 Training, verification and the benchmark all call `score`, so that a figure means the same wherever it stands. Labels
-and predictions are class indices. Every function raises ValueError where there is nothing to measure, where lengths
-differ, or where a class index lies outside the classes.
+and predictions are class indices. Every function raises ValueError if there is nothing to measure, if lengths
+differ, or if a class index is out of range.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Indices = npt.NDArray[np.integer[Any]]
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """What `score` measures. Shares lie in [0, 1]."""
+    """Result of `score`. Fractions lie in [0, 1]."""
 
     images: int
     """How many images were scored."""
@@ -76,7 +76,7 @@ def scaled_exponentials(
 
 
 def score(logits: npt.NDArray[np.float32], labels: IntArray, classes: int, temperature: float = 1.0) -> Scores:
-    """Measure everything that logits tell.
+    """Compute every metric of logits.
 
     Args:
         logits: ``float32 [N, classes]``, finite.
@@ -90,7 +90,7 @@ def score(logits: npt.NDArray[np.float32], labels: IntArray, classes: int, tempe
             positive.
     """
     if logits.ndim != 2 or logits.shape[1] != classes:
-        raise ValueError(f"logits have shape {list(logits.shape)}; needed [N, {classes}]")
+        raise ValueError(f"logits have shape {list(logits.shape)}; expected [N, {classes}]")
     _check_temperature(temperature)
     _check_indices(labels, classes, len(logits))
     broken = int((~np.isfinite(logits)).any(axis=1).sum())
@@ -126,9 +126,9 @@ def top_k_accuracy(scores: _Logits, labels: _Indices, k: int = 1) -> float:
         k: at least 1; more than there are classes gives 1.
     """
     if scores.ndim != 2:
-        raise ValueError(f"scores have shape {list(scores.shape)}; needed [N, classes]")
+        raise ValueError(f"scores have shape {list(scores.shape)}; expected [N, classes]")
     if k < 1:
-        raise ValueError(f"k is {k}; needed at least 1")
+        raise ValueError(f"k is {k}; it must be at least 1")
     _check_indices(labels, scores.shape[1], len(scores))
     own = scores[np.arange(len(labels)), labels][:, np.newaxis]
     earlier = np.arange(scores.shape[1]) < labels[:, np.newaxis]
@@ -180,7 +180,7 @@ def expected_calibration_error(probabilities: _Logits, labels: _Indices, bins: i
             This is the rule of torchmetrics' ``MulticlassCalibrationError(norm="l1")``.
     """
     if probabilities.ndim != 2:
-        raise ValueError(f"probabilities have shape {list(probabilities.shape)}; needed [N, classes]")
+        raise ValueError(f"probabilities have shape {list(probabilities.shape)}; expected [N, classes]")
     _check_indices(labels, probabilities.shape[1], len(probabilities))
     return _calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
 
@@ -211,7 +211,7 @@ def calibration_bins(confidence: _Logits, correct: BoolArray, bins: int = 15) ->
     """
     _check_lengths(len(confidence), len(correct))
     if bins < 1:
-        raise ValueError(f"bins is {bins}; needed at least 1")
+        raise ValueError(f"bins is {bins}; it must be at least 1")
     # Edges in the confidences' own precision, or a float32 1/5 would fall short of the float64 edge 3/15.
     edges = np.linspace(0, 1, bins + 1).astype(confidence.dtype)
     index = np.searchsorted(edges, confidence, side="right") - 1
@@ -238,7 +238,7 @@ def risk_coverage(confidence: _Logits, correct: BoolArray) -> tuple[FloatArray, 
     """
     _check_lengths(len(confidence), len(correct))
     if np.isnan(confidence).any():
-        raise ValueError("a confidence is NaN; needed numbers that can be sorted")
+        raise ValueError("a confidence is NaN")
     order = np.argsort(-confidence, kind="stable")
     last_of_tie = np.append(np.diff(confidence[order]) != 0, True)
     accepted = np.arange(1, len(order) + 1)[last_of_tie]
@@ -259,7 +259,7 @@ def aurc(confidence: _Logits, correct: BoolArray) -> float:
 def coverage_at_risk(confidence: _Logits, correct: BoolArray, risk: float) -> float:
     """Greatest share of images that some threshold accepts with at most ``risk`` errors among them; 0 if none does."""
     if not 0 <= risk <= 1:
-        raise ValueError(f"the risk is {risk}; needed a share in [0, 1]")
+        raise ValueError(f"the risk is {risk}; it must be in [0, 1]")
     coverage, risks = risk_coverage(confidence, correct)
     return float(coverage[risks <= risk].max(initial=0.0))
 
@@ -276,9 +276,9 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
         Lower and upper end, in [0, 1].
     """
     if total < 1 or not 0 <= correct <= total:
-        raise ValueError(f"{correct} of {total} is not a share; needed 0 ≤ correct ≤ total and total ≥ 1")
+        raise ValueError(f"{correct} of {total} is not a proportion; expected 0 ≤ correct ≤ total and total ≥ 1")
     if not 0 < level < 1:
-        raise ValueError(f"the level is {level}; needed a probability between 0 and 1")
+        raise ValueError(f"the level is {level}; it must be between 0 and 1")
     from statistics import NormalDist  # as slow to import as all of this module, and needed for reports only
 
     z = NormalDist().inv_cdf(0.5 + level / 2)
@@ -300,7 +300,7 @@ def mcnemar_p(correct_a: BoolArray, correct_b: BoolArray) -> float:
         correct_b: ``bool [N]``, the same images in the same order for the second one.
 
     Returns:
-        Two-sided p of the binomial test on the images that just one of them has right; 1 where there are none.
+        Two-sided p of the binomial test on the images that exactly one of them has right; 1 if there are none.
     """
     _check_lengths(len(correct_a), len(correct_b))
     only_a, only_b = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
@@ -321,18 +321,18 @@ def _calibration_error(confidence: _Logits, correct: BoolArray, bins: int) -> fl
 
 def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
-        raise ValueError(f"the temperature is {temperature}; needed a positive number")
+        raise ValueError(f"the temperature is {temperature}; it must be positive")
 
 
 def _check_indices(indices: _Indices, classes: int, length: int) -> None:
     _check_lengths(length, len(indices))
     low, high = int(indices.min()), int(indices.max())
     if low < 0 or high >= classes:
-        raise ValueError(f"class indices reach from {low} to {high}; needed 0 to {classes - 1}")
+        raise ValueError(f"class indices range from {low} to {high}; expected 0 to {classes - 1}")
 
 
 def _check_lengths(first: int, second: int) -> None:
     if first != second:
-        raise ValueError(f"{first} and {second} images were given; needed one entry an image in both")
+        raise ValueError(f"{first} and {second} images were given; both must have one entry per image")
     if first == 0:
-        raise ValueError("there is no image to score; needed at least one")
+        raise ValueError("there is no image to score")

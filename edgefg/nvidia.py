@@ -111,12 +111,12 @@ def read_gpu() -> Gpu:
     try:
         device, _ = describe_gpu()
     except RuntimeUnavailableError as exc:
-        return Gpu(cuda=cuda, problem=str(exc).partition("; `edgefg doctor`")[0])
+        return Gpu(cuda=cuda, problem=str(exc).partition("; run `edgefg doctor`")[0])
     return Gpu(name=device.name, compute_capability=device.compute_capability, memory=device.memory, cuda=cuda)
 
 
 def _driver_cuda() -> str | None:
-    """Ask the driver for the newest CUDA that it runs; None where there is no driver, or no cuda-python to ask with."""
+    """Return the newest CUDA that the driver runs; None without driver or cuda-python."""
     try:
         from cuda.bindings import runtime
 

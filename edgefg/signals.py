@@ -18,7 +18,7 @@ class _Stack(ctypes.Structure):
 
 @contextlib.contextmanager
 def kept_signal_stack() -> Iterator[None]:
-    """Put the thread's alternate signal stack back as it was, whatever the block made of it.
+    """Restore the thread's alternate signal stack when the block ends.
 
     OpenVINO's CPU plugin installs one of its own when a model is compiled, and frees the memory when the last model is
     dropped, without taking the stack back: the next signal that Python handles (SIGTERM from systemd, SIGCHLD from a

@@ -1,7 +1,7 @@
-"""What the TensorRT runtime and builder need of CUDA: device memory, pinned memory, a stream, copies, graphs.
+"""CUDA for the TensorRT runtime and builder: device memory, pinned memory, streams, copies, graphs.
 
-Two implementations of one small interface: cuda-python, which NVIDIA keeps, and PyCUDA, where only that is installed
-(Jetson images). Both use the device's primary context, so that they live beside other users of CUDA in one process.
+There are two implementations of one interface: cuda-python, which NVIDIA maintains, and PyCUDA, for Jetson images that
+have nothing else. Both use the device's primary context, so that they can share a process with other users of CUDA.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from edgefg.artifact.plan import GpuInfo
 from edgefg.errors import RuntimeUnavailableError, one_line
 
 Bytes = npt.NDArray[np.uint8]
-_ADVICE = "`edgefg doctor` says what to install"
+_ADVICE = "run `edgefg doctor` to see what to install"
 _thread = threading.local()
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which PyCUDA does not name
 
 
 class CudaError(RuntimeError):
-    """A CUDA call failed; the message names the call and CUDA's own word for the failure."""
+    """A CUDA call failed; the message names the call and CUDA's error."""
 
 
 class Cuda(Protocol):
-    """One GPU. Every method but `current` is to be called inside ``with cuda.current():``, on any thread."""
+    """One GPU. Call every method except `current` and `close` inside ``with cuda.current():``, on any thread."""
 
     version: str
     """Name and version of the binding, for instance ``cuda-python 13.4.4``."""
@@ -37,7 +37,7 @@ class Cuda(Protocol):
     """Whether `capture` works."""
 
     def current(self) -> contextlib.AbstractContextManager[None]:
-        """Make the device the calling thread's."""
+        """Make the device current in the calling thread."""
 
     def device(self) -> GpuInfo:
         """Describe the device."""
@@ -61,7 +61,7 @@ class Cuda(Protocol):
         """Return a new stream that does not wait for the default stream."""
 
     def handle(self, stream: Any) -> int:
-        """Return what TensorRT takes for a stream."""
+        """Return a stream's handle for TensorRT."""
 
     def free_stream(self, stream: Any) -> None:
         """Destroy a stream."""
@@ -73,10 +73,10 @@ class Cuda(Protocol):
         """Enqueue a copy from device memory that fills ``target``, page-locked."""
 
     def synchronize(self, stream: Any) -> None:
-        """Wait for all that was enqueued."""
+        """Wait until the stream is idle."""
 
     def capture(self, stream: Any, work: Callable[[], None]) -> Any:
-        """Record what ``work`` enqueues on ``stream``, which does not run yet, as a graph."""
+        """Record what ``work`` enqueues on ``stream`` as a graph, without running it."""
 
     def launch(self, graph: Any, stream: Any) -> None:
         """Enqueue a graph."""
@@ -85,28 +85,28 @@ class Cuda(Protocol):
         """Destroy a graph."""
 
     def close(self) -> None:
-        """Let go of the device. Called outside `current`."""
+        """Release the device. Called outside `current`."""
 
 
 def open_cuda(index: int = 0) -> Cuda:
-    """Open a GPU by cuda-python or, where that is not installed, by PyCUDA.
+    """Open a GPU by cuda-python, or by PyCUDA if cuda-python is not installed.
 
     Raises:
-        RuntimeUnavailableError: neither is installed, there is no driver, or no such GPU.
+        RuntimeUnavailableError: neither is installed, or there is no driver or no such GPU.
     """
     problems: dict[str, Exception] = {}
     for name, binding in (("cuda-python", CudaPython), ("PyCUDA", PyCuda)):
         try:
             opened = binding(index)
-        except Exception as exc:  # one that is there but newer than the driver leaves the other one to try
+        except Exception as exc:  # a binding that is newer than the driver: the other one may work
             problems[name] = exc
         else:
-            problems.clear()  # its traceback would keep this frame and every caller's alive, and the runtime with them
+            problems.clear()  # its traceback would keep the callers' frames alive, and the runtime with them
             return opened
     broken = {name: exc for name, exc in problems.items() if not isinstance(exc, ImportError)}
     if not broken:
         raise RuntimeUnavailableError(
-            f"neither cuda-python nor PyCUDA is installed, one of which TensorRT needs here; {_ADVICE}"
+            f"neither cuda-python nor PyCUDA is installed, and TensorRT needs one of them; {_ADVICE}"
         ) from problems["cuda-python"]
     name, problem = next(iter(broken.items()))
     raise RuntimeUnavailableError(f"GPU {index} cannot be used: {name}: {one_line(problem)}; {_ADVICE}") from problem
@@ -144,10 +144,10 @@ class CudaPython:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Make the device the calling thread's, which stays so, unless this happens inside another one's `current`.
+        """Make the device current in the calling thread; it stays current, unless this is nested in another `current`.
 
-        To set back what it was before that would make a context, hundreds of MiB, on a GPU that the thread may never
-        have used.
+        Restoring the device of before would create a context, hundreds of MiB, on a GPU that the thread may never have
+        used.
         """
         entered: list[CudaPython] = vars(_thread).setdefault("entered", [])
         self._select()
@@ -248,7 +248,7 @@ class CudaPython:
         self._check(self._rt.cudaGraphExecDestroy(graph), "destroying a graph")
 
     def close(self) -> None:
-        """Keep the primary context: others in this process may use it, and it ends with the process."""
+        """Do nothing: other code in this process may use the primary context, which ends with the process."""
 
     def _select(self) -> None:
         self._check(self._rt.cudaSetDevice(self._index), f"selecting GPU {self._index}")
@@ -333,7 +333,7 @@ class PyCuda:
         return int(stream.handle)
 
     def free_stream(self, stream: Any) -> None:
-        """Leave it to the last reference: PyCUDA's streams have no other way."""
+        """Do nothing: PyCUDA destroys a stream with its last reference."""
 
     def copy_in(self, target: Any, source: Bytes, stream: Any) -> None:
         """Enqueue a copy to the device."""
@@ -355,14 +355,14 @@ class PyCuda:
         raise CudaError("PyCUDA has no CUDA graphs; install cuda-python")
 
     def launch(self, graph: Any, stream: Any) -> None:
-        """Raise `CudaError`: there is no graph to launch."""
+        """Raise `CudaError`: PyCUDA has no graphs."""
         raise CudaError("PyCUDA has no CUDA graphs; install cuda-python")
 
     def free_graph(self, graph: Any) -> None:
-        """There is none to destroy."""
+        """Do nothing: there are no graphs."""
 
     def close(self) -> None:
-        """Let go of the primary context, on whatever thread."""
+        """Release the primary context, on any thread."""
         if self._context is not None:
             # PyCUDA lets go of a context that is current; of another one only on the thread that opened it.
             with contextlib.suppress(self._driver.Error):

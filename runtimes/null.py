@@ -1,7 +1,7 @@
-"""A runtime without a network: fixed logits from a small JSON file.
+"""A runtime without a network, which returns fixed logits from a small JSON file.
 
-It measures the SDK's own overhead and tests the core. The model file (``.null``) is JSON:
-``{"shape": [1, 224, 224, 3], "logits": [0.1, 2.5]}``; a null first dimension takes any batch.
+It is used to measure the SDK's overhead and to test the core. The model file (``.null``) is JSON:
+``{"shape": [1, 224, 224, 3], "logits": [0.1, 2.5]}``; with null as first dimension it takes any batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _NullModel(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NullRuntime:
-    """Answers every frame with the same logits."""
+    """Returns the same logits for every frame."""
 
     companions = ()
     extra = ""
@@ -42,4 +42,4 @@ class NullRuntime:
         return np.repeat(self._logits, len(batch), axis=0)
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing."""

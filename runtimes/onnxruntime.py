@@ -21,7 +21,7 @@ _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
 class OnnxRuntime:
-    """An ONNX model in ONNX Runtime's CPU provider; its session may be run by several threads at once."""
+    """An ONNX model in ONNX Runtime's CPU provider. Several threads may run its session at once."""
 
     companions = ()
     extra = "onnxruntime"
@@ -35,7 +35,7 @@ class OnnxRuntime:
                 f"{path.name} needs ONNX Runtime, which is not installed: pip install 'edgefg[onnxruntime]'"
             ) from exc
         if device not in (None, "CPU", "cpu"):
-            raise RuntimeUnavailableError(f"device {device!r} was asked for; edgefg runs ONNX Runtime on the CPU only")
+            raise RuntimeUnavailableError(f"device {device!r}: edgefg runs ONNX Runtime only on the CPU")
         try:
             self._session = _open(onnxruntime, path, threads)
         except Exception as exc:  # ONNX Runtime raises a family of its own, plain RuntimeError among them
@@ -69,7 +69,7 @@ class OnnxRuntime:
 
 
 def _open(onnxruntime: Any, path: Path, threads: int | None) -> Any:
-    """Return an `onnxruntime.InferenceSession` that sums exactly, where ONNX Runtime can."""
+    """Return an `onnxruntime.InferenceSession` that sums exactly if ONNX Runtime can."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # every error is raised as well
     options.add_session_config_entry(*EXACT_SUMS)
@@ -78,6 +78,6 @@ def _open(onnxruntime: Any, path: Path, threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
-        # On a CPU without VNNI it then opens no graph whose nodes share a zero point (1.32); edgefg writes none.
+        # Without VNNI, ONNX Runtime 1.32 then cannot open graphs whose nodes share a zero point. edgefg writes none.
         options.add_session_config_entry(EXACT_SUMS[0], "0")
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

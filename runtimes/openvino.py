@@ -1,4 +1,4 @@
-"""OpenVINO: static shape, latency hint, f32 arithmetic, compiled models kept in a cache directory."""
+"""OpenVINO: static shapes, latency hint, f32 arithmetic, cached compiled models."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from edgefg.signals import kept_signal_stack
 
 
 class OpenVINORuntime:
-    """An OpenVINO IR; each call checks an inference request out of a pool, so that threads never share one.
+    """An OpenVINO IR. Each call takes an inference request from a pool, so that threads never share one.
 
-    The compiled model is kept in `edgefg.cache`.
+    The compiled model is cached in `edgefg.cache`.
     """
 
     companions = (".bin",)
@@ -37,7 +37,7 @@ class OpenVINORuntime:
         device = (device or "CPU").upper()
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":
-            # Left alone, some CPUs silently compute in bf16: slower on small networks, and less exact.
+            # By default some CPUs compute in bf16, which is slower on small networks and less exact.
             config["INFERENCE_PRECISION_HINT"] = "f32"
             if threads is not None:
                 config["INFERENCE_NUM_THREADS"] = threads
@@ -63,7 +63,7 @@ class OpenVINORuntime:
         Raises:
             InferenceError: OpenVINO failed.
         """
-        # Held locally, so that a request in flight during `close` goes back to a pool that is dropped with it.
+        # Local references: a request in flight during `close` returns to a pool that is dropped with it.
         requests, compiled = self._requests, self._compiled
         try:
             worker = requests.get_nowait()
@@ -77,7 +77,7 @@ class OpenVINORuntime:
                 worker.request.infer(share_outputs=True)
                 logits = worker.request.get_output_tensor(0).data.copy()
                 return logits
-            # Into the request's own memory: another address at every call costs the CPU plugin more than the copy.
+            # Copied into the request's own memory: a new address in every call costs the CPU plugin more than the copy.
             np.copyto(worker.input, batch)
             worker.request.infer(share_outputs=True)
             logits = worker.output.copy()
@@ -94,7 +94,7 @@ class OpenVINORuntime:
 
 
 class _Worker:
-    """An inference request with views of its own input and output memory, where their size is fixed."""
+    """An inference request with views of its input and output memory, if their size is fixed."""
 
     def __init__(self, compiled: Any) -> None:
         self.request = compiled.create_infer_request()

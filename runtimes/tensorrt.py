@@ -1,6 +1,6 @@
-"""TensorRT 10 and 11: an engine in a plan file, run on an NVIDIA GPU.
+"""TensorRT 10 and 11 on an NVIDIA GPU.
 
-Each call has a context, a stream and page-locked buffers of its own, from a pool; repeated, it is one CUDA graph.
+Each call takes a context, a stream and page-locked buffers from a pool. A repeated call is one CUDA graph.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _MOST_WORKERS = 4
 
 
 class TensorRTRuntime:
-    """A TensorRT plan; threads share it, each call checks a worker out of a pool.
+    """A TensorRT plan, shared by threads: each call takes a worker from a pool.
 
     Args:
         path: the plan; a manifest beside it says which device it was built for.
-        threads: without meaning on a GPU.
+        threads: ignored on a GPU.
         device: ``GPU``, or ``GPU:1`` for the second one; None is the first.
 
     Raises:
@@ -54,8 +54,8 @@ class TensorRTRuntime:
             import tensorrt as trt
         except ImportError as exc:
             raise RuntimeUnavailableError(
-                f"{path.name} needs TensorRT, which is not installed: it comes with JetPack on a Jetson, elsewhere pip"
-                " install 'edgefg[tensorrt]'; `edgefg doctor` says more"
+                f"{path.name} needs TensorRT, which is not installed. On a Jetson it comes with JetPack; elsewhere: pip"
+                " install 'edgefg[tensorrt]'. Run `edgefg doctor` for details"
             ) from exc
         self._path = path
         # Guards all that follows; notified at the end of every call.
@@ -86,13 +86,15 @@ class TensorRTRuntime:
             InferenceError: TensorRT or CUDA failed.
         """
         if batch.dtype != np.uint8 or batch.shape[1:] != self._tensors.shape[1:]:
-            raise ValueError(f"a batch is {batch.dtype} {list(batch.shape)}; needed uint8 {list(self._tensors.shape)}")
+            raise ValueError(
+                f"the batch is {batch.dtype} {list(batch.shape)}; expected uint8 {list(self._tensors.shape)}"
+            )
         most = self._profiles[-1].most
         parts = [self._infer(batch[first : first + most]) for first in range(0, len(batch), most)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def close(self) -> None:
-        """Free contexts, engine and memory; where calls are in flight, the last of them does. Idempotent."""
+        """Free contexts, engine and memory; if calls are in flight, the last of them does it. Idempotent."""
         with self._changed:
             last = not self._closed and not self._busy
             self._closed = True
@@ -100,7 +102,7 @@ class TensorRTRuntime:
             self._free()
 
     def __del__(self) -> None:
-        """Free the GPU's memory, which Python does not count, where nobody closed."""
+        """Free the GPU's memory, which Python does not count, if `close` was not called."""
         if hasattr(self, "_cuda"):
             self.close()
 
@@ -138,14 +140,12 @@ class TensorRTRuntime:
         except RefusedError as exc:
             raise InferenceError(f"{self._path.name}: TensorRT {exc}: {self._said()}") from exc
         except CudaError as exc:
-            raise InferenceError(
-                f"{self._path.name}: {one_line(exc)}; where this stays so, start the process again"
-            ) from exc
+            raise InferenceError(f"{self._path.name}: {one_line(exc)}; if this persists, restart the process") from exc
         finally:
             self._leave(worker)
 
     def _take(self, profile: Profile, count: int) -> Worker:
-        """Check a worker out: best one that ran this batch last, else one of the profile, else a new one."""
+        """Take a worker: preferably one that ran this batch last, else one of the profile, else a new one."""
         # One at a time: engines are not promised to make contexts for several threads at once.
         with self._changed:
             while True:
@@ -176,7 +176,7 @@ class TensorRTRuntime:
                 with self._anyhow():
                     self._drop(broken)
             self._busy -= 1
-            self._changed.notify_all()  # not one alone, which may fail and leave the others asleep
+            self._changed.notify_all()  # all, since one may fail and leave the others asleep
             last = self._closed and not self._busy
         if last:
             self._free()
@@ -195,14 +195,14 @@ class TensorRTRuntime:
 
     @contextlib.contextmanager
     def _anyhow(self) -> Iterator[None]:
-        """Make the device current or, where it has failed for good, go on without: references must go all the same."""
+        """Make the device current, or go on without it if it has failed: references must be dropped in any case."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(CudaError):
                 stack.enter_context(self._cuda.current())
             yield
 
     def _said(self) -> str:
-        """Return TensorRT's last errors, each once: tomorrow's failure has reasons of its own."""
+        """Return TensorRT's last errors and forget them."""
         said = []
         with contextlib.suppress(IndexError):  # a failing call on another thread takes its part
             while True:
@@ -223,7 +223,7 @@ def _read(path: Path, cuda: Cuda, version: str) -> bytes:
 
 
 def _refusal(path: Path, said: str) -> EdgefgError:
-    """Tell how to mend it: what was built from a file at hand can be built again."""
+    """Return an error that says how to repair a plan that TensorRT refuses."""
     info = read_manifest(path).plan if manifest_path(path).exists() else None
     if OUT_OF_MEMORY.search(said):
         return RuntimeUnavailableError(f"{said}; stop what else uses the GPU")
@@ -233,7 +233,7 @@ def _refusal(path: Path, said: str) -> EdgefgError:
 
 
 def _tensors(trt: Any, engine: trt.ICudaEngine, path: Path) -> Tensors:
-    """Describe the engine's input and output. Raises `RuntimeUnavailableError` where it is no classifier's."""
+    """Describe the engine's input and output. Raises `RuntimeUnavailableError` if it is not a classifier."""
     names: list[str] = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = [name for name in names if name not in inputs]
@@ -242,7 +242,7 @@ def _tensors(trt: Any, engine: trt.ICudaEngine, path: Path) -> Tensors:
         dtypes = [np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in (*inputs, *outputs)]
     except TypeError as exc:  # BF16 and FP8 have no NumPy type
         raise RuntimeUnavailableError(
-            f"{path} has a tensor of a type that NumPy does not have; needed uint8 in"
+            f"{path} has a tensor of a type that NumPy does not have; build a classifier with uint8 input"
         ) from exc
     if (
         [len(inputs), len(outputs)] != [1, 1]
@@ -253,7 +253,7 @@ def _tensors(trt: Any, engine: trt.ICudaEngine, path: Path) -> Tensors:
     ):
         found = ", ".join(f"{name} {dtype} {list(s)}" for name, dtype, s in zip(names, dtypes, shapes, strict=True))
         raise RuntimeUnavailableError(
-            f"{path} has {found}; needed one input uint8 [N, H, W, 3] and one output, logits [N, classes]"
+            f"{path} has {found}; expected one input uint8 [N, H, W, 3] and one output, logits [N, classes]"
         )
     shape = tuple(None if size < 0 else size for size in shapes[0])
     return Tensors(inputs[0], shape, math.prod(shapes[0][1:]), outputs[0], shapes[1][1], dtypes[1])
@@ -272,7 +272,7 @@ def _profiles(engine: trt.ICudaEngine, tensors: Tensors) -> list[Profile]:
 
 
 def _logger(trt: Any, messages: collections.deque[str]) -> trt.ILogger:
-    """Make a logger that keeps the last errors, for our own messages, and hands the rest to Python's logging."""
+    """Make a logger that keeps the last errors for our messages, and passes everything to Python's logging."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

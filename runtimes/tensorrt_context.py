@@ -20,7 +20,7 @@ _log = logging.getLogger("edgefg.tensorrt")
 
 
 class RefusedError(Exception):
-    """TensorRT returned False or None where it should not have."""
+    """TensorRT returned False or None."""
 
 
 class Tensors(NamedTuple):
@@ -28,7 +28,7 @@ class Tensors(NamedTuple):
 
     input: str
     shape: tuple[int | None, ...]
-    """``[N, H, W, 3]``; N is None where the engine takes several."""
+    """``[N, H, W, 3]``; N is None if the engine takes several."""
     pixels: int
     """H × W × 3."""
     output: str
@@ -38,7 +38,7 @@ class Tensors(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """An optimisation profile: the batches that it takes."""
+    """An optimisation profile and its batches."""
 
     number: int
     least: int
@@ -120,7 +120,7 @@ class Worker:
             raise RefusedError(f"still needs {', '.join(missing)}")
         found = tuple(context.get_tensor_shape(self._tensors.output))
         if found != (shape[0], self._tensors.classes):
-            raise RefusedError(f"gives logits {list(found)}; needed {[shape[0], self._tensors.classes]}")
+            raise RefusedError(f"returns logits {list(found)}; expected {[shape[0], self._tensors.classes]}")
         self.count = shape[0]
 
     def _capture(self, work: Callable[[], None]) -> None:
@@ -143,7 +143,7 @@ class Worker:
         self._context = None
 
     def free_memory(self) -> None:
-        """Free the buffers, then the stream. After a failure of the GPU these fail too, which changes nothing."""
+        """Free the buffers, then the stream. After a failure of the GPU these fail too, which does not matter."""
         for memory in self._memory:
             _try(functools.partial(self._cuda.free, memory))
         for pinned in self._pinned:

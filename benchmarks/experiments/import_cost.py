@@ -1,10 +1,10 @@
-"""What `import edgefg` costs on top of `import numpy`: time and resident memory.
+"""Cost of `import edgefg` on top of `import numpy`: time and resident memory.
 
     python -m edgefg.benchmarks.experiments.import_cost [--runs 15]
 
-Each run is a pair of fresh processes, one that imports NumPy alone and one that imports NumPy and then edgefg. The time
-is taken inside the second, around edgefg alone, so that NumPy's own wavering does not enter; the memory is the
-difference between the two. Prints a table of medians, then one JSON line.
+Each run is a pair of fresh processes: one imports only NumPy, the other imports NumPy and then edgefg. The time is
+measured inside the second, around edgefg, so that it does not include NumPy. The memory is the difference between the
+two. Prints a table of medians, then one JSON line.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ImportCost(msgspec.Struct, frozen=True, kw_only=True):
     """``import edgefg`` in a process that has NumPy already."""
     edgefg_ms_p90: float
     edgefg_bytes: int
-    """Resident memory with both, less that with NumPy alone."""
+    """Resident memory with both, minus that with only NumPy."""
     numpy_bytes: int
     """Resident memory of an interpreter with NumPy."""
     modules: int

@@ -1,4 +1,4 @@
-"""What `Classifier.predict` costs over the bare OpenVINO request on the same IR.
+"""Overhead of `Classifier.predict` over a bare OpenVINO request on the same IR.
 
     python -m edgefg.benchmarks.experiments.overhead model.xml [--threads 2] [--iterations 500]
 

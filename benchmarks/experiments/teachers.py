@@ -106,7 +106,7 @@ def runs(rows: list[str], folds: list[int]) -> list[Run]:
         DataError: there is no such row.
     """
     if unknown := [row for row in rows if row not in METHODS and row not in INGREDIENTS]:
-        raise DataError(f"there is no row {unknown[0]!r}; needed some of {', '.join([*METHODS, *INGREDIENTS])}")
+        raise DataError(f"there is no row {unknown[0]!r}; choose from {', '.join([*METHODS, *INGREDIENTS])}")
     planned = []
     for fold in folds:
         for row in rows:
@@ -167,7 +167,7 @@ def _with_plain(planned: list[Run]) -> list[Run]:
 
 
 def need_schedule(planned: list[Run], out: Path, image_size: int, epochs: int) -> None:
-    """Raise `DataError` where a checkpoint that is there, of a run or of plain, was trained by another schedule."""
+    """Raise `DataError` if an existing checkpoint, of a run or of plain, was trained by another schedule."""
     for run in _with_plain(planned):
         path = run.folder(out) / "teacher.safetensors"
         if path.exists() and (found := _schedule(_header(path))) != (image_size, epochs):

@@ -18,7 +18,7 @@ from edgefg.runtime import RUNTIMES, model_files
 STEM = "model"
 """Stem of every exported artifact's files: ``model.json``, ``model.xml``…"""
 GOLDEN = ".golden.npz"
-"""What the golden set's file name ends in, after the stem."""
+"""Suffix of the golden set, after the stem."""
 
 
 def copy_artifact(model: Path, out: Path) -> Path:
@@ -62,7 +62,7 @@ def as_export_error(out: Path, after: str = "nothing was changed there") -> Iter
         yield
     except OSError as exc:
         raise ExportError(f"cannot write {out}: {exc.strerror or exc}; {after}") from exc
-    except (ExportError, GateError):  # a gate that fails is no failure of the export
+    except (ExportError, GateError):  # a gate that fails is not a failure of the export
         raise
     except EdgefgError as exc:
         raise ExportError(f"the written artifact does not hold: {one_line(exc)}; nothing was changed in {out}") from exc

@@ -1,7 +1,7 @@
-"""The golden set: proof, carried inside the artifact, that a device reproduces it.
+"""The golden set: frames and expected results, with which a device proves that it reproduces the artifact.
 
-One ``.npz`` file of at most 2 MB, without pickle: raw frames, the network input that each became, the FP32 parent's
-logits and the artifact's own logits. The tolerances are in the manifest.
+One ``.npz`` file of at most 2 MB, without pickle: raw frames, their network inputs, the FP32 parent's logits and the
+artifact's own logits. The tolerances are in the manifest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgefg.preprocess import Color, InputSpec, UInt8Array, prepare
 from edgefg.runtime import runtime_for
 
 MAX_BYTES = 2_000_000
-# What NumPy and zipfile raise for files that are cut off, altered or something else.
+# Raised by NumPy and zipfile for files that are truncated, altered or of another kind.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -41,7 +41,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class GoldenSet(msgspec.Struct, frozen=True, eq=False):
-    """Frames with what each step made of them."""
+    """Frames with the result of each step."""
 
     frames: tuple[UInt8Array, ...]
     """Each ``uint8 [H, W, 3]`` BGR, any size."""
@@ -54,7 +54,7 @@ class GoldenSet(msgspec.Struct, frozen=True, eq=False):
 
 
 class GoldenPrediction(Protocol):
-    """What the golden set compares of a prediction; `edgefg.Prediction` has it."""
+    """The part of `edgefg.Prediction` that is compared."""
 
     @property
     def index(self) -> int:
@@ -66,7 +66,7 @@ class GoldenPrediction(Protocol):
 
 
 class GoldenClassifier(Protocol):
-    """What the golden set needs of a classifier; `edgefg.Classifier` has it."""
+    """The part of `edgefg.Classifier` that is used."""
 
     @property
     def path(self) -> Path:
@@ -90,7 +90,7 @@ class GoldenReport(msgspec.Struct, frozen=True):
 
 
 def choose_frames(frames: Sequence[UInt8Array], spec: InputSpec, classes: int) -> tuple[UInt8Array, ...]:
-    """Take frames, in order, as long as a golden set of them stays under `MAX_BYTES` even if nothing compresses."""
+    """Take frames, in order, while the golden set stays under `MAX_BYTES` even if nothing compresses."""
     chosen: list[UInt8Array] = []
     left = MAX_BYTES - 20_000
     for frame in frames:
@@ -112,9 +112,9 @@ def write(golden: GoldenSet, path: Path) -> None:
 
 
 def read(path: Path) -> GoldenSet:
-    """Read a golden set. Raises `ManifestError` where the file is not one."""
+    """Read a golden set. Raises `ManifestError` if the file is not one."""
     try:
-        # From memory: given a path, NumPy leaves the file open where it is broken.
+        # From memory: given a path, NumPy leaves a broken file open.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             names = sorted(name for name in file.files if name.startswith("frame_"))
             frames = tuple(file[name] for name in names)
@@ -129,7 +129,7 @@ def read(path: Path) -> GoldenSet:
 
 
 def check(classifier: GoldenClassifier) -> GoldenReport:
-    """Run the golden set on this device and compare every step with what the artifact recorded.
+    """Run the golden set on this device and compare every step with the recorded result.
 
     Raises:
         ManifestError: the artifact has no golden set.
@@ -171,13 +171,13 @@ def check(classifier: GoldenClassifier) -> GoldenReport:
 
 def _deviation(found: FloatArray, expected: FloatArray) -> float:
     if found.shape != expected.shape:
-        raise ManifestError(f"the golden set has logits {expected.shape}, the engine gave {found.shape}")
+        raise ManifestError(f"the golden set has logits {expected.shape}, the engine returned {found.shape}")
     return float(np.abs(found - expected).max())
 
 
 def _within(step: str, deviation: float, tolerance: float, what: str, remedy: str = "") -> None:
     if not deviation <= tolerance:  # a NaN fails
         raise ParityError(
-            f"{step}: deviates by {deviation:.4g} {what}, tolerated are {tolerance:.4g};"
+            f"{step}: deviates by {deviation:.4g} {what}, allowed are {tolerance:.4g};"
             f" this device does not reproduce the artifact: export or build it on this device{remedy}"
         )

@@ -1,4 +1,4 @@
-"""The artifact contract: the JSON beside a model file that holds everything a device needs to know about it.
+"""The manifest: a JSON file beside a model file, with everything that a device needs to know about it.
 
 ``model.xml`` + ``model.bin`` + ``model.json``; ``model.onnx`` + ``model.json``; ``engine.plan`` + ``engine.json``. The
 model file stays plain, so that vendors' tools open it. Sizes and SHA-256 sums are checked before a byte of the model
@@ -25,7 +25,7 @@ from edgefg.taxonomy import TaxonomyLevel
 
 SCHEMA = 2
 """2: `Provenance.stages`."""
-# How many classes `Comparison.render` lists.
+# Number of classes in `Comparison.render`.
 _SHOWN = 5
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
@@ -37,18 +37,18 @@ HardwareCompatible = Literal["none", "ampere-plus", "same-capability"]
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """Base of the manifest's structs: frozen, closed, defaults left out of the JSON."""
+    """Base of the manifest's structs: frozen, no unknown fields, defaults omitted from the JSON."""
 
 
 class OutputSpec(_Part, frozen=True, kw_only=True):
-    """What the network gives, ``float32 [N, classes]`` logits, and how they become a decision."""
+    """How the network's output, ``float32 [N, classes]`` logits, becomes a decision."""
 
     temperature: Annotated[float, Meta(gt=0)] = 1.0
     """Probabilities are softmax(logits / temperature) (Guo et al. 2017)."""
     reject_threshold: _Share | None = None
-    """A prediction whose confidence is lower is marked as rejected."""
+    """Predictions of lower confidence are marked as rejected."""
     reject_risk: _Share | None = None
-    """The share of errors among accepted predictions that the threshold was set for."""
+    """Proportion of errors among accepted predictions for which the threshold was set."""
 
 
 class RuntimeInfo(_Part, frozen=True, kw_only=True):
@@ -60,7 +60,7 @@ class RuntimeInfo(_Part, frozen=True, kw_only=True):
 
 
 class GoldenInfo(_Part, frozen=True, kw_only=True):
-    """The golden set: frames with what each step made of them, and how far a device may deviate."""
+    """The golden set, and how far a device may deviate from it."""
 
     file: FileName
     frames: Annotated[int, Meta(ge=1)]
@@ -73,7 +73,7 @@ class GoldenInfo(_Part, frozen=True, kw_only=True):
 
 
 class PlanInfo(_Part, frozen=True, kw_only=True):
-    """What a TensorRT plan was built for: it runs on no other device, and under no other version of TensorRT."""
+    """The device and the TensorRT that a plan was built for: it does not run on any other."""
 
     gpu: str
     """Name of the GPU, as its driver gives it."""
@@ -83,12 +83,12 @@ class PlanInfo(_Part, frozen=True, kw_only=True):
     """Version of TensorRT."""
     hardware_compatible: HardwareCompatible = "none"
     batches: Batches | None = None
-    """Of the plan's profile; None where it has the network's own fixed batch, or 1."""
+    """Batches of the optimisation profile; None if the network has a fixed batch, or for 1."""
     optimization_level: Annotated[int, Meta(ge=0, le=5)] = 3
     workspace: int | None = None
-    """What a layer was allowed to use at most, MiB, where that was asked for."""
+    """Workspace limit in MiB, if one was given."""
     among: tuple[str, ...] = ()
-    """SHA-256 of the ONNX files of whose plans this one was the fastest; empty where there was one."""
+    """SHA-256 of the ONNX files whose plans were compared; empty if there was only one."""
     source: FileInfo | None = None
     """The ONNX file, beside the plan, that it was built from; its own manifest holds what a rebuild needs."""
 
@@ -107,7 +107,7 @@ class Provenance(_Part, frozen=True, kw_only=True):
     calibration: str | None = None
     """Fingerprint of the calibration images."""
     split: SplitSpec | None = None
-    """How data without split folders were split, so that its test images can be told from its training images."""
+    """How data without split folders were split, so that test and training images can be told apart."""
     stages: tuple[dict[str, Any], ...] = ()
     """The stages that made it, the first one first: records of `edgefg.artifact.stages`, as JSON.
 
@@ -121,7 +121,7 @@ class Accuracy(_Part, frozen=True, kw_only=True):
     """Accuracy measured through `Classifier`."""
 
     data: str
-    """What it was measured on: split and data set's name."""
+    """Split and name of the data set."""
     images: Annotated[int, Meta(ge=1)]
     top1: _Share
     top1_low: _Share
@@ -132,7 +132,7 @@ class Accuracy(_Part, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, scores: Scores, data: str) -> Accuracy:
-        """Keep of scores what a manifest or a checkpoint's header records; ``data`` names what was measured on."""
+        """Return the scores that a manifest or a checkpoint records; ``data`` names the images."""
         return cls(
             data=data,
             images=scores.images,
@@ -144,27 +144,27 @@ class Accuracy(_Part, frozen=True, kw_only=True):
 
 
 class TemperatureScaling(_Part, frozen=True, kw_only=True):
-    """Whether confidences mean what they say: the fit of `OutputSpec.temperature` on the artifact's own logits.
+    """Calibration of confidences: the fit of `OutputSpec.temperature` on the artifact's own logits.
 
-    The figures after it are of images that the fit did not see: each part of the images is scaled with the temperature
-    fitted on all others. Fitted and measured on the same images they would flatter.
+    The figures after scaling are cross-validated: each part of the images is scaled with the temperature fitted on all
+    others.
     """
 
     data: str
-    """What it was fitted on: split and data set's name."""
+    """Split and name of the data set that it was fitted on."""
     images: Annotated[int, Meta(ge=1)]
     parts: Annotated[int, Meta(ge=0)]
-    """Into how many parts the images were dealt; 0 where nothing was fitted."""
+    """Number of parts of the cross-validation; 0 if nothing was fitted."""
     ece_before: _Share
     """Expected calibration error (15 bins) at a temperature of 1."""
     ece_after: _Share
-    """The same with the temperature in force, cross-validated."""
+    """The same with the fitted temperature, cross-validated."""
     nll_before: Annotated[float, Meta(ge=0)]
     """Mean negative log-likelihood of the right class at a temperature of 1, nats."""
     nll_after: Annotated[float, Meta(ge=0)]
-    """The same with the temperature in force, cross-validated."""
+    """The same with the fitted temperature, cross-validated."""
     unchanged: str = ""
-    """Why the temperature stayed at 1, where it did; the figures after are then those before."""
+    """Why the temperature stayed at 1, if it did; then the figures after equal those before."""
 
     def render(self) -> str:
         """Return it as one line of text for people."""
@@ -235,7 +235,7 @@ class Comparison(_Part, frozen=True, kw_only=True):
     flips: tuple[Flip, ...]
     """Which class the lost images are taken for, the most frequent pair first; at most five pairs."""
     gate: Gate | None
-    """The limits that it was held to; None where it was only measured."""
+    """The limits that it was held to; None if it was only measured."""
 
     def render(self) -> str:
         """Return it as a few lines of text for people."""
@@ -251,7 +251,7 @@ class Comparison(_Part, frozen=True, kw_only=True):
 
 
 class Manifest(_Part, frozen=True, kw_only=True):
-    """Everything that a device needs beside the model file."""
+    """Everything that a device needs in addition to the model file."""
 
     schema: int
     model: FileName
@@ -260,7 +260,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     input: InputSpec
     output: OutputSpec = OutputSpec()
     precision: Literal["fp32", "fp16", "int8", "unknown"]
-    """``unknown`` only where a model was opened without a manifest of its own."""
+    """``unknown`` only if a model was opened without a manifest."""
     weight_bits: Literal[7, 8] | None = None
     """Width of INT8 weights; None for other precisions, and in manifests of earlier versions."""
     runtime: RuntimeInfo
@@ -270,7 +270,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     accuracy: Accuracy | None = None
     temperature_scaling: TemperatureScaling | None = None
     comparison: Comparison | None = None
-    """With the checkpoint's own FP32 network, on validation data; plans, which were built elsewhere, have none."""
+    """With the FP32 network of the checkpoint, on validation data; plans have none."""
     taxonomy: tuple[TaxonomyLevel, ...] = ()
     plan: PlanInfo | None = None
     """Of TensorRT plans only."""
@@ -281,7 +281,7 @@ class _SchemaOnly(msgspec.Struct):
 
 
 def manifest_path(model: Path) -> Path:
-    """Return where the manifest of a model file lies: beside it, same stem, ``.json``."""
+    """Return the path of a model file's manifest: beside it, same stem, ``.json``."""
     return model.with_suffix(".json")
 
 
@@ -297,7 +297,7 @@ def read_manifest(model: Path) -> Manifest:
     except FileNotFoundError:
         hint = "" if model.exists() else f", and neither is {model.name}"
         raise ManifestError(
-            f"{path} is not there{hint}; needed the manifest that `edgefg export` writes beside the model file"
+            f"{path} is not there{hint}; copy the manifest, which `edgefg export` writes beside the model file"
         ) from None
     except OSError as exc:
         raise ManifestError(f"cannot read the manifest {path}: {exc.strerror}") from exc
@@ -305,14 +305,14 @@ def read_manifest(model: Path) -> Manifest:
 
 
 def bare_manifest(model: Path, labels: Sequence[str], spec: InputSpec) -> Manifest:
-    """Make a manifest, of what the caller says, for a model file that has none; it proves nothing about the file.
+    """Make a manifest from labels and input for a model file that has none; it proves nothing about the file.
 
     Raises:
-        ManifestError: there is a manifest after all, the labels are not distinct names, or the file cannot be read.
+        ManifestError: there is a manifest, the labels are not distinct, or the file cannot be read.
     """
     path = manifest_path(model)
     if path.exists():
-        raise ManifestError(f"labels were given for {model.name}, but {path} has its own; leave labels and input out")
+        raise ManifestError(f"labels were given for {model.name}, but {path} has its own; omit labels and input")
     try:
         files = tuple(file_info(file) for file in model_files(model))
     except OSError as exc:
@@ -328,13 +328,13 @@ def bare_manifest(model: Path, labels: Sequence[str], spec: InputSpec) -> Manife
         provenance=Provenance(edgefg="unknown", parent="unknown"),
     )
     if not labels:
-        raise ManifestError(f"no labels were given for {model.name}; needed one for each of its logits")
+        raise ManifestError(f"no labels were given for {model.name}; give one for each of its logits")
     _check(manifest, model, None)
     return manifest
 
 
 def decode_manifest(data: bytes, path: Path, model_name: str | None = None) -> Manifest:
-    """Decode and validate a manifest's bytes; ``path`` is for messages. Raises `ManifestError`."""
+    """Decode and validate a manifest; ``path`` is for messages. Raises `ManifestError`."""
     try:
         schema = msgspec.json.decode(data, type=_SchemaOnly).schema
         if schema > SCHEMA:
@@ -352,9 +352,9 @@ def _check(manifest: Manifest, path: Path, model_name: str | None) -> None:
     problem = None
     names = [file.name for file in manifest.files]
     if manifest.schema < 1:
-        problem = f"there never was a schema {manifest.schema}"
+        problem = f"schema {manifest.schema} does not exist"
     elif len(set(manifest.labels)) != len(manifest.labels):
-        problem = "a label stands twice"
+        problem = "a label occurs twice"
     elif any(len(level.groups) != len(manifest.labels) for level in manifest.taxonomy):
         problem = f"a taxonomy level does not have one group for each of the {len(manifest.labels)} labels"
     elif model_name is not None and manifest.model != model_name:
@@ -362,7 +362,7 @@ def _check(manifest: Manifest, path: Path, model_name: str | None) -> None:
     elif missing := _missing(manifest, names):
         problem = f"{missing} is missing from its list of files"
     elif len(set(names)) != len(names):
-        problem = "a file stands twice in its list of files"
+        problem = "a file occurs twice in its list of files"
     elif {".", ".."} & set(names):
         problem = "a file name is a folder"
     if problem:

@@ -1,7 +1,7 @@
-"""What a TensorRT plan says of itself, and whether it belongs to this device: read before any of it is deserialised.
+"""Header of a TensorRT plan, and whether the plan belongs to this device: checked before it is deserialised.
 
-A plan is executable code for one GPU and one version of TensorRT. Its first bytes name the version, its manifest the
-GPU.
+A plan is executable code for one GPU and one version of TensorRT. Its first bytes contain the version, its manifest
+names the GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgefg.errors import DeviceMismatchError, ManifestError, RuntimeUnavailable
 PLAN = "engine.plan"
 """Name of the plan that a device builds beside the ONNX file ``model.onnx``."""
 OUT_OF_MEMORY = re.compile(r"out of memory|could not be allocated|OutOfMemory|MemoryAllocation", re.IGNORECASE)
-"""What TensorRT and CUDA say where memory ran out, which says nothing against a plan."""
+"""Messages of TensorRT and CUDA if memory ran out, which is not the fault of a plan."""
 _MAGIC = 0x74727466  # "ftrt", little-endian
 _SERIALISATION = 0
 _HEADER = 28
@@ -43,20 +43,20 @@ def gpu_number(device: str | None, path: Path) -> int:
     found = re.fullmatch(r"(?:gpu|cuda)(?::(\d+))?", (device or "gpu").lower())
     if found is None:
         raise RuntimeUnavailableError(
-            f"device {device!r} was asked for; {path.name} is a TensorRT plan: needed GPU, or GPU:1 for the second one"
+            f"device {device!r}: {path.name} is a TensorRT plan; choose GPU, or GPU:1 for the second one"
         )
     return int(found[1] or 0)
 
 
 def check_header(data: bytes, path: Path) -> str | None:
-    """Return the TensorRT version that a plan was written by, for instance ``10.16.1.11``; None where it is not known.
+    """Return the TensorRT version that a plan was written by, for instance ``10.16.1.11``; None if it is not known.
 
     Args:
         data: the plan, at least its first 28 bytes.
         path: for messages.
 
     Raises:
-        RuntimeUnavailableError: the bytes are no plan, or too few.
+        RuntimeUnavailableError: the bytes are not a plan, or are too few.
     """
     if len(data) < _HEADER:
         raise RuntimeUnavailableError(
@@ -65,18 +65,18 @@ def check_header(data: bytes, path: Path) -> str | None:
     magic, serialisation = struct.unpack_from("<II", data)
     if magic != _MAGIC:
         raise RuntimeUnavailableError(
-            f"{path} begins with {data[:4].hex()}, a TensorRT plan with 66747274 ('ftrt'); copy or build it again"
+            f"{path} begins with {data[:4].hex()}, but a TensorRT plan with 66747274 ('ftrt'); copy or build it again"
         )
     # Another serialisation keeps its version elsewhere: unknown is not bad, TensorRT itself will judge it.
     return ".".join(map(str, data[_VERSION])) if serialisation == _SERIALISATION else None
 
 
 def mismatch(info: PlanInfo | None, written_by: str | None, device: GpuInfo, tensorrt: str) -> str | None:
-    """Say why a plan cannot run here; None where nothing speaks against it.
+    """Return why a plan cannot run here; None if it can.
 
     Args:
-        info: what its manifest says; None for a bare plan.
-        written_by: what its header says, see `check_header`.
+        info: the plan's entry in its manifest; None for a bare plan.
+        written_by: the version in its header, see `check_header`.
         device: the GPU here.
         tensorrt: the version here.
     """
@@ -92,7 +92,7 @@ def mismatch(info: PlanInfo | None, written_by: str | None, device: GpuInfo, ten
 
 
 def check_fits(path: Path, info: PlanInfo | None, written_by: str | None, device: GpuInfo, tensorrt: str) -> None:
-    """Raise `DeviceMismatchError`, which names the command that rebuilds, where a plan cannot run here."""
+    """Raise `DeviceMismatchError`, with the command that builds the plan again, if it cannot run here."""
     reason = mismatch(info, written_by, device, tensorrt)
     if reason is not None:
         raise DeviceMismatchError(

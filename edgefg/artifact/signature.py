@@ -1,7 +1,7 @@
-"""Ed25519 signatures: who made an artifact, proven before the engine sees a byte of it.
+"""Ed25519 signatures, which prove the maker of an artifact before the engine sees a byte of it.
 
-The signature lies beside the manifest, as ``<manifest>.sig``: 64 bytes over the manifest's own, which hold the SHA-256
-of every other file, so that it covers them all. It needs the package `cryptography`, the extra ``sign``.
+The signature lies beside the manifest, as ``<manifest>.sig``: 64 bytes. It signs the bytes of the manifest, which hold
+the SHA-256 of every other file. It needs the package `cryptography`, the extra ``sign``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from edgefg.errors import DataError, IntegrityError, RuntimeUnavailableError, on
 from edgefg.files import atomic_file
 
 PUBLIC = "public.pem"
-"""What `new_key` names the public key, beside the private one."""
+"""File name of the public key that `new_key` writes beside the private one."""
 _BYTES = 64
 
 
 def signature_path(model: Path) -> Path:
-    """Return where the signature of a model file's manifest lies."""
+    """Return the path of the signature of a model file."""
     manifest = manifest_path(model)
     return manifest.with_name(f"{manifest.name}.sig")
 
@@ -29,12 +29,12 @@ def new_key(private: Path) -> Path:
     """Make a pair of keys as PEM files: ``private``, mode 0600, and ``public.pem`` beside it, whose path is returned.
 
     Raises:
-        DataError: one of the files is there already, or cannot be written; then neither is made.
+        DataError: one of the files exists or cannot be written; then neither is written.
     """
     crypto = _cryptography()
     public = private.with_name(PUBLIC)
     if public == private:
-        raise DataError(f"{private} is to be the public key's name; name the private key otherwise")
+        raise DataError(f"{private} is the name of the public key; choose another name for the private key")
     key = crypto.ed25519.Ed25519PrivateKey.generate()
     serial = crypto.serialization
     secret: bytes = key.private_bytes(serial.Encoding.PEM, serial.PrivateFormat.PKCS8, serial.NoEncryption())
@@ -51,7 +51,7 @@ def new_key(private: Path) -> Path:
         for path in made:
             path.unlink()
         if isinstance(exc, FileExistsError):
-            raise DataError(f"{exc.filename} is there already; a key is never overwritten: name another file") from exc
+            raise DataError(f"{exc.filename} exists; keys are never overwritten: choose another file") from exc
         raise DataError(f"cannot write the keys: {exc}; choose a folder that can be written") from exc
     return public
 
@@ -64,22 +64,22 @@ def sign(model: Path, private: Path) -> Path:
         private: PEM file of an Ed25519 private key without password.
 
     Raises:
-        DataError: the key cannot be used, or the signature not be written.
-        ManifestError: the manifest is no whole one.
+        DataError: the key cannot be used, or the signature cannot be written.
+        ManifestError: the manifest is truncated or inconsistent.
         IntegrityError: there is no manifest, or a file differs from it.
     """
     crypto = _cryptography()
     try:
         key = crypto.serialization.load_pem_private_key(private.read_bytes(), password=None)
     except (OSError, ValueError, TypeError, crypto.unsupported) as exc:
-        raise DataError(f"cannot use the private key {private}: {_reason(exc)}; needed {_WANTED}") from exc
+        raise DataError(f"cannot use the private key {private}: {_reason(exc)}; give {_WANTED}") from exc
     if not isinstance(key, crypto.ed25519.Ed25519PrivateKey):
-        raise DataError(f"{private} is a key of another kind, {type(key).__name__}; needed {_WANTED}")
+        raise DataError(f"{private} is a key of another kind, {type(key).__name__}; give {_WANTED}")
     manifest = manifest_path(model)
     try:
         data = manifest.read_bytes()
     except OSError as exc:
-        raise IntegrityError(f"cannot read {manifest}: {exc.strerror}; needed an artifact's manifest to sign") from exc
+        raise IntegrityError(f"cannot read {manifest}: {exc.strerror}; give the model file of an artifact") from exc
     check_artifact(decode_manifest(data, manifest), model)  # who signs vouches for all of it
     signature = signature_path(model)
     try:
@@ -105,17 +105,15 @@ def verify_signature(model: Path, public: Path) -> None:
         key = crypto.serialization.load_pem_public_key(public.read_bytes())
     except (OSError, ValueError, crypto.unsupported) as exc:
         raise IntegrityError(
-            f"cannot use the public key {public}: {_reason(exc)}; needed the {PUBLIC} of `edgefg sign --new-key`"
+            f"cannot use the public key {public}: {_reason(exc)}; give the {PUBLIC} of `edgefg sign --new-key`"
         ) from exc
     if not isinstance(key, crypto.ed25519.Ed25519PublicKey):
-        raise IntegrityError(f"{public} is a key of another kind, {type(key).__name__}; needed an Ed25519 public key")
+        raise IntegrityError(f"{public} is a key of another kind, {type(key).__name__}; give an Ed25519 public key")
     path = signature_path(model)
     try:
         signature, manifest = path.read_bytes(), manifest_path(model).read_bytes()
     except OSError as exc:
-        raise IntegrityError(
-            f"cannot read {exc.filename}: {exc.strerror}; needed an artifact that `edgefg sign` signed"
-        ) from exc
+        raise IntegrityError(f"cannot read {exc.filename}: {exc.strerror}; sign the artifact by `edgefg sign`") from exc
     if len(signature) != _BYTES:
         raise IntegrityError(
             f"{path} has {len(signature)} bytes, a signature has {_BYTES}; copy the artifact again, or sign it again"
@@ -124,8 +122,8 @@ def verify_signature(model: Path, public: Path) -> None:
         key.verify(signature, manifest)
     except crypto.invalid as exc:
         raise IntegrityError(
-            f"{path} is not {public.name}'s signature of {manifest_path(model).name}: manifest, signature or key is"
-            " another one; do not use the artifact, get it again from who signs for you"
+            f"{path} is not {public.name}'s signature of {manifest_path(model).name}: the manifest, signature or"
+            " key was replaced; do not use the artifact, get it again from its maker"
         ) from exc
 
 

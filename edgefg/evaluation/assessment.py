@@ -244,14 +244,14 @@ def _aligned(other: Predictions, found: Predictions) -> Predictions:
     if set(other.labels) != set(found.labels):
         different = sorted(set(other.labels) ^ set(found.labels))
         raise DataError(
-            f"{other.model} does not know the same classes as {found.model} (first: {different[0]!r});"
-            " compare models of one data set"
+            f"{other.model} does not have the same classes as {found.model} (first: {different[0]!r});"
+            " compare models of the same data set"
         )
     position = {sample.path: i for i, sample in enumerate(other.samples)}
     if set(position) != {sample.path for sample in found.samples}:
         raise DataError(
             f"{other.model} was measured on {len(other.samples)} images of {other.split}, {found.model} on"
-            f" {len(found.samples)} of {found.split}, and they are not the same; say --split"
+            f" {len(found.samples)} of {found.split}, which are not the same; choose one with --split"
         )
     rows = [position[sample.path] for sample in found.samples]
     columns = [other.labels.index(name) for name in found.labels]
@@ -261,13 +261,13 @@ def _aligned(other: Predictions, found: Predictions) -> Predictions:
 def _positive_view(found: Predictions, names: Sequence[str]) -> PositiveView:
     unique = tuple(dict.fromkeys(names))
     if missing := [name for name in unique if name not in found.labels]:
-        raise DataError(f"--positive {missing[0]}: no such class; needed one of {', '.join(found.labels)[:200]}")
+        raise DataError(f"--positive {missing[0]}: no such class; choose from {', '.join(found.labels)[:200]}")
     chosen = [found.labels.index(name) for name in unique]
     positive = np.isin(found.targets, chosen)
     if positive.all() or not positive.any():
         raise DataError(
             f"{int(positive.sum())} of the {len(positive)} images of {found.split} are of {', '.join(unique)};"
-            " needed images of these classes and of others"
+            " give images of these classes and of others"
         )
     scores = found.probabilities[:, chosen].astype(np.float64).sum(axis=1)
 

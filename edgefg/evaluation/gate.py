@@ -1,19 +1,19 @@
-"""The acceptance gate: how much worse than its parent an artifact is on the same images, and whether that is too much.
+"""The acceptance gate: an artifact is compared with its parent on the same images and held to limits.
 
-Every limit leaves room for chance, since a validation split has few images, of many classes very few:
+Every limit allows for chance, since a validation split has few images, and many classes have very few:
 
-- The mean drop of top-1 fails where it exceeds its limit by more than its standard error: on 300 images 0.9 points or
-  so, on 3,000 0.25. Plainly compared with 1 point, 300 images would fail one sound INT8 artifact in 20.
-- A class fails where its recall drops by more than its limit **and** chance does not explain it: a sound artifact is
-  taken to lose each image that its parent has right with a probability of 2 % (measured: 0.6 to 1.1 %), and that many
-  lost images of one class must be less probable than 5 % over the number of classes (exact binomial test, Bonferroni).
-  So three of eight images are a finding, among ten classes and among eighty. A single image never is, and two are
-  where the class has no other one left.
-- The flips, images that the parent has right and the artifact does not, fail where they are more than their limit and
-  a standard error, whatever else the artifact gains: one that trades look-alikes for each other is another classifier.
+- The drop of top-1 fails if it exceeds its limit by more than its standard error (about 0.9 points on 300 images, 0.25
+  on 3,000). Without this allowance, a limit of 1 point would fail one sound INT8 artifact in 20 on 300 images.
+- A class fails if its recall drops by more than its limit **and** chance does not explain the loss. A sound artifact is
+  assumed to lose each image that its parent has right with a probability of 2 % (measured: 0.6 to 1.1 %). The lost
+  images of one class must be less probable than 5 % (exact binomial test, Bonferroni correction for the number of
+  classes). So three of eight images are significant, among ten classes and among eighty. A single image never is, and
+  two are only if the class has no other.
+- The flips, images that the parent has right and the artifact wrong, fail if they exceed their limit by more than a
+  standard error. Gains do not offset them: an artifact that trades look-alikes is another classifier.
 
-McNemar's p and the 95 % interval of the drop are told beside them and are no limits: with enough images the smallest
-drop is significant, with few a great one is not. Torch-free.
+McNemar's p and the 95 % interval of the drop are reported, but are not limits: with enough images the smallest drop is
+significant, and with few images a large one is not.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
     classes: tuple[ClassDrop, ...]
     """Every class that loses images, the least explicable by chance first; `comparison` has the worst."""
     failures: tuple[str, ...]
-    """One clause for each limit that does not hold, with the classes concerned; empty where all hold."""
+    """One clause for each limit that does not hold, with the classes concerned; empty if all hold."""
 
 
 def compare(
@@ -98,8 +98,8 @@ def compare(
 def paired_error(lost: int, gained: int, images: int) -> tuple[float, float]:
     """Estimate (lost - gained) / images, the difference of two shares of the same images, and its standard error.
 
-    That of the adjusted Wald interval for paired samples (Bonett & Price 2012): one image is added to both kinds, which
-    keeps the interval's coverage where few or none differ.
+    This is the adjusted Wald interval for paired samples (Bonett & Price 2012). One image is added to both kinds, which
+    keeps the coverage of the interval if few images differ.
 
     Args:
         lost: images that only the first of the two has right.
@@ -114,14 +114,14 @@ def paired_error(lost: int, gained: int, images: int) -> tuple[float, float]:
 
 
 def chance_of(lost: int, images: int, classes: int) -> float:
-    """Tell how probable it is that chance takes so many images of some class.
+    """Return the probability that some class loses so many images by chance.
 
-    A single one is no finding, nor are two of more: then it is 1.
+    It is 1 for a single image, and for two images of a class that has more.
 
     Args:
         lost: images that the class lost, less those that it gained.
         images: how many of its images the parent had right, at least ``lost``.
-        classes: how many classes could have been the one.
+        classes: the number of classes, for the Bonferroni correction.
 
     Returns:
         P(X ≥ lost) of the binomial distribution of ``images`` at `CHANCE`, times ``classes`` (Bonferroni), at most 1.
@@ -152,7 +152,7 @@ def _binomial(k: int, images: int) -> float:
 def _class_drops(
     right: npt.NDArray[np.bool_], parent_right: npt.NDArray[np.bool_], labels: IntArray, names: tuple[str, ...]
 ) -> tuple[ClassDrop, ...]:
-    """Return the classes that lose images, the least explicable first."""
+    """Return the classes that lose images, the least explicable by chance first."""
     images, before, after = (
         np.bincount(labels[kind], minlength=len(names)).tolist() for kind in (slice(None), parent_right, right)
     )
@@ -172,7 +172,7 @@ def _class_drops(
 
 
 def judge(found: Comparison, gate: Gate) -> tuple[str, ...]:
-    """Return one clause for each limit that a comparison does not keep, with the classes concerned."""
+    """Return one clause for each limit that does not hold, with the classes concerned."""
     images = found.parent.images
     on = f"on {found.parent.data} ({images} images)"
     worst = f"; worst class: {found.worst[0].label}" if found.worst else ""
@@ -196,7 +196,7 @@ def judge(found: Comparison, gate: Gate) -> tuple[str, ...]:
         )
     if found.agreement < gate.min_agreement:
         failures.append(
-            f"artifact and parent agree on {found.agreement:.2%} of {images} images, needed are"
+            f"artifact and parent agree on {found.agreement:.2%} of {images} images, required are"
             f" {gate.min_agreement:.2%}{worst}"
         )
     return tuple(failures)

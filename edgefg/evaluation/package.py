@@ -1,4 +1,4 @@
-"""Write a complete artifact, model file, manifest and golden set, as one folder: whole or not at all.
+"""Assembly of an artifact: model file, manifest and golden set in one folder, whole or absent.
 
 Everything is written to a hidden folder beside the final one, loaded and checked there through `Classifier`, synced and
 renamed. Runs on devices: no torch.
@@ -46,7 +46,7 @@ _INT8_PARENT_MARGIN = 1.5
 
 
 class Draft(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """What the manifest and the golden set need beside the model file itself."""
+    """The contents of the manifest and the golden set, apart from the model file."""
 
     labels: tuple[str, ...]
     input: InputSpec
@@ -91,11 +91,11 @@ def write_artifact(
     """Write an artifact folder and return the path of its model file.
 
     Args:
-        out: the folder. An earlier artifact there is replaced; anything else is left alone.
-        draft: what to say about the model.
+        out: the folder. An earlier artifact there is replaced; a folder of anything else is refused.
+        draft: the contents of the manifest.
         write_model: writes the model file, called ``model.…``, into the folder that it is given, and returns its path.
-        validate: measures what goes into the manifest: accuracy, temperature, comparison with the parent. Where it
-            raises `GateError`, so does this, and ``out`` is as it was before.
+        validate: measures what goes into the manifest: accuracy, temperature, comparison with the parent. If it
+            raises `GateError`, so does this function, and ``out`` does not change.
 
     Raises:
         GateError: see ``validate``.
@@ -123,7 +123,7 @@ def stage(
 
 
 def _write_manifest(model: Path, draft: Draft, validate: Callable[[Classifier], Validation] | None) -> None:
-    """Write the manifest and, through a `Classifier` on the same files, the golden set; prove that it holds."""
+    """Write the manifest and, through a `Classifier` on the same files, the golden set; then check both."""
     manifest = Manifest(
         schema=SCHEMA,
         model=model.name,
@@ -166,7 +166,7 @@ def _write_manifest(model: Path, draft: Draft, validate: Callable[[Classifier], 
 
 
 def _tolerances(draft: Draft, logits: FloatArray, file: str) -> GoldenInfo:
-    """Set how far a device may deviate. Raises `ExportError` where the artifact itself already deviates too far."""
+    """Set the tolerances. Raises `ExportError` if the artifact itself deviates too far from its parent."""
     if logits.shape != draft.parent_logits.shape or not np.isfinite(logits).all():
         raise ExportError("the exported network gives logits that are not finite; train or calibrate it again")
     largest = max(float(np.abs(draft.parent_logits).max()), 1e-6)
@@ -182,7 +182,7 @@ def _tolerances(draft: Draft, logits: FloatArray, file: str) -> GoldenInfo:
         if draft.precision == "fp16" and deviation > _FP16_GATE * largest:
             raise ExportError(
                 f"the FP16 artifact deviates from its parent by {deviation:.3g}, allowed are"
-                f" {_FP16_GATE * largest:.3g}; this network does not bear FP16: keep fp32"
+                f" {_FP16_GATE * largest:.3g}; this network needs FP32"
             )
         own = _INT8_TOLERANCE * largest
         parent = own + _INT8_PARENT_MARGIN * deviation

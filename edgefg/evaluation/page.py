@@ -1,4 +1,4 @@
-"""An assessment as one HTML file that needs nothing else: figures, plots, tables, photographs of what was confused."""
+"""An assessment as one self-contained HTML file: figures, plots, tables, photographs of confused classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plot of what a search found: accuracy against latency, with budget, teacher, front and choice."""
+"""Plot of a search: accuracy against latency, with budget, teacher, Pareto front and choice."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Point(NamedTuple):
     top1_interval: tuple[float, float]
     """Ends of the 95 % interval."""
     full: bool
-    """Trained in full, not for a few epochs alone."""
+    """Trained in full, not only for a few epochs."""
     on_front: bool
     chosen: bool
 
 
 def _name(axes: Any, points: Sequence[Point]) -> None:
-    """Write the points' names beside them, each where it covers no other one."""
+    """Write the names beside their points so that none covers another."""
     taken: list[tuple[float, float, int]] = []
     for point in sorted(points, key=lambda point: (not point.chosen, point.latency_ms)):
         place = (point.latency_ms, 100 * point.top1)
@@ -61,7 +61,7 @@ def draw_front(points: Sequence[Point], budget_ms: float, teacher: float, least:
     """Write a PNG.
 
     Args:
-        points: what was trained; may be none.
+        points: the trained candidates; may be empty.
         budget_ms: drawn as a line.
         teacher: top-1 of the teacher, a line as well.
         least: top-1 that the tolerated loss leaves, a dashed line.

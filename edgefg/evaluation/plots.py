@@ -1,7 +1,7 @@
-"""Figures for the evaluation page: matplotlib's SVG, to stand inside an HTML page and take on its colours.
+"""Figures of the evaluation page: SVG by matplotlib that takes on the colours of the page.
 
-Text stays text, and what is drawn in `_INK` and `_ACCENT` becomes the page's ``currentColor`` and ``--accent``, so that
-one figure suits a light and a dark page. matplotlib is imported on the first figure only.
+Text stays text. The colours `_INK` and `_ACCENT` become the page's ``currentColor`` and ``--accent``, so that a figure
+suits light and dark pages. matplotlib is imported on the first figure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that nothing else has; see `_svg`.
+# Placeholders, which `_svg` replaces.
 _INK, _ACCENT = "#010203", "#040506"
 _RIGHT, _WRONG = (0.16, 0.50, 0.86), (0.90, 0.30, 0.12)
 _STYLE: Any = {
@@ -43,7 +43,7 @@ _Plot = TypeVar("_Plot", bound=Callable[..., str])
 
 
 def _styled(plot: _Plot) -> _Plot:
-    """Draw under this module's settings and leave matplotlib's own alone."""
+    """Draw with this module's settings, without changing matplotlib's."""
 
     @functools.wraps(plot)
     def wrapper(*args: Any, **kwargs: Any) -> str:

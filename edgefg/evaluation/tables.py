@@ -1,4 +1,4 @@
-"""Plain aligned tables for people."""
+"""Plain text tables."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Lay rows out in aligned columns: the first to the left, all others, which hold figures, to the right.
+    """Lay rows out in columns: the first aligned to the left, all others, which hold figures, to the right.
 
     Args:
         rows: column title → cell. The titles are the first row's; a cell that a later row lacks shows as ``-``.
 
     Returns:
-        A line of titles, a rule, and one line a row, without final newline; empty where there is no row.
+        A line of titles, a rule, and one line per row, without final newline; empty if there are no rows.
     """
     if not rows:
         return ""

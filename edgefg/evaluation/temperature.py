@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017): one number that makes confidences mean what they say; top-1 stays as it is.
+"""Temperature scaling (Guo et al. 2017): one number that calibrates confidences and leaves top-1 unchanged.
 
 Fitted on the artifact's own logits, after quantisation, since that moves them. Runs on devices: no torch, no SciPy.
 """
@@ -17,11 +17,11 @@ from edgefg.metrics import expected_calibration_error, negative_log_likelihood, 
 
 IntArray = npt.NDArray[np.int64]
 LOWEST, HIGHEST = 0.1, 10.0
-"""A temperature stays between these, whatever the images say."""
+"""Bounds of a temperature."""
 _LEAST_IMAGES = 20
 _PARTS = 5
 _GOLDEN = (math.sqrt(5) - 1) / 2
-# Of log T: far below what any number of images could tell apart.
+# Of log T, far below the statistical error of any number of images.
 _PRECISION = 1e-4
 
 
@@ -29,10 +29,10 @@ def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
     """Return the temperature in [`LOWEST`, `HIGHEST`] of least negative log-likelihood (Guo et al. 2017, section 4.2).
 
     The likelihood is convex in 1 / T, so it has one valley along log T too, and a golden-section search finds its
-    bottom. Where all N images are right the valley falls on towards T = 0, as if no image could ever be wrong: there
-    each is taken to be right with a probability of (N + 1) / (N + 2), Laplace's rule of succession, and to be any other
-    class alike otherwise, as in Platt's (1999, section 2.2) smoothed targets. Where all are wrong it falls on towards
-    infinity, which tells nothing: 1 is returned, as it is where the found temperature makes the likelihood worse.
+    bottom. If all N images are right, the optimum is T = 0, as if no image could ever be wrong. Then
+    the targets are smoothed as by Platt (1999, section 2.2): each image is right with a probability of
+    (N + 1) / (N + 2), Laplace's rule of succession. If all images are wrong, the optimum is infinite and 1 is returned.
+    1 is also returned if the temperature that was found makes the likelihood worse.
 
     Args:
         logits: ``float32 [N, classes]``, finite.
@@ -57,15 +57,14 @@ def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
 
 
 def scale_temperature(logits: FloatArray, labels: IntArray, data: str) -> tuple[float, TemperatureScaling]:
-    """Fit the temperature and tell what it is worth on images that the fit has not seen.
+    """Fit the temperature and cross-validate it.
 
-    The temperature is that of all images. What is reported after it is cross-validated: the images are dealt, in
-    seeded random order, to five parts, and each part is scaled with the temperature of the four others. A temperature
-    that makes these unseen likelihoods worse is not taken, nor is one of fewer than 20 images, or of images that are
-    all wrong: it stays 1, and the reason is recorded. Images that are all right object to no temperature below 1, and
-    the ECE after it is then merely one minus the mean confidence.
+    The temperature is fitted to all images. The figures after scaling are cross-validated: the images are split at
+    random, with a fixed seed, into five parts, and each part is scaled with the temperature of the other four. The
+    temperature stays 1, and the reason is recorded, if this makes the likelihoods worse, if there are fewer than 20
+    images, or if all images are wrong. If all images are right, the ECE after scaling is one minus the mean confidence.
 
-    The ECE of a few hundred images is itself too high, by what chance does to its bins, before and after alike.
+    The ECE of a few hundred images is biased upwards by chance, before and after scaling.
 
     Args:
         logits: ``float32 [N, classes]`` of the artifact, finite.
@@ -87,7 +86,7 @@ def scale_temperature(logits: FloatArray, labels: IntArray, data: str) -> tuple[
             temperature, parts = fit_temperature(logits, labels), _PARTS
             ece_after, nll_after = expected_calibration_error(softmax(unseen), labels), unseen_nll
         else:
-            unchanged = f"on unseen images the fitted one is no better: NLL {unseen_nll:.4f} instead of {nll:.4f}"
+            unchanged = f"the fitted one does not improve unseen images: NLL {unseen_nll:.4f} instead of {nll:.4f}"
     return temperature, TemperatureScaling(
         data=data,
         images=len(labels),
@@ -101,10 +100,10 @@ def scale_temperature(logits: FloatArray, labels: IntArray, data: str) -> tuple[
 
 
 def _untellable(right: npt.NDArray[np.bool_]) -> str:
-    """Say why images of which these are right cannot tell a temperature, if they cannot."""
+    """Return why no temperature can be fitted to images of which these are right; empty if one can."""
     if len(right) < _LEAST_IMAGES:
-        return f"{len(right)} images are too few; needed {_LEAST_IMAGES}, better hundreds"
-    return "" if right.any() else f"all {len(right)} images are wrong, which tells no temperature"
+        return f"{len(right)} images are too few; at least {_LEAST_IMAGES} are needed, better hundreds"
+    return "" if right.any() else f"all {len(right)} images are wrong"
 
 
 def _cross_validated(logits: FloatArray, labels: IntArray) -> FloatArray:
@@ -129,7 +128,7 @@ def _mean_gap(logits: FloatArray, labels: IntArray) -> float:
 
 
 def _golden_section(function: Callable[[float], float], low: float, high: float) -> float:
-    """Return where a function of one valley is least between two points (Kiefer 1953)."""
+    """Return the minimum of a unimodal function between two points (Kiefer 1953)."""
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = function(left), function(right)
     while high - low > _PRECISION:

@@ -1,4 +1,4 @@
-"""An assessment as plain text: the figures, then one aligned table a view."""
+"""An assessment as plain text: the figures, then one table per view."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAIRS = 10
 
 
 def render(found: Assessment) -> str:
-    """Lay out an assessment for people; `Assessment.as_json` has every row of what is cut short here."""
+    """Lay out an assessment for people; `Assessment.as_json` has every row."""
     lines = [f"{'split':20} {found.split}"]
     for name in found.scores.__struct_fields__:
         value = getattr(found.scores, name)
@@ -35,12 +35,12 @@ def render(found: Assessment) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Write a share in percent; ``-`` where there is none."""
+    """Write a share in percent; ``-`` for None."""
     return "-" if value is None else f"{value:.1%}"
 
 
 def _section(rows: Sequence[Mapping[str, str]], total: int | None = None) -> list[str]:
-    """Set a table apart, and say where it shows fewer rows than there are."""
+    """Return a table after an empty line, with a note if rows were left out."""
     if not rows:
         return []
     cut = total is not None and total > len(rows)

@@ -1,8 +1,8 @@
-"""Views of the same predictions: by class, by taxonomy level, against another classifier, and as applications ask.
+"""Further metrics: per class, per taxonomy level, for positive classes, and for images of no known class.
 
-Inspection and pathology see two kinds, positive and not, and one score; ecology asks what becomes of images of no known
-class. Like `edgefg.metrics`, NumPy arrays in, figures out; labels and predictions are class indices. Every function
-raises ValueError where there is nothing to measure or where lengths differ.
+Inspection and pathology have positive and negative images and one score; ecology has images of no known class. As in
+`edgefg.metrics`, labels and predictions are class indices in NumPy arrays. Every function raises ValueError if there is
+nothing to measure or if lengths differ.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _Indices = npt.NDArray[np.integer[Any]]
 
 
 class ClassTable(NamedTuple):
-    """What becomes of each class; every array is ``[classes]``, shares NaN where they are undefined."""
+    """Metrics of each class; every array is ``[classes]``, with NaN for undefined values."""
 
     images: IntArray
     """How many images have it as label."""
     recall: FloatArray
     """Share of them that is found."""
     precision: FloatArray
-    """Share of what is called so that is right."""
+    """Share of the images predicted as it that are right."""
     f1: FloatArray
     """Harmonic mean of the two, 2·TP / (2·TP + FP + FN)."""
 
@@ -42,10 +42,10 @@ class Confusion(NamedTuple):
 
 
 class Operating(NamedTuple):
-    """A threshold and what it does: an image is called positive where its score reaches it."""
+    """A threshold and its effect: an image is called positive if its score reaches the threshold."""
 
     threshold: float
-    """Infinite where no finite threshold keeps the limit."""
+    """Infinite if no finite threshold keeps the limit."""
     found: int
     """Positive images that reach it."""
     positives: int
@@ -58,7 +58,7 @@ class Operating(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """Known images kept and unknown ones rejected by a threshold on confidence; what lies below it is rejected."""
+    """Known images kept and unknown images rejected by a threshold on confidence; below it images are rejected."""
 
     threshold: float
     kept: float
@@ -104,7 +104,7 @@ def group_predictions(probabilities: _Values, groups: Sequence[str]) -> tuple[In
         into the sorted distinct names.
     """
     if probabilities.ndim != 2 or probabilities.shape[1] != len(groups):
-        raise ValueError(f"probabilities have shape {list(probabilities.shape)}; needed [N, {len(groups)}]")
+        raise ValueError(f"probabilities have shape {list(probabilities.shape)}; expected [N, {len(groups)}]")
     names, of_class = np.unique(np.asarray(groups), return_inverse=True)
     member = (of_class[:, np.newaxis] == np.arange(len(names))).astype(np.float64)
     return (probabilities.astype(np.float64) @ member).argmax(axis=1), of_class.astype(np.int64)
@@ -128,7 +128,7 @@ def recall_at_false_positives(scores: _Values, positive: BoolArray, rate: float)
     """Choose the threshold that finds most positive images while at most a share of the negative ones reaches it.
 
     ``rate`` is 1 - specificity, or the share of good pieces that an inspection may reject. The threshold is chosen on
-    the very images that are counted.
+    the same images that are counted.
 
     Args:
         scores: ``[N]``, higher is more positive.
@@ -137,7 +137,7 @@ def recall_at_false_positives(scores: _Values, positive: BoolArray, rate: float)
     """
     positives, negatives = _both_kinds(scores, positive)
     if not 0 <= rate <= 1:
-        raise ValueError(f"the rate is {rate}; needed a share in [0, 1]")
+        raise ValueError(f"the rate is {rate}; it must be in [0, 1]")
     # In whole images, 1 - 0.95 being a little more than 0.05.
     allowed = math.floor(rate * negatives + 1e-9)
     thresholds, index = np.unique(scores, return_inverse=True)
@@ -160,9 +160,9 @@ def reject_unknown(known: _Values, unknown: _Values, keep: float = 0.95) -> Reje
         keep: share of the known images to keep, in (0, 1].
     """
     if not len(known) or not len(unknown):
-        raise ValueError(f"{len(known)} known and {len(unknown)} unknown images were given; needed at least one each")
+        raise ValueError(f"{len(known)} known and {len(unknown)} unknown images were given; give at least one of each")
     if not 0 < keep <= 1:
-        raise ValueError(f"the share to keep is {keep}; needed one in (0, 1]")
+        raise ValueError(f"the share to keep is {keep}; it must be in (0, 1]")
     threshold = np.sort(known)[::-1][math.ceil(keep * len(known) - 1e-9) - 1]
     return Rejection(
         float(threshold), float((known >= threshold).mean()), int((unknown < threshold).sum()), len(unknown)
@@ -178,13 +178,13 @@ def _share(part: IntArray, whole: IntArray) -> FloatArray:
 def _both_kinds(scores: _Values, positive: BoolArray) -> tuple[int, int]:
     _check_lengths(scores, positive)
     if np.isnan(scores).any():
-        raise ValueError("a score is NaN; needed numbers that can be sorted")
+        raise ValueError("a score is NaN")
     positives = int(positive.sum())
     if not 0 < positives < len(positive):
-        raise ValueError(f"{positives} of {len(positive)} images are positive; needed images of both kinds")
+        raise ValueError(f"{positives} of {len(positive)} images are positive; give images of both kinds")
     return positives, len(positive) - positives
 
 
 def _check_lengths(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> None:
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} and {len(second)} images were given; needed one entry an image in both")
+        raise ValueError(f"{len(first)} and {len(second)} images were given; both must have one entry per image")

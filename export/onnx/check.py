@@ -1,4 +1,4 @@
-"""An ONNX file against the rules of `edgefg.export.onnx.rules`, as a report.
+"""Report of an ONNX file that is checked against the rules of `edgefg.export.onnx.rules`.
 
 edgefg check model.onnx --for tensorrt
 """
@@ -23,31 +23,31 @@ class Violation(msgspec.Struct, frozen=True):
     needed: str
     fix: str
     refused: bool
-    """Whether TensorRT refuses the graph for it; otherwise it runs slower or less exactly."""
+    """Whether TensorRT refuses the graph because of it; otherwise it runs slower or less exactly."""
 
 
 class CheckReport(msgspec.Struct, frozen=True):
-    """What `check` found."""
+    """Result of `check`."""
 
     model: str
     nodes: int
     quantised: int
-    """How many QuantizeLinear nodes the graph has."""
+    """Number of QuantizeLinear nodes."""
     rules: int
     broken: tuple[Violation, ...]
     float32: str = ""
-    """Why what stays floating point is FP32, as the graph's quantiser stated it in the file."""
+    """Why the floating-point part is FP32, as the graph's quantiser stated in the file."""
 
     def render(self) -> str:
         """Return the report as text for people."""
         head = f"{self.model}: {self.nodes} nodes, {self.quantised} of them QuantizeLinear, {self.rules} rules"
-        stated = f"; FP32 where it is not int8: {self.float32}" if self.float32 else ""
+        stated = f"; floating point is FP32: {self.float32}" if self.float32 else ""
         if not self.broken:
             return f"{head}: all hold{stated}"
         refused = sum(violation.refused for violation in self.broken)
         return "\n".join(
             [f"{head}: broken in {len(self.broken)} places, for {refused} of which TensorRT refuses the graph{stated}"]
-            + [f"  {v.node}: {v.rule}: {v.found}; needed {v.needed}: {v.fix}" for v in self.broken]
+            + [f"  {v.node}: {v.rule}: {v.found}; expected {v.needed}: {v.fix}" for v in self.broken]
         )
 
 
@@ -55,14 +55,14 @@ def check(model: Path) -> CheckReport:
     """Check an ONNX file.
 
     Raises:
-        DataError: it is missing or no ONNX file.
+        DataError: it is missing or not an ONNX file.
     """
     try:
         graph = onnx.load(model)
-        # Not the full check: where types are mixed it fails too, but names no fix. A rule of ours does.
+        # Not the full check, which fails on mixed types without naming a fix; a rule of ours does.
         onnx.checker.check_model(graph)
     except Exception as exc:  # protobuf, onnx and Python each have their own
-        raise DataError(f"{model} is no ONNX file that can be read ({one_line(exc)[:200]})") from exc
+        raise DataError(f"{model} is not a readable ONNX file ({one_line(exc)[:200]})") from exc
     broken = tuple(
         Violation(b.rule, b.node, b.found, RULES[b.rule].asks, RULES[b.rule].fix, b.refused)
         for b in broken_rules(graph)

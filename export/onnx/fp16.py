@@ -1,8 +1,8 @@
-"""FP16 for engines that compute in the types that a graph has: TensorRT's strongly typed networks, OpenVINO's GPUs.
+"""FP16 for engines that compute in the types of the graph: TensorRT's strongly typed networks, OpenVINO's GPUs.
 
-Of an FP32 graph everything is cast but what `edgefg.export.onnx.fp16_blocklist` names; of a QDQ graph what stays
-floating point, scales included, but its steep operators: there a pooling is cast too. The uint8 input still feeds one
-Cast, now to FP16, which holds every level exactly; the logits leave as FP32.
+Of an FP32 graph everything is cast except the nodes of `edgefg.export.onnx.fp16_blocklist`. Of a QDQ graph the
+floating-point part is cast, including scales and pooling, except steep operators. The uint8 input still feeds one Cast,
+now to FP16, which holds every level exactly. The logits are FP32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnx
 from onnx import numpy_helper, version_converter
 
 from edgefg.errors import ExportError, one_line
-from edgefg.export.onnx.fp16_blocklist import apart, sensitive
+from edgefg.export.onnx.fp16_blocklist import fp16_blocklist, fp32_tensors
 from edgefg.export.onnx.graph import Graph, name_of
 from edgefg.export.onnx.rules import INPUT
 from edgefg.preprocess import UInt8Array
@@ -32,7 +32,7 @@ _OPSET = 19
 # overflows beyond 65504, and the logits are garbage (WeightBiasQuantization, 1.32). Both numbers keep clear of it.
 _MOST_BIAS_STEPS = 60_000
 _LEAST_PRODUCT = 2.0**-22
-# Other images reach further than those that were looked at.
+# Other images may have larger activations.
 _HEADROOM = 2.0
 
 
@@ -42,25 +42,25 @@ def to_half(source: Path, target: Path, data: Sequence[UInt8Array]) -> None:
     Args:
         source: FP32 ONNX of ``uint8 [batch, height, width, 3]``.
         target: where to write.
-        data: batches of images to look for activations beyond FP16's range.
+        data: batches of images with which the range of activations is measured.
 
     Raises:
         ExportError: a weight or an activation is beyond FP16's range, or the converter failed.
     """
     model = onnx.load(source)
     graph = Graph(model)
-    kept = sensitive(graph, means=True)
+    kept = fp16_blocklist(graph, means=True)
     half = _cast(model, kept)
-    if overflow := activation_overflow(source, data, beside=apart(graph, kept)):
+    if overflow := activation_overflow(source, data, beside=fp32_tensors(graph, kept)):
         raise ExportError(overflow)
     target.write_bytes(half.SerializeToString())
 
 
 def activation_overflow(source: Path, data: Sequence[UInt8Array], *, beside: Collection[str] = ()) -> str:
-    """Say which activation of an FP32 ONNX file comes near the end of FP16's range; empty where none does.
+    """Describe an activation of an FP32 ONNX file that comes near the end of FP16's range; empty if none does.
 
-    Those named in ``beside`` may. No CPU engine would show it: ONNX Runtime and OpenVINO compute FP16 graphs in FP32
-    and drop the casts in between.
+    Those named in ``beside`` are exempt. No CPU engine would show the overflow: ONNX Runtime and OpenVINO compute FP16
+    graphs in FP32 and drop the casts in between.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="edgefg-") as folder, quiet():
@@ -81,7 +81,7 @@ def activation_overflow(source: Path, data: Sequence[UInt8Array], *, beside: Col
 
 
 class Batches:
-    """Hands batches to ONNX Runtime's calibrators by their protocol."""
+    """Batches as ONNX Runtime's calibrators read them."""
 
     def __init__(self, data: Iterable[UInt8Array]) -> None:
         self._data = iter(data)
@@ -96,8 +96,8 @@ def rest_to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a QDQ graph with what stays floating point, and every scale, in FP16.
 
     Scales are rounded up, since a smaller one would cut off the extremes, and to at least 2⁻¹⁴, below which FP16 loses
-    digits. Weights are stored before their QuantizeLinear, so a larger scale quantises them anew. Where a channel's
-    bias counts more than `_MOST_BIAS_STEPS` of its steps, its weights get coarser ones: next to such a bias the finer
+    digits. Weights are stored before their QuantizeLinear, so a larger scale quantises them again. If a channel's
+    bias is more than `_MOST_BIAS_STEPS` of its steps, its weights get coarser ones: next to such a bias the finer
     ones made no difference (134 of EfficientNet-Lite0's 22,008 channels).
 
     Raises:
@@ -108,11 +108,11 @@ def rest_to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     for name, scale in _half_scales(graph).items():
         tensor = graph.constants[name]
         tensor.CopyFrom(numpy_helper.from_array(scale.reshape(tuple(tensor.dims)).astype(np.float32), name))
-    return _cast(model, sensitive(Graph(model), means=False))
+    return _cast(model, fp16_blocklist(Graph(model), means=False))
 
 
 def _half_scales(graph: Graph) -> dict[str, npt.NDArray[np.float64]]:
-    """Return what each scale of a graph becomes, by name."""
+    """Return the new scales of a graph, by name."""
     pairs = [node for node in graph.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     scales = {node.input[1]: _round_up(node.input[1], graph.array(node.input[1])) for node in pairs}
     for node in graph.nodes:
@@ -145,13 +145,13 @@ def _cast(model: onnx.ModelProto, kept: set[str]) -> onnx.ModelProto:
         if tensor.data_type != onnx.TensorProto.FLOAT or all(node.output[0] in kept for node in graph.readers(name)):
             continue
         largest = float(np.abs(graph.array(name)).max(initial=0.0))
-        # The converter would cut it off with no more than a warning.
+        # The converter would clip it with only a warning.
         if not largest <= _GREATEST:
             raise ExportError(_beyond(name, largest))
     blocked = [node for node in graph.nodes if node.output[0] in kept]
     for node in blocked:
         node.name = name_of(node)  # the converter looks for names
-    # The converter infers types itself; where a constant has one noted, it goes to FP16 and back before an FP32 node.
+    # The converter infers types itself. A constant with a noted type would go to FP16 and back before an FP32 node.
     del model.graph.value_info[:]
     try:
         with quiet():
@@ -170,7 +170,7 @@ def _cast(model: onnx.ModelProto, kept: set[str]) -> onnx.ModelProto:
 
 
 def _drop_detours(model: onnx.ModelProto, kept: set[str]) -> None:
-    """Let a node in FP32 take what another one wrote as it is: the converter casts it to FP16 and back between them."""
+    """Connect nodes in FP32 directly: the converter casts to FP16 and back between them."""
     graph = Graph(model)
     origin: dict[str, str] = {}
     for back in (node for node in graph.nodes if node.op_type == "Cast" and node.output[0] not in graph.outputs):

@@ -1,4 +1,4 @@
-"""Which nodes of a graph FP16 would spoil: they stay in FP32 where the rest is cast."""
+"""Nodes that stay in FP32 when the rest of a graph is cast to FP16."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from edgefg.export.onnx.graph import Graph
 
 _LEAST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-# What overflows, vanishes or has a steep slope near zero. Of quotients only those by a computed number, of products of
-# matrices only those of two computed ones do: see `_is_steep`.
+# Operators that overflow, underflow or have a steep slope near zero; `_is_steep` adds quotients by a computed number
+# and products of two computed matrices.
 _STEEP = (
     "Exp", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax", "LpNormalization",
     "Pow", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSum", "ReduceSumSquare",
     "Sqrt",
 )  # fmt: skip
-# Sums over many values whose result is no larger than they are.
+# Sums over many values, divided by their number.
 _MEANS = ("GlobalAveragePool", "ReduceMean", "Softmax")
-# What costs next to nothing, so that between two nodes in FP32 it is cheaper in FP32 than two casts are.
+# Cheap operators: between two nodes in FP32 they cost less in FP32 than two casts.
 _LIGHT = (
     "Abs", "Add", "Clip", "Concat", "Div", "Flatten", "Identity", "Mul", "Neg", "Relu", "Reshape", "Sign", "Squeeze",
     "Sub", "Transpose", "Unsqueeze",
 )  # fmt: skip
-# Their biases count beside sums that FP16 holds.
+# Their biases are added to sums that FP16 holds.
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Scales have rules of their own, and those of Resize are FP32 by definition.
 _SCALED = ("QuantizeLinear", "DequantizeLinear", "Resize")
 
 
-def sensitive(graph: Graph, *, means: bool) -> set[str]:
-    """Name the first output of every node that is to stay in FP32, in an FP32 graph or one that is cast already.
+def fp16_blocklist(graph: Graph, *, means: bool) -> set[str]:
+    """Return the first output of every node that is to stay in FP32, in an FP32 graph or one that is cast already.
 
     These are the steep operators, those that read a constant below FP16's normal numbers (an ε, which the cast would
-    blur or drop), and light ones between them. A mean whose result they alone read is one of them.
+    blur or drop), and light operators between them. A mean that only they read is one of them.
 
     Args:
         graph: floating point, or QDQ.
-        means: whether every mean, so every pooling, and softmax is one; where not, a plain convolutional network has
-            no such node.
+        means: whether every mean (so every pooling) and softmax is one. If not, a plain convolutional network has no
+            such node.
     """
     wanted = {*_STEEP, *_MEANS} if means else {*_STEEP}
     certain = {
@@ -52,8 +52,8 @@ def sensitive(graph: Graph, *, means: bool) -> set[str]:
     return certain | light
 
 
-def apart(graph: Graph, kept: set[str]) -> set[str]:
-    """Name the tensors that FP16 never holds, since nodes in FP32 (`sensitive`'s) write them and alone read them."""
+def fp32_tensors(graph: Graph, kept: set[str]) -> set[str]:
+    """Return the tensors that only nodes in FP32 (of `fp16_blocklist`) write and read."""
     return {name for name in kept - graph.outputs if all(reader.output[0] in kept for reader in graph.readers(name))}
 
 
@@ -67,9 +67,10 @@ def _is_steep(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _reads_tiny_constant(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Tell whether the whole of a constant is below FP16's normal numbers; beside greater ones small ones are nothing.
+    """Return whether a node reads a constant that is entirely below FP16's normal numbers.
 
-    Weights below them are common in channels that training has switched off.
+    Small values beside larger ones do not matter. Weights below them are common in channels that training has switched
+    off.
     """
     if node.op_type in _SCALED:
         return False

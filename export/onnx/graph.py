@@ -17,7 +17,7 @@ def name_of(node: onnx.NodeProto) -> str:
 
 
 class Graph:
-    """Look-ups over an ONNX graph: who writes a tensor, who reads it, which are constants.
+    """Look-ups over an ONNX graph: producers, consumers and constants of tensors.
 
     A Constant node counts as a constant, not as a node.
     """
@@ -59,7 +59,7 @@ class Graph:
         return [reader.op_type for reader in self.readers(node.output[0])]
 
     def before_pair(self, tensor: str) -> str:
-        """Return the name of the tensor that a Q/DQ pair quantises and hands over as ``tensor``; else ``tensor``."""
+        """Return the tensor in front of the Q/DQ pair that writes ``tensor``, or ``tensor`` if there is no pair."""
         for op_type in ("DequantizeLinear", "QuantizeLinear"):
             node = self.writer(tensor)
             if node is not None and node.op_type == op_type:
@@ -74,8 +74,8 @@ class Graph:
 def bound_types(graph: Graph) -> Iterator[tuple[onnx.NodeProto, dict[str, set[int]]]]:
     """Yield each node with the element types that its inputs give the type variables of its operator; ONNX allows one.
 
-    Types come from constants, network inputs and casts, and pass from node to node by the operators' schemas. A tensor
-    whose type does not follow that way is left out, and so are operators that ONNX does not define.
+    Types come from constants, network inputs and casts, and pass from node to node by the operators' schemas. Tensors
+    whose type is not known that way are left out, and so are operators that ONNX does not define.
     """
     types = {name: tensor.data_type for name, tensor in graph.constants.items()}
     types |= {name: value.type.tensor_type.elem_type for name, value in graph.inputs.items()}

@@ -1,8 +1,8 @@
-"""What TensorRT asks of an explicitly quantised (QDQ) graph, and which rules a graph breaks.
+"""TensorRT's rules for explicitly quantised (QDQ) graphs.
 
     edgefg check model.onnx --for tensorrt
 
-The rules come from TensorRT's documentation of explicit quantisation and from what its users report. Nothing here needs
+The rules come from TensorRT's documentation of explicit quantisation and from reports of its users. Nothing here needs
 a GPU or torch.
 """
 
@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from edgefg.export.onnx.fp16_blocklist import sensitive
+from edgefg.export.onnx.fp16_blocklist import fp16_blocklist
 from edgefg.export.onnx.graph import Graph, bound_types, name_of
 
 INPUT = "images"
 """Name of our graphs' uint8 input."""
 FULL_PRECISION = "edgefg.float32"
-"""Metadata of an ONNX file that says why what stays floating point is FP32."""
+"""Metadata key of an ONNX file that says why its floating-point part is FP32."""
 _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Softmax", "Tanh")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _WEIGHTED = (*_CONVOLUTIONS, "Gemm", "MatMul")
@@ -35,12 +35,12 @@ _LEAST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 
 
 class Rule(NamedTuple):
-    """One thing that TensorRT asks for."""
+    """A rule of TensorRT."""
 
     asks: str
     fix: str
     refused: bool
-    """True where TensorRT refuses a graph that breaks it, False where that only runs slower or less exactly."""
+    """Whether TensorRT refuses a graph that breaks it; otherwise the graph runs slower or less exactly."""
 
 
 RULES = {
@@ -54,15 +54,15 @@ RULES = {
     "uint8-cast": Rule("a uint8 input to feed one Cast and nothing else", "cast first, then transpose", True),
     "symmetric-int8": Rule("int8 and zero points of zero", "quantise with QInt8 and ActivationSymmetric", True),
     "positive-scale": Rule("constant scales above zero", "calibrate again with other images", True),
-    "per-tensor": Rule("one scale for an activation", "quantise constants alone per channel", True),
-    "pair": Rule("Q to feed DQ alone, with the same scale and axis", "put both halves on the tensor", True),
+    "per-tensor": Rule("one scale for an activation", "quantise only constants per channel", True),
+    "pair": Rule("Q to feed only DQ, with the same scale and axis", "put both halves on the tensor", True),
     "weight-source": Rule(
         "a constant, through Q and DQ or as int8 through DQ", "fold what lies between into the constant", True
     ),
     "weight-axis": Rule(
         "axis 0, of ConvTranspose and untransposed matrices 1", "quantise along the output channels", True
     ),
-    "scale-size": Rule("one scale for each channel", "quantise the weights anew", True),
+    "scale-size": Rule("one scale for each channel", "quantise the weights again", True),
     "float-bias": Rule("a bias in floating point", "turn QuantizeBias off", True),
     "pad-conv": Rule("no pair between Pad and a convolution", "leave that convolution in floating point", True),
     "weights-and-data": Rule("both quantised, or neither", "quantise both inputs of the layer", False),
@@ -96,24 +96,24 @@ class Broken(NamedTuple):
         return RULES[self.rule].refused
 
     def render(self) -> str:
-        """Return it as one line: node, rule, what was found, what is asked for, the fix."""
+        """Return it as one line: node, rule, what was found, what is expected, the fix."""
         rule = RULES[self.rule]
         kind = "refused" if rule.refused else "slower"
-        return f"{self.node}: {self.rule} ({kind}): {self.found}; needed {rule.asks}: {rule.fix}"
+        return f"{self.node}: {self.rule} ({kind}): {self.found}; expected {rule.asks}: {rule.fix}"
 
 
 def full_precision_reason(model: onnx.ModelProto) -> str:
-    """Return in one line why what stays floating point is FP32, as its quantiser stated it; empty where it did not."""
+    """Return in one line why the floating-point part is FP32, as its quantiser stated; empty if it did not."""
     stated = next((entry.value for entry in model.metadata_props if entry.key == FULL_PRECISION), "")
     return " ".join(stated.split())
 
 
 def skip_tensors(model: onnx.ModelProto, keep: Collection[str] = ()) -> list[str]:
-    """Name, for every residual Add, the tensor that its skip hands over.
+    """Return, for every residual Add, the tensor of its skip connection.
 
-    The Add fuses into the convolution that ends the other branch, which wants the skip in 8 bits. Where both branches
-    end in one, the skip is the branch with fewer nodes between it and the network's input. Convolutions named in
-    ``keep`` stay in floating point and fuse with nothing.
+    The Add fuses into the convolution that ends the other branch, which needs the skip in 8 bits. If both branches end
+    in a convolution, the skip is the branch with fewer nodes between it and the network's input. Convolutions named in
+    ``keep`` stay in floating point and do not fuse.
     """
     graph = Graph(model)
     depth: dict[str, int] = {}
@@ -136,9 +136,9 @@ def skip_tensors(model: onnx.ModelProto, keep: Collection[str] = ()) -> list[str
 
 
 def broken_rules(model: onnx.ModelProto) -> list[Broken]:
-    """Return one entry for each place where a QDQ graph breaks a rule; none where TensorRT can take all of it.
+    """Return one entry for each place where a QDQ graph breaks a rule; empty if TensorRT can take the graph.
 
-    Of nodes that compute in FP32, in integers or on mixed types the first one is named, with their number.
+    Of nodes that compute in FP32, in integers or on mixed types, only the first is named, with their number.
     """
     graph = Graph(model)
     layers = [node for node in graph.nodes if node.op_type in _WEIGHTED]
@@ -147,7 +147,7 @@ def broken_rules(model: onnx.ModelProto) -> list[Broken]:
     weights = {node.input[1] for node in layers if node.op_type != "MatMul"}
     normalising = _normalising(graph)
     found = [*_opset_rule(graph), *_integer_rule(graph), *_input_rule(graph), *_type_rule(graph)]
-    if all(broken.rule != "one-type" for broken in found):  # in which type such a node computes nobody can tell
+    if all(broken.rule != "one-type" for broken in found):  # the type of such a node is undefined
         found += _half_rule(graph, stated=bool(full_precision_reason(model)))
     for node in graph.nodes:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.output[0] not in biases:
@@ -202,12 +202,12 @@ def _scale_kind(graph: Graph, node: onnx.NodeProto) -> str:
 
 
 def _half_rule(graph: Graph, *, stated: bool) -> Iterator[Broken]:
-    """FP16 where a graph does not state why it is FP32, and scales that FP16 can hold."""
+    """FP16, unless the graph states why it is FP32, and scales that FP16 can hold."""
     if all(node.op_type != "QuantizeLinear" for node in graph.nodes):
         return
     found = [(name_of(node), what) for node in graph.nodes if (what := _few_digits(graph, node))]
     if not stated:
-        kept = sensitive(graph, means=False)
+        kept = fp16_blocklist(graph, means=False)
         others = [node for node in graph.nodes if node.output[0] not in kept and not _feeds_only(graph, node, kept)]
         found += [(name_of(node), what) for node in others if (what := _in_full_precision(graph, node))]
     if found:
@@ -216,22 +216,22 @@ def _half_rule(graph: Graph, *, stated: bool) -> Iterator[Broken]:
 
 
 def _feeds_only(graph: Graph, node: onnx.NodeProto, kept: Collection[str]) -> bool:
-    """Tell whether a node is a Cast for nodes that stay in FP32."""
+    """Return whether a node is a Cast for nodes that stay in FP32."""
     readers = graph.readers(node.output[0])
     return node.op_type == "Cast" and bool(readers) and all(reader.output[0] in kept for reader in readers)
 
 
 def _few_digits(graph: Graph, node: onnx.NodeProto) -> str:
-    """Say which FP16 scale has fewer digits than FP16's normal numbers; empty where none has."""
+    """Describe an FP16 scale below FP16's normal numbers; empty if there is none."""
     if _scale_kind(graph, node) != "FLOAT16" or not 0 < graph.array(node.input[1]).min() < _LEAST_NORMAL:
         return ""
     return f"an FP16 scale of {graph.array(node.input[1]).min():g}, below 2^-14, where FP16 loses digits"
 
 
 def _in_full_precision(graph: Graph, node: onnx.NodeProto) -> str:
-    """Say what makes a node compute in FP32; empty where it does not.
+    """Describe what makes a node compute in FP32; empty if it does not.
 
-    Type by type FP32 can only come from a constant, a Cast or a float input: those are looked for.
+    FP32 can only come from a constant, a Cast or a float input.
     """
     single = onnx.TensorProto.FLOAT
     if node.op_type == "Cast":
@@ -278,7 +278,7 @@ def _zero_point_rule(graph: Graph, node: onnx.NodeProto) -> Iterator[Broken]:
 
 
 def _pair_rule(graph: Graph, node: onnx.NodeProto) -> Iterator[Broken]:
-    """Never one half of a pair alone."""
+    """Q and DQ only in pairs."""
     readers = graph.readers(node.output[0])
     if {reader.op_type for reader in readers} != {"DequantizeLinear"}:
         yield Broken("pair", name_of(node), f"it feeds {', '.join(graph.reader_ops(node)) or 'nothing'}")
@@ -299,7 +299,7 @@ def _is_per_channel(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _axis(graph: Graph, node: onnx.NodeProto) -> int:
-    """Return the axis of a Q or DQ, counted from the front where the constant that it scales is known."""
+    """Return the axis of a Q or DQ, counted from the front if the constant that it scales is known."""
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     source = graph.before_pair(node.output[0])
     return axis + len(graph.constants[source].dims) if axis < 0 and source in graph.constants else axis
@@ -317,7 +317,7 @@ def _size_rule(graph: Graph, node: onnx.NodeProto) -> Iterator[Broken]:
 
 
 def _normalising(graph: Graph) -> set[str]:
-    """Name what the normalisation computes: the input and whatever follows from it and constants alone, bit by bit."""
+    """Return the tensors of the normalisation: the input and all that is computed from it and constants."""
     names = set(graph.inputs)
     for node in graph.nodes:
         data = [name for name in node.input if name not in graph.constants]
@@ -327,13 +327,13 @@ def _normalising(graph: Graph) -> set[str]:
 
 
 def _activation_rules(graph: Graph, node: onnx.NodeProto, normalising: set[str]) -> Iterator[Broken]:
-    """Where a pair on an activation may not stand."""
+    """Places where an activation must not have a pair."""
     source = graph.writer_op(node.input[0])
     behind = {op for reader in graph.readers(node.output[0]) for op in graph.reader_ops(reader)}
     if source in _WEIGHTED and behind & set(_ACTIVATIONS):
         yield Broken("conv-activation", name_of(node), f"a pair between {source} and {', '.join(sorted(behind))}")
     elif behind & _UNPAIRED and not behind & {*_WEIGHTED, "Add"}:
-        yield Broken("own-pair", name_of(node), f"a pair for {', '.join(sorted(behind & _UNPAIRED))} alone")
+        yield Broken("own-pair", name_of(node), f"a pair only for {', '.join(sorted(behind & _UNPAIRED))}")
     if source == "Gemm":
         yield Broken("gemm-output", name_of(node), "a pair on the output of Gemm")
     if source == "Pad" and behind & set(_CONVOLUTIONS):
@@ -390,7 +390,7 @@ def _residual_rules(graph: Graph, node: onnx.NodeProto) -> Iterator[Broken]:
 
 
 def _ends_a_branch(graph: Graph, name: str) -> bool:
-    """Tell whether a tensor comes, through a pair or not, from an 8-bit convolution that could fuse with its reader."""
+    """Return whether a tensor comes, directly or by a pair, from an 8-bit convolution that can fuse with its reader."""
     source = graph.before_pair(name)
     convolution = graph.writer(source)
     if convolution is None or convolution.op_type != "Conv":

@@ -16,7 +16,7 @@ import onnx
 from edgefg.data.calibration import batches
 from edgefg.errors import ExportError
 from edgefg.export.onnx.fp16 import activation_overflow, rest_to_half
-from edgefg.export.onnx.fp16_blocklist import apart, sensitive
+from edgefg.export.onnx.fp16_blocklist import fp16_blocklist, fp32_tensors
 from edgefg.export.onnx.graph import Graph
 from edgefg.export.onnx.rules import FULL_PRECISION, broken_rules
 from edgefg.export.onnx.session import graph_logits
@@ -99,7 +99,9 @@ def _rest_to_half(source: Path, target: Path, data: Sequence[UInt8Array]) -> str
     graph = Graph(onnx.load(source))
     try:
         half = rest_to_half(onnx.load(target)).SerializeToString()
-        if overflow := activation_overflow(source, data, beside=apart(graph, sensitive(graph, means=False))):
+        if overflow := activation_overflow(
+            source, data, beside=fp32_tensors(graph, fp16_blocklist(graph, means=False))
+        ):
             return overflow
         parent, full, cast = (graph_logits(model, data) for model in (source.read_bytes(), target.read_bytes(), half))
     except ExportError as exc:

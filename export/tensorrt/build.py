@@ -1,9 +1,9 @@
-"""ONNX artifact → TensorRT plan, on the device that will run it: built, measured, verified.
+"""Building a TensorRT plan from an ONNX artifact, on the device that will run it.
 
     edgefg build runs/x/tensorrt-int8/model.onnx --to tensorrt
 
-Writes ``engine.plan``, ``engine.json`` and ``engine.golden.npz`` beside the ONNX file, which stays: a later driver or
-JetPack needs a new plan. Runs on devices: no torch.
+Writes ``engine.plan``, ``engine.json`` and ``engine.golden.npz`` beside the ONNX file. Keep the ONNX file: a later
+driver or JetPack needs a new plan. Runs on devices: no torch.
 """
 
 from __future__ import annotations
@@ -12,27 +12,33 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from edgefg.artifact import golden
 from edgefg.artifact.folder import folder_beside, move_in, remove_stale
 from edgefg.artifact.hashes import FileInfo, file_info
-from edgefg.artifact.manifest import Manifest, PlanInfo, check_artifact, encode_manifest, manifest_path, read_manifest
+from edgefg.artifact.manifest import PlanInfo, encode_manifest, manifest_path, read_manifest
 from edgefg.artifact.plan import PLAN, GpuInfo, gpu_number, mismatch
-from edgefg.artifact.signature import signature_path, verify_signature
-from edgefg.errors import BuildError, DataError, EdgefgError, ManifestError, one_line
+from edgefg.artifact.signature import verify_signature
+from edgefg.errors import BuildError, DataError, EdgefgError, one_line
 from edgefg.evaluation.package import Draft, stage
 from edgefg.evaluation.verify import VerifyReport, verify
 from edgefg.export.tensorrt.builder import build_plan, cached_plan, describe, keep_plan
 from edgefg.export.tensorrt.fastest import select_fastest
+from edgefg.export.tensorrt.sources import (
+    Precision,
+    Source,
+    copy_source,
+    folder_for,
+    keep_other_artifacts,
+    read_sources,
+)
 from edgefg.export.tensorrt.worker import BuildConfig, BuildDevice
 from edgefg.files import locked, sync
 from edgefg.log import get_logger
 
-Precision = Literal["auto", "int8", "fp16", "fp32"]
-PRECISIONS: tuple[Precision, ...] = ("auto", "int8", "fp16", "fp32")
 _log = get_logger(__name__)
 _TEGRA = Path("/etc/nv_tegra_release")
 """Only a Jetson has it."""
@@ -71,18 +77,6 @@ class BuildReport(msgspec.Struct, frozen=True, kw_only=True):
             problem = f": not taken, {candidate.problem}" if candidate.problem else ""
             lines.append(f"  {candidate.precision} of {candidate.model}{speed}{problem}")
         return "\n".join([*lines, self.verified.render()])
-
-
-class _Source(NamedTuple):
-    """An ONNX artifact to build from."""
-
-    model: Path
-    manifest: Manifest
-
-    @property
-    def file(self) -> FileInfo:
-        """The ONNX file as its manifest lists it; both were compared when the manifest was read."""
-        return next(file for file in self.manifest.files if file.name == self.manifest.model)
 
 
 class _Context(NamedTuple):
@@ -129,12 +123,12 @@ def build_engine(
             f"--hardware-compatible {settings.hardware_compatible}: TensorRT has no such plans on a Jetson; build one"
             " for each type"
         )
-    sources = _read_sources(models, precision, trusted_key)
-    folder = _folder_for(sources, out)
+    sources = read_sources(models, precision, trusted_key)
+    folder = folder_for(sources, out)
     among = tuple(sorted(source.file.sha256 for source in sources)) if len(sources) > 1 else ()
     context = _Context(describe(), settings, among, trusted_key, not rebuild)
     with _alone_in(folder):
-        _keep_strangers(sources, folder)
+        keep_other_artifacts(sources, folder)
         if not rebuild:
             kept = _still_good(folder / PLAN, sources, context)
             if kept is not None:
@@ -144,7 +138,7 @@ def build_engine(
             winner, measured = _fastest(staged, candidates)
             if among and (len(staged) == 1 or measured[winner].p50_ms is not None):
                 _record_rivals(staged[winner], among)
-            _copy_source(sources[winner], folder, staging / "source")
+            copy_source(sources[winner], folder, staging / "source")
             plan = move_in(staged[winner], folder)
         _log.info("verifying")
         return _report(plan, False, measured, context)
@@ -194,34 +188,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _read_sources(models: Sequence[Path], precision: Precision, trusted_key: Path | None) -> list[_Source]:
-    sources = []
-    for model in models:
-        if model.suffix.lower() != ".onnx":
-            raise DataError(f"{model} is not an ONNX file; give the model.onnx of `edgefg export --to tensorrt-onnx`")
-        if trusted_key is not None:
-            verify_signature(model, trusted_key)
-        manifest = read_manifest(model)
-        check_artifact(manifest, model)
-        if manifest.golden is None:
-            raise ManifestError(f"{model} has no golden set to prove a plan with; export it again")
-        sources.append(_Source(model, manifest))
-    first = sources[0]
-    for model, manifest in sources[1:]:
-        if (manifest.labels, manifest.input) != (first.manifest.labels, first.manifest.input):
-            raise DataError(
-                f"{model} has other labels or another input than {first.model}; give models of the same network"
-            )
-    chosen = [source for source in sources if precision in ("auto", source.manifest.precision)]
-    if not chosen:
-        found = ", ".join(sorted({source.manifest.precision for source in sources}))
-        raise DataError(
-            f"precision {precision} was asked for, but given are models in {found}; export one in {precision}"
-        )
-    return chosen
-
-
-def _still_good(plan: Path, sources: list[_Source], context: _Context) -> BuildReport | None:
+def _still_good(plan: Path, sources: list[Source], context: _Context) -> BuildReport | None:
     """Return the report of an existing plan that fits this device and verifies; None if one has to be built."""
     if not plan.exists():
         return None
@@ -253,7 +220,7 @@ def _same_build(info: PlanInfo, context: _Context) -> bool:
     )
 
 
-def _build_all(sources: list[_Source], staging: Path, context: _Context) -> tuple[dict[int, Path], list[BuiltModel]]:
+def _build_all(sources: list[Source], staging: Path, context: _Context) -> tuple[dict[int, Path], list[BuiltModel]]:
     """Build and prove the plan of every source in a folder of its own; one that fails leaves room for the others."""
     staged: dict[int, Path] = {}
     candidates = []
@@ -276,7 +243,7 @@ def _build_all(sources: list[_Source], staging: Path, context: _Context) -> tupl
     return staged, candidates
 
 
-def _build_one(source: _Source, folder: Path, context: _Context) -> Path:
+def _build_one(source: Source, folder: Path, context: _Context) -> Path:
     model, manifest = source
     assert manifest.golden is not None
     proof = golden.read(model.with_name(manifest.golden.file))
@@ -348,48 +315,6 @@ def _record_rivals(plan: Path, among: tuple[str, ...]) -> None:
     info = msgspec.structs.replace(manifest.plan, among=among)
     manifest_path(plan).write_bytes(encode_manifest(msgspec.structs.replace(manifest, plan=info)))
     sync(manifest_path(plan))
-
-
-def _folder_for(sources: list[_Source], out: Path | None) -> Path:
-    """Return the folder of the plan."""
-    if out is None and len({source.model.parent.resolve() for source in sources}) > 1:
-        raise DataError("models of several folders were given; name the folder for the one that is taken by --out")
-    return out or sources[0].model.parent
-
-
-def _keep_strangers(sources: list[_Source], folder: Path) -> None:
-    """Raise `DataError` if an ONNX artifact of the user would be replaced by another one."""
-    outside = [source.model for source in sources if source.model.parent.resolve() != folder.resolve()]
-    for path in sorted({folder / name for source in sources for name in _names_of(source)}):
-        if not path.exists():
-            continue
-        others = [model.with_name(path.name).read_bytes() for model in outside if model.with_name(path.name).exists()]
-        same = others.count(path.read_bytes())
-        # Where no model lies in the folder, what an earlier call took of these very models may go.
-        if same < len(others) if len(outside) < len(sources) else not same:
-            raise DataError(f"{path} is another artifact's, which would be replaced; name a new folder by --out")
-
-
-def _names_of(source: _Source) -> list[str]:
-    """List an artifact's files, its manifest last."""
-    signature = signature_path(source.model)
-    files = [file.name for file in source.manifest.files]
-    return [*files, *([signature.name] if signature.exists() else []), manifest_path(source.model).name]
-
-
-def _copy_source(source: _Source, folder: Path, staging: Path) -> None:
-    """Copy the ONNX artifact beside the plan, unless it is there: rebuilding needs it."""
-    if source.model.parent.resolve() == folder.resolve():
-        return
-    try:
-        staging.mkdir()
-        for name in _names_of(source):
-            shutil.copyfile(source.model.parent / name, staging / name)
-            sync(staging / name)
-        for name in _names_of(source):
-            (staging / name).replace(folder / name)
-    except OSError as exc:
-        raise BuildError(f"cannot write {folder}: {exc.strerror}") from exc
 
 
 def _report(plan: Path, kept: bool, candidates: tuple[BuiltModel, ...], context: _Context) -> BuildReport:

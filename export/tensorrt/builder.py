@@ -60,7 +60,7 @@ def describe() -> BuildDevice:
             return message
     reasons = [message.error for message in messages if isinstance(message, Outcome)]
     raise RuntimeUnavailableError(
-        f"cannot build here: {reasons[0] if reasons else 'TensorRT took the process down'}; `edgefg doctor` says more"
+        f"cannot build here: {reasons[0] if reasons else 'TensorRT crashed the process'}; see `edgefg doctor`"
     )
 
 
@@ -106,7 +106,7 @@ def build_plan(onnx: Path, target: Path, precision: str, settings: BuildConfig, 
 
 
 def _ladder(job: Job) -> None:
-    """Build with less and less workspace until it fits."""
+    """Build with less and less workspace until memory suffices."""
     while True:
         _log.info("building %s with %d MiB of workspace; this takes minutes", job.precision, job.workspace)
         outcome = _build(job)
@@ -148,9 +148,9 @@ def _build(job: Job) -> Outcome:
 
 
 def _run(arguments: list[str], hear: Callable[[Message], None]) -> int:
-    """Run the child to its end, or end it; hand over each of its messages; return its exit status."""
+    """Run the child process, pass on its messages, and return its exit status."""
     decoder = msgspec.json.Decoder(Message)
-    # Not by -m, which warns where the package has imported the module already.
+    # Not by -m, which warns if the package has already imported the module.
     command = [sys.executable, "-c", "from edgefg.export.tensorrt.worker import main; main()", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as child:
         try:

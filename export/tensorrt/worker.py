@@ -1,4 +1,4 @@
-"""ONNX → TensorRT plan, in a process of its own: a build that fails can take its process down with it.
+"""Builds a TensorRT plan in a process of its own, since a build that fails can crash its process.
 
 `edgefg.export.tensorrt.builder` starts it, with the arguments ``describe`` or ``build job.json``. Each line on standard
 output is one JSON message: `BuildDevice`, `Step` or `Outcome`.
@@ -26,15 +26,15 @@ _MIB = 1 << 20
 
 
 class BuildConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How a plan is built; the same settings on the same device give the cached plan."""
+    """Settings of a build; the same settings on the same device give the cached plan."""
 
     batches: Batches | None = None
-    """Smallest, usual and greatest batch, for a network whose batch is free; None: 1, or the network's own."""
+    """Smallest, usual and greatest batch, for a network with a free batch; None: 1, or the network's own."""
     hardware_compatible: HardwareCompatible = "none"
     optimization_level: int = 3
     """0 builds quickest, 5 searches longest; 3 is TensorRT's default."""
     workspace: int | None = None
-    """Most memory that a layer may use while it runs, MiB; None begins at three quarters of what is free."""
+    """Memory limit of a layer while it runs, MiB; None starts at three quarters of the free memory."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,13 +42,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     onnx: str
     target: str
-    """Where the plan goes."""
+    """Path of the plan."""
     precision: str
     settings: BuildConfig
     workspace: int
-    """This try's, MiB; what the settings ask for, or less."""
+    """Of this attempt, MiB."""
     timing_cache: str | None = None
-    """File that keeps how fast each kernel was here, read and written."""
+    """File with the timings of kernels on this device, read and written."""
 
 
 class BuildDevice(msgspec.Struct, frozen=True, tag="device"):
@@ -96,7 +96,7 @@ def build(job: Job, send: Callable[[Message], None]) -> Outcome:
     errors: list[str] = []
     try:
         return _build(trt, job, send, errors)
-    except (TypeError, RuntimeError) as exc:  # pybind's, where a constructor fails: no memory, no device
+    except (TypeError, RuntimeError) as exc:  # by pybind, if a constructor fails: no memory, no device
         return _failed([*errors, one_line(exc)])
 
 
@@ -148,7 +148,7 @@ def _build(trt: Any, job: Job, send: Callable[[Message], None], errors: list[str
 def _add_profile(
     builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, batches: Batches | None
 ) -> str:
-    """Give a network of free batch its profile; return what is wrong with it, if anything."""
+    """Add the profile of a network with a free batch; return the problem, or an empty string."""
     images: trt.ITensor = network.get_input(0)
     batch, *rest = tuple(images.shape)
     if batch >= 0:
@@ -162,7 +162,7 @@ def _add_profile(
 
 
 def _read_timings(config: trt.IBuilderConfig, path: str | None) -> trt.ITimingCache | None:
-    """Give the build what earlier ones measured on this very device, or an empty cache to fill."""
+    """Give the build the timings of earlier builds on this device, or an empty cache."""
     if path is None:
         return None
     try:

@@ -162,7 +162,7 @@ def test_the_golden_set_is_not_part_of_the_model(null_artifact: MakeArtifact) ->
     "options", [{"iterations": 0}, {"rounds": 0}, {"workers": 0}, {"warmup": -1}, {"seconds": 0}, {"frame": "large"}]
 )
 def test_options_out_of_range(null_artifact: MakeArtifact, options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="needed"):
+    with pytest.raises(ValueError, match=r"must be|choose"):
         harness.bench([null_artifact()], **options)  # type: ignore[arg-type]
 
 

@@ -174,7 +174,7 @@ def test_engine_of_another_input_size(name: str, tiny: Tiny, rewrite: Rewrite) -
 def test_labels_and_logits_must_match(name: str, tiny: Tiny, rewrite: Rewrite) -> None:
     model = tiny(name)
     rewrite(model, labels=("a", "b", "c"), taxonomy=())
-    with Classifier(model) as classifier, pytest.raises(ManifestError, match=r"gave logits \[\d, 4\].* 3 labels"):
+    with Classifier(model) as classifier, pytest.raises(ManifestError, match=r"returned logits \[\d, 4\].* 3 labels"):
         classifier.predict(np.zeros((64, 64, 3), np.uint8))
 
 
@@ -199,11 +199,11 @@ def test_a_model_without_manifest_needs_labels_and_input(tiny: Tiny) -> None:
     with pytest.raises(ManifestError, match=r"labels were given for model\.onnx, but .*model\.json has its own"):
         Classifier(model, labels=labels, input=64)
     model.with_suffix(".json").unlink()
-    with pytest.raises(ManifestError, match="opened with labels or input alone"):
+    with pytest.raises(ManifestError, match="opened with only one of labels and input"):
         Classifier(model, labels=labels)
     with pytest.raises(ManifestError, match="no labels were given"):
         Classifier(model, labels=[], input=64)
-    with pytest.raises(ManifestError, match="a label stands twice"):
+    with pytest.raises(ManifestError, match="a label occurs twice"):
         Classifier(model, labels=["a", "a"], input=64)
     for given in (64, InputSpec(height=64, width=64)):
         with pytest.warns(UserWarning, match=r"model\.onnx has no manifest") as warned:

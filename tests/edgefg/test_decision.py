@@ -174,7 +174,7 @@ def test_roll_up_confidence_stays_a_probability() -> None:
 def test_logits_that_are_no_numbers_are_never_a_prediction(bad: float, place: int, threshold: float | None) -> None:
     logits = np.array([1, 2, 3, 4], np.float32)
     logits[place] = bad
-    with pytest.raises(InferenceError, match=r"m\.null gave logits that are not finite") as caught:
+    with pytest.raises(InferenceError, match=r"m\.null returned logits that are not finite") as caught:
         decide(logits, _manifest(threshold=threshold), 2)
     assert isinstance(caught.value, EdgefgError)
     assert f"class {place}" in str(caught.value)

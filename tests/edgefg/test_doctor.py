@@ -90,7 +90,7 @@ def test_packages_by_extra(machine: Examine) -> None:
 def test_an_incomplete_extra_names_its_command_and_an_old_package_too(machine: Examine) -> None:
     report = machine({"torch": "2.1.0+cpu", "numpy": None, "onnxruntime": None, "setuptools": "59.6.0"})
     assert report.install == {"core": "pip install edgefg", "onnxruntime": "pip install 'edgefg[onnxruntime]'"}
-    assert todo(report) == [("torch 2.1.0+cpu does not fit; needed is >=2.9", "pip install --upgrade 'torch>=2.9'")]
+    assert todo(report) == [("torch 2.1.0+cpu does not fit; edgefg needs >=2.9", "pip install --upgrade 'torch>=2.9'")]
     assert "missing onnxruntime: pip install 'edgefg[onnxruntime]'\n" in render(report)
     assert "to do: torch 2.1.0+cpu does not fit" in render(report)
 

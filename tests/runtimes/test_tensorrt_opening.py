@@ -217,7 +217,7 @@ def test_neither_binding_is_installed(plan: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "said"), [("CPU", "needed GPU"), ("GPU:1", "there are 1 GPUs"), ("gpu:x", "needed GPU")]
+    ("device", "said"), [("CPU", "choose GPU"), ("GPU:1", "there are 1 GPUs"), ("gpu:x", "choose GPU")]
 )
 def test_a_device_that_is_not_there(device: str, said: str, plan: Path) -> None:
     with simulated_device() as books:
@@ -248,6 +248,6 @@ def test_a_plan_that_is_no_classifier(content: str, tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), tmp_path / "m.onnx")
     path = write_bare(tmp_path / "engine.plan", tmp_path / "m.onnx")
     with simulated_device() as books:
-        with pytest.raises(RuntimeUnavailableError, match=r"needed one input uint8 \[N, H, W, 3\] and one output"):
+        with pytest.raises(RuntimeUnavailableError, match=r"expected one input uint8 \[N, H, W, 3\] and one output"):
             load(path)
         books.assert_clean()

@@ -77,7 +77,7 @@ def test_bad_input_ends_2_with_one_line(
 
     status, said = call("--rows", "plain,bccn")
     assert (status, len(said.splitlines())) == (2, 1)
-    assert "there is no row 'bccn'; needed some of plain, wsdan" in said
+    assert "there is no row 'bccn'; choose from plain, wsdan" in said
     for rows in ("bcnn", "se"):  # se is compared with plain, which is there
         status, said = call("--rows", rows, "--epochs", "20")
         assert (status, len(said.splitlines())) == (2, 1)

@@ -55,10 +55,10 @@ def spoil(tiny: Tiny, rewrite: Rewrite) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("field", "change", "message"),
     [
-        ("inputs", lambda x: x ^ 2, r"^preprocess: deviates by \d+ levels of the network input, tolerated are 1"),
-        ("logits", lambda x: x + 0.002, r"^engine: .* against the artifact's own logits, tolerated are 0\.001"),
+        ("inputs", lambda x: x ^ 2, r"^preprocess: deviates by \d+ levels of the network input, allowed are 1"),
+        ("logits", lambda x: x + 0.002, r"^engine: .* against the artifact's own logits, allowed are 0\.001"),
         ("logits", lambda x: x * np.nan, r"^engine: deviates by nan against the artifact's own"),
-        ("parent_logits", lambda x: x - 0.02, r"^engine: .* against the FP32 parent's logits, tolerated are 0\.01"),
+        ("parent_logits", lambda x: x - 0.02, r"^engine: .* against the FP32 parent's logits, allowed are 0\.01"),
     ],
 )
 def test_the_failed_step_is_named(

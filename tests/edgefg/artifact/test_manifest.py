@@ -219,7 +219,7 @@ def test_a_file_listed_twice_is_inconsistent(fields: dict[str, Any]) -> None:
 def test_missing_manifest_and_missing_model(tiny: Tiny, tmp_path: Path) -> None:
     model = tiny("onnx")
     model.with_suffix(".json").unlink()
-    with pytest.raises(ManifestError, match="is not there; needed the manifest"):
+    with pytest.raises(ManifestError, match="is not there; copy the manifest"):
         Classifier(model)
     with pytest.raises(ManifestError, match="and neither is"):
         Classifier(tmp_path / "nothing.onnx")

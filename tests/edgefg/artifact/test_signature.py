@@ -99,7 +99,7 @@ def one_bit(model: Path) -> None:
         (lambda model: signature_path(model).write_bytes(signature_path(model).read_bytes()[:-1]), "has 63 bytes"),
         (lambda model: signature_path(model).write_bytes(signature_path(model).read_bytes() + b"\n"), "has 65 bytes"),
         (lambda model: signature_path(model).write_bytes(b""), "has 0 bytes"),
-        (lambda model: signature_path(model).unlink(), "model.json.sig: No such file or directory; needed an artifact"),
+        (lambda model: signature_path(model).unlink(), "model.json.sig: No such file or directory; sign the artifact"),
         (lambda model: model.with_suffix(".json").unlink(), "model.json: No such file or directory"),
     ],
 )
@@ -159,7 +159,7 @@ def test_keys_of_another_kind_and_with_a_password(signed: Path, tmp_path: Path) 
     other = x25519.X25519PrivateKey.generate()
     form = serialization.PrivateFormat.PKCS8
     (tmp_path / "x.pem").write_bytes(other.private_bytes(PEM, form, serialization.NoEncryption()))
-    with pytest.raises(DataError, match="another kind, X25519PrivateKey; needed an Ed25519 key"):
+    with pytest.raises(DataError, match="another kind, X25519PrivateKey; give an Ed25519 key"):
         sign(signed, tmp_path / "x.pem")
     public = other.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "x.pub").write_bytes(public)
@@ -178,7 +178,7 @@ def test_only_whole_artifacts_are_signed(tiny: Tiny, keys: tuple[Path, Path]) ->
         sign(model, keys[0])
     assert not signature_path(model).exists()
     model.with_suffix(".json").unlink()
-    with pytest.raises(IntegrityError, match=r"cannot read .*needed an artifact's manifest"):
+    with pytest.raises(IntegrityError, match=r"cannot read .*give the model file of an artifact"):
         sign(model, keys[0])
 
 

@@ -89,7 +89,7 @@ def test_one_line_a_violation(run: Run, spoilt: Path) -> None:
     head, *lines = out.splitlines()
     assert (status, err, len(lines)) == (1, "", 4)
     assert head.endswith("broken in 4 places, for 4 of which TensorRT refuses the graph")
-    said = "per-tensor: 3 scales on an activation; needed one scale for an activation: quantise constants alone"
+    said = "per-tensor: 3 scales on an activation; expected one scale for an activation: quantise only constants"
     assert all(said in line for line in lines)
 
 
@@ -126,8 +126,8 @@ def test_a_dynamically_quantised_graph_is_refused(run: Run, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["missing.onnx"], "missing.onnx is no ONNX file that can be read"),
-        ([TINY / "onnx" / "model.json"], "is no ONNX file that can be read"),
+        (["missing.onnx"], "missing.onnx is not a readable ONNX file"),
+        ([TINY / "onnx" / "model.json"], "is not a readable ONNX file"),
     ],
 )
 def test_bad_usage(run: Run, words: list[object], said: str) -> None:

@@ -31,7 +31,7 @@ def break_hash(model: Path) -> None:
             lambda model: model.with_suffix(".json").write_text(model.with_suffix(".json").read_text()[:90]),
             "not a whole",
         ),
-        (lambda model: model.with_suffix(".json").unlink(), "needed the manifest"),
+        (lambda model: model.with_suffix(".json").unlink(), "copy the manifest"),
         (lambda model: model.with_suffix(".json").write_text('{"schema": 7}'), "has schema 7"),
     ],
 )

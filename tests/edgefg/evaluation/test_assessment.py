@@ -124,7 +124,7 @@ def test_the_text_has_every_view() -> None:
 
 def test_what_cannot_be_assessed_is_said() -> None:
     mine = predictions("oec", "oec")
-    with pytest.raises(DataError, match="--positive fir: no such class; needed one of oak, elm, carp"):
+    with pytest.raises(DataError, match="--positive fir: no such class; choose from oak, elm, carp"):
         assess(mine, "trees", positive=("fir",))
     with pytest.raises(DataError, match="0 of the 2 images of test are of carp"):
         assess(predictions("oe", "oe"), "trees", positive=("carp",))

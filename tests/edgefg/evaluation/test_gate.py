@@ -201,7 +201,7 @@ def test_agreement_counts_wrong_answers_too() -> None:
     labels, parent, artifact = [0] * 10, [1] * 10, [2] * 10
     assert judge(artifact, parent, labels, 3, OPEN).failures == ()
     (failure,) = judge(artifact, parent, labels, 3, msgspec.structs.replace(OPEN, min_agreement=0.5)).failures
-    assert failure == "artifact and parent agree on 0.00% of 10 images, needed are 50.00%"
+    assert failure == "artifact and parent agree on 0.00% of 10 images, required are 50.00%"
 
 
 def test_many_lost_classes_are_named_as_far_as_a_line_holds() -> None:

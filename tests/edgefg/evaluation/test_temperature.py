@@ -101,7 +101,7 @@ def test_one_error_among_sure_answers_stays_within_the_bounds() -> None:
 def test_few_images_leave_it_at_one() -> None:
     logits, labels = calibrated(19)
     temperature, report = scale_temperature(logits * np.float32(4), labels, "x")
-    assert (temperature, report.unchanged) == (1, "19 images are too few; needed 20, better hundreds")
+    assert (temperature, report.unchanged) == (1, "19 images are too few; at least 20 are needed, better hundreds")
     logits, labels = calibrated(20)
     assert scale_temperature(logits * np.float32(4), labels, "x")[0] > 1
 
@@ -111,7 +111,7 @@ def test_what_helps_no_unseen_image_is_not_taken() -> None:
     temperature, report = scale_temperature(logits, labels, "x")
     assert fit_temperature(logits, labels) != 1, "the images themselves would like another one"
     assert temperature == 1
-    assert report.unchanged.startswith("on unseen images the fitted one is no better")
+    assert report.unchanged.startswith("the fitted one does not improve unseen images")
 
 
 def test_the_figures_after_are_of_unseen_images() -> None:

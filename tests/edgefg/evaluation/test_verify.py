@@ -111,7 +111,7 @@ def test_lost_class_fails_and_is_named(tiny: Tiny, worse: Path, folder: Path) ->
     parent = tiny("ir")
     with pytest.raises(GateError, match=r"top-1 drops by .* points .*16 images.*allowed are 1; worst class: disc"):
         verify(worse, parent=parent, data=folder)
-    with pytest.raises(GateError, match=r"agree on .* needed are 99\.00%; worst class: disc"):
+    with pytest.raises(GateError, match=r"agree on .* required are 99\.00%; worst class: disc"):
         verify(worse, parent=parent, data=folder, gate=msgspec.structs.replace(OPEN, min_agreement=0.99))
     report = verify(worse, parent=parent, data=folder, gate=OPEN)
     assert report.comparison is not None

@@ -111,7 +111,7 @@ _ONE = np.array([0.5])
         (lambda: views.recall_at_false_positives(np.zeros(2), np.array([True, False]), 1.5), "rate is 1.5"),
         (lambda: views.reject_unknown(_ONE, np.zeros(0)), "1 known and 0 unknown"),
         (lambda: views.reject_unknown(_ONE, _ONE, 0.0), "share to keep is 0"),
-        (lambda: views.group_predictions(np.zeros((1, 2)), ("a",)), r"\[1, 2\]; needed \[N, 1\]"),
+        (lambda: views.group_predictions(np.zeros((1, 2)), ("a",)), r"\[1, 2\]; expected \[N, 1\]"),
     ],
 )
 def test_what_does_not_fit_is_said(call: Callable[[], object], message: str) -> None:

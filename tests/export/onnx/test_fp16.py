@@ -22,7 +22,7 @@ from edgefg.errors import ExportError
 from edgefg.export.export import export_checkpoint
 from edgefg.export.onnx import fp16 as half_module
 from edgefg.export.onnx.fp16 import _round_up, rest_to_half, to_half
-from edgefg.export.onnx.fp16_blocklist import sensitive
+from edgefg.export.onnx.fp16_blocklist import fp16_blocklist
 from edgefg.export.onnx.graph import Graph
 from edgefg.export.onnx.rules import broken_rules
 from edgefg.export.targets import tensorrt
@@ -276,7 +276,7 @@ def test_a_bilinear_network_bears_real_half_precision(
     expected = torch_logits(network, inputs)
     allowed = 0.01 * np.abs(expected).max()
     assert np.abs(_simulated(model, inputs) - expected).max() <= allowed
-    monkeypatch.setattr(half_module, "sensitive", lambda *_, **__: set())
+    monkeypatch.setattr(half_module, "fp16_blocklist", lambda *_, **__: set())
     monkeypatch.setattr(half_module, "activation_overflow", lambda *_, **__: "")
     to_half(tmp_path / "full.onnx", tmp_path / "all.onnx", [])
     assert not np.abs(_simulated(tmp_path / "all.onnx", inputs) - expected).max() <= 10 * allowed, (
@@ -344,7 +344,7 @@ def test_constants_that_fp16_cannot_hold_keep_their_readers_in_fp32(
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 2, 8, 8])
     graph = helper.make_graph(nodes, "g", [images], [logits], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    assert sensitive(Graph(model), means=True) == kept
+    assert fp16_blocklist(Graph(model), means=True) == kept
     onnx.save(model, tmp_path / "a.onnx")
     to_half(tmp_path / "a.onnx", tmp_path / "half.onnx", [np.full((1, 8, 8, 3), 200, np.uint8)])
     singles = {t.name for t in onnx.load(tmp_path / "half.onnx").graph.initializer if t.data_type == TensorProto.FLOAT}

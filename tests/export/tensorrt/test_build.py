@@ -330,7 +330,7 @@ def test_the_verb(model: Path, device: Books, run: Run) -> None:
         (["--precision", "int4"], 'Invalid value "int4" for --precision. Choose from: "auto", "int8", "fp16", "fp32".'),
         (["--batch", "4", "--max-batch", "2"], "--max-batch 2 is less than --batch 4"),
         (["--hardware-compatible", "all"], 'Choose from: "none", "ampere-plus", "same-capability".'),
-        (["--optimization-level", "6"], "needed 0 to 5"),
+        (["--optimization-level", "6"], "choose 0 to 5"),
     ],
 )
 def test_bad_usage_in_one_line(words: list[str], said: str, model: Path, run: Run) -> None:

@@ -71,7 +71,7 @@ def test_precision_chooses_among_the_models(qdq: Path, tmp_path: Path, device: B
     fp32 = copy("onnx", tmp_path / "fp32")
     report = build_engine([qdq, fp32], out=tmp_path / "out", precision="int8")
     assert [candidate.precision for candidate in report.candidates] == ["int8"]
-    with pytest.raises(DataError, match="precision fp16 was asked for, but given are models in fp32, int8"):
+    with pytest.raises(DataError, match="--precision fp16 was given, but the models are fp32, int8"):
         build_engine([qdq, fp32], precision="fp16")
 
 
