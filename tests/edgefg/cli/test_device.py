@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from edgefg.doctor import Report
 from tests.conftest import BLOCKER, Run, Tiny
 
 
@@ -50,7 +53,7 @@ def test_predict_runs_where_importing_torch_raises(tiny: Tiny, image: Path) -> N
     assert "%" in done.stdout
 
 
-def test_verify_inspect_and_doctor(run: Run, tiny: Tiny) -> None:
+def test_verify_and_inspect(run: Run, tiny: Tiny) -> None:
     status, out, _ = run("verify", tiny("ir"), "--json")
     assert status == 0
     assert json.loads(out)["golden"]["input_levels"] <= 1
@@ -61,7 +64,22 @@ def test_verify_inspect_and_doctor(run: Run, tiny: Tiny) -> None:
     assert json.loads(out)["model"] == "model.xml"
     status, out, _ = run("inspect", tiny("ir"))
     assert "precision: fp32" in out
-    status, out, _ = run("doctor", "--json")
-    assert json.loads(out)["packages"]["core"]["numpy"]
+
+
+def test_doctor_on_this_machine(run: Run) -> None:
+    status, out, err = run("doctor", "--json")
+    assert (status, err) == (0, "")
+    report = msgspec.json.decode(out, type=Report)
+    assert report.packages["core"]["numpy"] == importlib.metadata.version("numpy")
+    assert "dev" not in report.packages
+    assert json.loads(out)["cpus"] >= 1
     status, out, _ = run("doctor")
     assert status == 0
+    assert out.startswith(f"edgefg {report.edgefg}, Python ")
+
+
+def test_doctor_works_without_what_its_extra_brings() -> None:
+    code = BLOCKER.replace("BLOCKED", "{'packaging', 'psutil', 'jinja2'}") + "from edgefg.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "to do: packaging is not installed" in done.stdout
