@@ -15,15 +15,13 @@ from pathlib import Path
 import msgspec
 
 from edgefg.doctor import usable_cpus
+from edgefg.runtime import engines
 
 # Any one of OpenCV's distributions brings the same cv2.
 _DISTRIBUTIONS = {
     "edgefg": ("edgefg",),
     "numpy": ("numpy",),
     "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python"),
-    "openvino": ("openvino",),
-    "onnxruntime": ("onnxruntime",),
-    "tensorrt": ("tensorrt",),
 }
 
 
@@ -99,7 +97,8 @@ def _memory() -> int | None:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name, distributions in _DISTRIBUTIONS.items():
+    # The extra of an engine is called like its distribution.
+    for name, distributions in (_DISTRIBUTIONS | {engine: (engine,) for engine in engines()}).items():
         for distribution in distributions:
             try:
                 found[name] = importlib.metadata.version(distribution)

@@ -93,6 +93,12 @@ def runtime_for(path: Path) -> RuntimeClass:
     return cast(RuntimeClass, getattr(importlib.import_module(module), name))
 
 
+def engines() -> dict[str, str]:
+    """Return what each installable engine opens: its extra of edgefg to a suffix. No engine is imported."""
+    suffixes = {runtime_for(Path(f"model{suffix}")).extra: suffix for suffix in RUNTIMES}
+    return {extra: suffix for extra, suffix in suffixes.items() if extra}
+
+
 def model_files(model: Path) -> tuple[Path, ...]:
     """Return the model file and the files that belong to it, for instance ``model.xml`` and ``model.bin``."""
     companions = runtime_for(model).companions if model.suffix.lower() in RUNTIMES else ()
