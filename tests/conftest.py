@@ -108,7 +108,7 @@ def grocery() -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run `edgefg ARGUMENTS` in this process; returns exit status, standard output and standard error."""
 
-    def call(*arguments: object) -> tuple[int, str, str]:
+    def call(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["edgefg", *(str(argument) for argument in arguments)])
         capsys.readouterr()
         status = 0
@@ -126,7 +126,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def python() -> Python:
     """Run code in a fresh interpreter in which importing any of ``blocked`` raises."""
 
-    def run(code: str, *arguments: object, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    def run(code: str, *arguments: Any, blocked: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         script = f"BLOCKED = {blocked!r}\n{BLOCKER}\n{code}"
         return subprocess.run(
             [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],

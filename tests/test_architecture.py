@@ -66,7 +66,7 @@ def test_files_and_functions_are_small(source: Source) -> None:
     for node in ast.walk(source.tree()):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body[1:] if ast.get_docstring(node) is not None else node.body
-            length = body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
+            length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
             assert length <= 50, f"{source.path}:{node.lineno}: {node.name} has {length} lines"
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -21,7 +22,7 @@ from tests.benchmarks.conftest import MakeArtifact
 _TURN = Round(iterations=3, warmup=1, seconds=None, workers=1)
 
 
-def _job(path: Path, **changes: object) -> Job:
+def _job(path: Path, **changes: Any) -> Job:
     job = Job(path=str(path), threads=None, device=None, frame="network", images=())
     return msgspec.structs.replace(job, **changes)
 
@@ -73,7 +74,7 @@ def test_processes_take_turns_there_and_back(null_artifact: MakeArtifact, monkey
         def __enter__(self) -> FakeProcess:
             return self
 
-        def __exit__(self, *_: object) -> None:
+        def __exit__(self, *_: Any) -> None:
             order.append(f"{self.name} ends")
 
     monkeypatch.setattr(harness, "MeasuringProcess", FakeProcess)

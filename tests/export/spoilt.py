@@ -91,7 +91,9 @@ def set_axis(model: onnx.ModelProto, dq: onnx.NodeProto, axis: int) -> None:
 
 
 def wrong_axis(model: onnx.ModelProto) -> None:
-    set_axis(model, Graph(model).writer(first(model, "Gemm").input[1]), 1)
+    dq = Graph(model).writer(first(model, "Gemm").input[1])
+    assert dq is not None
+    set_axis(model, dq, 1)
 
 
 def two_axes(model: onnx.ModelProto) -> None:
@@ -171,6 +173,7 @@ def as_matmul(model: onnx.ModelProto) -> onnx.NodeProto:
         next(attribute for attribute in node.attribute if attribute.name == "axis").i = 1
     gemm.op_type = "MatMul"
     del gemm.attribute[:], gemm.input[2:]
+    assert dq is not None
     return dq
 
 

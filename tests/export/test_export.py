@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import cv2
 import numpy as np
 import onnx
 import openvino
@@ -88,7 +87,7 @@ def test_fp16_for_tensorrt(lite0: Path, unseen: UInt8Array, tmp_path: Path) -> N
 def test_no_photograph_goes_along_where_none_may(
     lite0: Path, lite0_onnx: Path, data: ImageDataset, tmp_path: Path
 ) -> None:
-    options = {"to": "onnx", "precision": "fp32", "calibration": data}
+    options: dict[str, Any] = {"to": "onnx", "precision": "fp32", "calibration": data}
     with reusing(lite0_onnx):
         generated = export_checkpoint(lite0, tmp_path / "a", config=ExportConfig(generated_golden=True), **options)
         photographs = export_checkpoint(lite0, tmp_path / "b", **options)
@@ -184,9 +183,7 @@ def test_what_is_kept_is_in_the_manifest_and_in_floating_point(
     layers = [node.name for node in onnx.load(lite0_onnx).graph.node if node.op_type == "Conv"][3:5]
     asked: list[tuple[float, int]] = []
 
-    def found(
-        quantizer: Quantizer, samples: tuple[Sample, ...], spec: InputSpec, limit: float, **_: object
-    ) -> list[str]:
+    def found(quantizer: Quantizer, samples: tuple[Sample, ...], spec: InputSpec, limit: float, **_: Any) -> list[str]:
         asked.append((limit, len(samples)))
         return layers
 
@@ -378,11 +375,11 @@ def test_parity_on_64_photographs(grocery: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "s.safetensors", network, LITE0, labels, 224)
     spec = load(checkpoint)[1].input
     photographs = image_files(grocery / "val")[:: max(1, len(image_files(grocery / "val")) // 64)][:64]
-    inputs = np.stack([prepare(cv2.imread(str(path)), spec) for path in photographs])
+    inputs = np.stack([prepare(read_image(path), spec) for path in photographs])
     expected = torch_logits(network, inputs)
     assert len(inputs) == 64
     for to in ("onnx", "openvino"):
-        model = export_checkpoint(checkpoint, tmp_path / to, to=to, precision="fp32")  # type: ignore[arg-type]
+        model = export_checkpoint(checkpoint, tmp_path / to, to=to, precision="fp32")
         found = _predict(model, inputs)
         print(f"{to}: {np.abs(found - expected).max() / np.abs(expected).max():.2e} of the greatest logit")
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()

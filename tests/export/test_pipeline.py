@@ -63,12 +63,12 @@ def test_one_folder_becomes_split_folders_once(tmp_path: Path) -> None:
             target = flat / image.parent.name / f"{split}-{image.name}"
             target.parent.mkdir(parents=True, exist_ok=True)
             image.rename(target)
-    split = plan_for(flat).split
-    made = pipeline._split_folders(flat, tmp_path / "out", split, False)
+    spec = plan_for(flat).split
+    made = pipeline._split_folders(flat, tmp_path / "out", spec, False)
     images = sorted(path.name for path in made.rglob("*.*g"))
     assert images == sorted(path.name for path in flat.rglob("*.*g"))
-    assert pipeline._split_folders(flat, tmp_path / "out", split, False) == made
-    assert pipeline._split_folders(whole, tmp_path / "out", split, False) == whole
+    assert pipeline._split_folders(flat, tmp_path / "out", spec, False) == made
+    assert pipeline._split_folders(whole, tmp_path / "out", spec, False) == whole
 
 
 def test_cub_stays_as_it_is_and_public_data_become_a_list(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests.conftest import MODELS, TINY
 
 
 def test_an_error_of_openvino_becomes_an_inference_error() -> None:
-    def fail(**_: object) -> None:
+    def fail(**_: Any) -> None:
         raise RuntimeError("plugin\n  trouble")
 
     runtime = load(TINY / MODELS["ir"], threads=1)

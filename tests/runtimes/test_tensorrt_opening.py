@@ -55,7 +55,7 @@ def test_another_device(config: dict[str, object], said: str, plan: Path) -> Non
         with Classifier(plan) as classifier:
             found = classifier.predict(frames(1)[0])
         assert plan.read_bytes() != old
-        assert read_manifest(plan).plan.gpu == books.config.gpu  # type: ignore[union-attr]
+        assert read_manifest(plan).plan.gpu == books.config.gpu
         with Classifier(plan.with_name("model.onnx"), threads=1) as parent:
             np.testing.assert_array_equal(found.logits, parent.predict(frames(1)[0]).logits)
         books.assert_clean()

@@ -243,7 +243,7 @@ def test_a_missing_file_of_an_ir(tiny: Tiny, suffix: str) -> None:
 
 @pytest.mark.parametrize("file", ["model.xml", "model.bin", "golden.npz"])
 def test_an_altered_file_never_reaches_the_engine(tiny: Tiny, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object, **__: Any) -> None:
+    def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the engine was loaded")
 
     monkeypatch.setattr("edgefg.classifier.load", never)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,7 @@ def test_a_failed_check_is_status_1(run: Run, tiny: Tiny) -> None:
 
 
 def test_ctrl_c_is_one_line_and_status_130(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: object, **kwargs: object) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("edgefg.image_io.image_files", interrupted)
@@ -116,7 +117,7 @@ def test_ctrl_c_is_one_line_and_status_130(run: Run, tiny: Tiny, monkeypatch: py
 
 
 def test_a_stop_is_status_143_whatever_else_it_upsets(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*args: object, **kwargs: object) -> None:
+    def stopped(*args: Any, **kwargs: Any) -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
@@ -128,7 +129,7 @@ def test_a_stop_is_status_143_whatever_else_it_upsets(run: Run, tiny: Tiny, monk
 
 
 def test_a_failure_of_its_own_is_none_of_a_stop_s(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failed(*args: object, **kwargs: object) -> None:
+    def failed(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("edgefg.image_io.image_files", failed)
@@ -137,7 +138,7 @@ def test_a_failure_of_its_own_is_none_of_a_stop_s(run: Run, tiny: Tiny, monkeypa
 
 
 def test_signal_handlers_are_restored(run: Run, tiny: Tiny) -> None:
-    def own(*_: object) -> None:
+    def own(*_: Any) -> None:
         """A handler of the application that calls main."""
 
     found = signal.signal(signal.SIGTERM, own)
@@ -151,9 +152,9 @@ def test_signal_handlers_are_restored(run: Run, tiny: Tiny) -> None:
         signal.signal(signal.SIGTERM, found)
 
 
-def edgefg(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def edgefg(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "edgefg", *map(str, arguments)]
-    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options)
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny: Tiny) -> None:

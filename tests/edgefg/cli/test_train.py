@@ -16,7 +16,7 @@ from tests.conftest import Run
 def test_options_of_all_groups_reach_the_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def train_teacher(data: object, out: object, config: TrainingConfig, **options: object) -> str:
+    def train_teacher(data: object, out: object, config: TrainingConfig, **options: Any) -> str:
         seen.update(config=config, **options)
         return "teacher.safetensors"
 

@@ -134,11 +134,11 @@ def test_folder_that_cannot_be_made(draft: Draft, tmp_path: Path) -> None:
         write_artifact(tmp_path / "file" / "a", draft, _copy("onnx"))
 
 
-def _full(*_: object, **__: Any) -> None:
+def _full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _refused(*_: object, **__: Any) -> None:
+def _refused(*_: Any, **__: Any) -> None:
     raise RuntimeUnavailableError("the engine refused the model")
 
 
@@ -229,8 +229,8 @@ def test_parent_of_another_network_is_noticed(draft: Draft, tmp_path: Path) -> N
 def test_logits_that_are_not_finite_are_noticed(draft: Draft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predict = Classifier.predict_batch
 
-    def broken(self: Classifier, *args: object, **options: Any) -> object:
-        rows = predict(self, *args, **options)  # type: ignore[arg-type]
+    def broken(self: Classifier, *args: Any, **options: Any) -> object:
+        rows = predict(self, *args, **options)
         rows[0].logits[0] = np.nan
         return rows
 

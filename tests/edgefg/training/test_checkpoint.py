@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -121,11 +122,11 @@ def test_a_full_disk_leaves_the_old_checkpoint(
     path = tmp_path / "x.safetensors"
     save(path, network, header)
 
-    def full(*args: object, **kwargs: object) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
         Path(str(args[1])).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         save(path, network, msgspec.structs.replace(header, edgefg="later"))
     assert read_header(path) == header

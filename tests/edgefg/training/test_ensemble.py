@@ -17,6 +17,7 @@ from edgefg.errors import DataError, ExportError, WeightsError
 from edgefg.export.distill.distill import distill
 from edgefg.export.export import export_checkpoint
 from edgefg.export.quantize.layer_sensitivity import sensitivity
+from edgefg.export.targets import target_of
 from edgefg.preprocess import InputSpec
 from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.hardware import Hardware
@@ -176,4 +177,4 @@ def test_an_ensemble_cannot_be_trained(trio: list[Path], tmp_path: Path) -> None
 
 def test_an_ensemble_has_no_layers_to_scan(trio: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="not a single graph"):
-        sensitivity(combine(trio, tmp_path / "out"), tmp_path, to="onnx")
+        sensitivity(combine(trio, tmp_path / "out"), tmp_path, target_of("onnx"))

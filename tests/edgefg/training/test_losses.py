@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ def test_center_loss_by_hand_duplicates_included() -> None:
     x, y = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]]), torch.tensor([1, 2, 1])
     assert loss(x, y).item() == pytest.approx(0.5 * (25 + 1 + 4) / 3)
     # Class 1 has two images: 0.5 · (3 + 0, 4 + 2) / (1 + 2); class 2 one: 0.5 · (1, 0) / (1 + 1); class 0 none.
-    np.testing.assert_allclose(loss.centres.numpy(), [[0, 0], [0.5, 1.0], [0.25, 0]], rtol=1e-6)
+    np.testing.assert_allclose(loss.centres.numpy(), np.array([[0, 0], [0.5, 1.0], [0.25, 0]]), rtol=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
@@ -77,7 +79,7 @@ def triplets(x: np.ndarray, y: np.ndarray, mining: str, margin: float) -> float:
 @pytest.mark.parametrize("mining", ["hard", "semihard"])
 @settings(max_examples=30, deadline=None)
 @given(labels=st.lists(st.integers(0, 2), min_size=2, max_size=10), seed=st.integers(0, 1000))
-def test_triplet_loss_is_the_formula(mining: str, labels: list[int], seed: int) -> None:
+def test_triplet_loss_is_the_formula(mining: Any, labels: list[int], seed: int) -> None:
     x, y = np.random.default_rng(seed).normal(size=(len(labels), 3)), np.array(labels)
     found = TripletLoss(mining)(torch.from_numpy(x), torch.from_numpy(y)).item()
     assert found == pytest.approx(triplets(x, y, mining, 0.2), abs=1e-4)
@@ -105,4 +107,5 @@ def test_equal_embeddings_have_a_finite_gradient() -> None:
     loss = TripletLoss()(x, torch.tensor([0, 0, 1, 1]))
     loss.backward()
     assert loss.item() == pytest.approx(0.2)
+    assert x.grad is not None
     assert torch.isfinite(x.grad).all()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from edgefg.training.models.network import Batch, Network
 from edgefg.training.objective import TeacherObjective
 
 
-def config(**changes: object) -> TrainingConfig:
+def config(**changes: Any) -> TrainingConfig:
     return with_options(TrainingConfig(), epochs=1, image_size=32, **changes)
 
 
@@ -81,7 +83,7 @@ def test_a_mixed_batch_is_judged_by_its_targets(batch: Batch) -> None:
 
 @pytest.mark.parametrize("weights", [{"center_weight": 0.003}, {"triplet_weight": 1.0, "sampler": "pk"}])
 @pytest.mark.parametrize("mix", ["mixup", "cutmix", "snapmix"])
-def test_mixed_images_have_no_class_to_be_drawn_to(mix: str, weights: dict[str, object]) -> None:
+def test_mixed_images_have_no_class_to_be_drawn_to(mix: str, weights: dict[str, Any]) -> None:
     with pytest.raises(TrainingError, match=rf"{mix} cannot be combined with a center or triplet loss.* Remove --mix"):
         TeacherObjective(config(mix=mix, **weights), network_of(), 3)
 

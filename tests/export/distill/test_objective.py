@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,7 +272,9 @@ def test_maps_of_every_teacher_are_matched_by_a_regressor_of_its_own() -> None:
     loss, logits = objective(student, batch)
     images = batch.images
     with torch.no_grad():
-        theirs = [parts.maps(t.network.backbone, t.network.normalised(t.view(images))) for t in teachers]
+        networks: list[Any] = [t.network for t in teachers]
+        pairs = zip(networks, teachers, strict=True)
+        theirs = [parts.maps(each.backbone, each.normalised(t.view(images))) for each, t in pairs]
         ours = parts.maps(student.backbone, student.normalised(images))
         features = [feature_distance(a(ours), t) for a, t in zip(objective._adapters, theirs, strict=True)]
         attention = [attention_distance(ours, t) for t in theirs]
@@ -326,7 +329,7 @@ def test_every_method_gives_its_own_prediction_and_the_whole_image_s_maps(
         assert torch.allclose(maps, parts.maps(network.backbone, network.normalised(images)), atol=1e-5)
 
 
-def write(path: Path, seed: int = 0, **fields: object) -> Path:
+def write(path: Path, seed: int = 0, **fields: Any) -> Path:
     header = replace(HEADER, **fields)
     torch.manual_seed(seed)
     save(path, Network(parts.build_backbone("test_resnet", len(header.labels)), MEAN, STD), header)

@@ -86,7 +86,7 @@ def test_a_file_is_read_as_it_was_always_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limits", [{"max_bytes": HEAD + 2 * ROW + ROW - 1}, {"max_crops": 2}])
 def test_a_full_file_grows_no_more_and_other_crops_are_asked_about_each_time(
-    tmp_path: Path, limits: dict[str, int]
+    tmp_path: Path, limits: dict[str, Any]
 ) -> None:
     path, oracle, expected = tmp_path / "teacher_cache.bin", Oracle(), Oracle()(CROPS)
     teacher_cache = TeacherCache(path, "a teacher", 2, **limits)
@@ -188,7 +188,7 @@ def test_on_a_full_disk_the_run_stops_and_nothing_that_is_not_there_is_known(
         def __enter__(self) -> Full:
             return self
 
-        def __exit__(self, *_: object) -> None:
+        def __exit__(self, *_: Any) -> None:
             self._file.close()
 
         def tell(self) -> int:

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgefg.artifact.stages import RelativeCost
 from edgefg.errors import ExportError
 from edgefg.export.prune.channels import remove_channels
-from edgefg.export.prune.cost import CostModel, RelativeCost
+from edgefg.export.prune.cost import CostModel
 from edgefg.preprocess import InputSpec
 from edgefg.settings.pruning import PruningConfig
 from edgefg.training.models.backbone import build_backbone
@@ -82,23 +83,28 @@ def widths_of(network: nn.Module) -> dict[str, int]:
     return {name: module.out_channels for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
 
 
+class Recording(CostModel):
+    """Keeps every cost that it computes."""
+
+    def __init__(self, original: Network) -> None:
+        super().__init__(original, SPEC)
+        self.left: list[RelativeCost] = []
+
+    def relative_cost(self, network: Network) -> RelativeCost:
+        self.left.append(super().relative_cost(network))
+        return self.left[-1]
+
+
 def remove(network: Network, pruning: PruningConfig, share: float | None = None) -> tuple[Network, list[RelativeCost]]:
     """Prune a copy; return it with what was left before the first step and after each that removed something."""
-    left: list[RelativeCost] = []
-
-    class Recording(CostModel):
-        def measure(self, network: Network) -> RelativeCost:
-            left.append(super().relative_cost(network))
-            return left[-1]
-
-    pruned = copy.deepcopy(network)
+    pruned, costs = copy.deepcopy(network), Recording(network)
     share = pruning.target()[1] if share is None else share
-    result = remove_channels(pruned, pruning, Recording(network, SPEC), share, gradients_of())
-    assert result == left[-1]
-    return pruned, left
+    result = remove_channels(pruned, pruning, costs, share, gradients_of())
+    assert result == costs.left[-1]
+    return pruned, costs.left
 
 
-def kill(body: Plain, importance: str) -> None:
+def kill(body: Any, importance: str) -> None:
     """Make one channel of the second convolution worthless in the eyes of one importance, and of no other."""
     with torch.no_grad():
         if importance == "taylor":
@@ -118,7 +124,7 @@ def kill(body: Plain, importance: str) -> None:
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
-def test_the_worthless_channel_goes_first(importance: str) -> None:
+def test_the_worthless_channel_goes_first(importance: Any) -> None:
     network = plain()
     kill(network.backbone, importance)
     # A channel's bias tells which ones are left.
@@ -175,9 +181,9 @@ def test_two_parameters_of_a_norm_weigh_as_much_as_hundreds_of_a_filter() -> Non
     def fill(network: Network) -> None:
         for one in body.parameters():
             one.grad = torch.zeros_like(one)
-        for one, terms in ((body.norm.weight, torch.full((16,), 0.5)), (body.second.weight, signs / 144**0.5)):
-            one.data.fill_(1)
-            one.grad = terms.clone()
+        for scale, terms in ((body.norm.weight, torch.full((16,), 0.5)), (body.second.weight, signs / 144**0.5)):
+            scale.data.fill_(1)
+            scale.grad = terms.clone()
         body.norm.weight.grad[DEAD] = 0
         body.second.weight.grad[:, 9] *= 0.95
 
@@ -193,7 +199,8 @@ def test_what_one_importance_calls_worthless_another_keeps() -> None:
     kill(network.backbone, "fpgm")
     network.backbone.norm2.weight.data[11] = 0
     network.backbone.norm2.bias.data = torch.arange(16.0)
-    for importance, gone in (("fpgm", {2, DEAD}), ("bn-scale", {11})):
+    expected: list[tuple[Any, set[int]]] = [("fpgm", {2, DEAD}), ("bn-scale", {11})]
+    for importance, gone in expected:
         pruned, _ = remove(network, PruningConfig(importance=importance, round_to=1), 0.9999)
         assert set(range(16)) - set(pruned.backbone.norm2.bias.int().tolist()) <= gone
 
@@ -220,24 +227,22 @@ def test_a_layer_of_zeros_is_no_obstacle() -> None:
     groups=st.sampled_from([1, 4]),
 )
 def test_cap_multiples_and_target_hold_for_all_settings(
-    importance: str, ranking: str, round_to: int, max_ratio: float, share: float, measure: str, width: int, groups: int
+    importance: Any, ranking: str, round_to: int, max_ratio: float, share: float, measure: str, width: int, groups: int
 ) -> None:
     network = plain(width=width, groups=groups)
     pruning = PruningConfig(
         importance=importance, isomorphic=ranking == "isomorphic", uniform=ranking == "uniform",
-        round_to=round_to, max_ratio=max_ratio, **{measure: share},
+        round_to=round_to, max_ratio=max_ratio,
+        macs=share if measure == "macs" else None, params=share if measure == "params" else None,
     )  # fmt: skip
-    pruned, left = copy.deepcopy(network), [1.0]
-    cost_model = CostModel(network, SPEC)
+    pruned, costs = copy.deepcopy(network), Recording(network)
     try:
-        remove_channels(
-            pruned, pruning, cost_model, share, gradients_of(),
-            lambda _: left.append(cost_model.relative_cost(pruned).of(pruning.target()[0])),
-        )  # fmt: skip
+        remove_channels(pruned, pruning, costs, share, gradients_of())
+        reached = True
     except ExportError:
-        assert left[-1] > share
-    else:
-        assert left[-1] <= share < min(left[:-1])
+        reached = False
+    left = [cost.of(pruning.target()[0]) for cost in costs.left]
+    assert left[-1] <= share < min(left[:-1]) if reached else left[-1] > share
     assert left == sorted(left, reverse=True)
     for name, found in widths_of(pruned.backbone).items():
         assert found == width or (found % round_to == 0 and 0 < width - found <= width * max_ratio + 1e-6), name
@@ -275,21 +280,20 @@ def test_usual_targets_are_within_the_cap(backbone: str, share: float, max_ratio
 
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
-def test_the_step_that_crosses_the_target_is_the_last(importance: str) -> None:
-    for target in ({"macs": 0.8}, {"params": 0.8}):
+def test_the_step_that_crosses_the_target_is_the_last(importance: Any) -> None:
+    targets: list[dict[str, Any]] = [{"macs": 0.8}, {"params": 0.8}]
+    for target in targets:
         pruning = PruningConfig(importance=importance, round_to=4, **target)
         measure, share = pruning.target()
         _, left = remove(timm_network(), pruning)
-        assert left[0] == RelativeCost(1.0, 1.0)
+        assert left[0] == RelativeCost(macs=1.0, params=1.0)
         assert left[-1].of(measure) <= share < min(step.of(measure) for step in left[:-1])
 
 
 def test_each_ranking_removes_other_channels() -> None:
-    settings = {"importance": "magnitude", "round_to": 8, "max_ratio": 0.5, "macs": 0.6}
-    found = [
-        widths_of(remove(timm_network(), PruningConfig(**settings, **ranking))[0])
-        for ranking in ({}, {"isomorphic": True}, {"uniform": True})
-    ]
+    settings: dict[str, Any] = {"importance": "magnitude", "round_to": 8, "max_ratio": 0.5, "macs": 0.6}
+    rankings: list[dict[str, Any]] = [{}, {"isomorphic": True}, {"uniform": True}]
+    found = [widths_of(remove(timm_network(), PruningConfig(**settings, **ranking))[0]) for ranking in rankings]
     assert found[0] != found[1] != found[2] != found[0]
 
 

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from edgefg.evaluation import timing
+from edgefg import runtime
+from edgefg.artifact.stages import RelativeCost
 from edgefg.export.prune import cost
 from edgefg.export.prune.channels import remove_channels
-from edgefg.export.prune.cost import CostModel, LatencyMeter, RelativeCost, relative_time
+from edgefg.export.prune.cost import CostModel, LatencyMeter, relative_time
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.preprocess import InputSpec
 from edgefg.runtime import TensorSpec
@@ -59,7 +62,7 @@ class Fake:
 def test_neither_a_drift_nor_disturbances_move_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine gets several times slower meanwhile, and most predictions take nine times as long."""
     clock = Clock()
-    monkeypatch.setattr(timing.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
     assert relative_time(Fake(clock, 0.004), Fake(clock, 0.005)) == pytest.approx(0.8, rel=0.05)
     assert clock.slowdown > 5
 
@@ -67,17 +70,17 @@ def test_neither_a_drift_nor_disturbances_move_the_ratio(monkeypatch: pytest.Mon
 def test_the_original_is_all_of_itself() -> None:
     original = network()
     left = CostModel(original, SPEC).relative_cost(original)
-    assert left == RelativeCost(1.0, 1.0, None)
+    assert left == RelativeCost(macs=1.0, params=1.0)
     assert left.render() == "1.000 of the MACs, 1.000 of the parameters"
     with pytest.raises(ValueError, match="the latency was not measured"):
         left.of("latency")
-    assert RelativeCost(0.5, 0.6, 0.7).render().endswith(", 0.700 of the latency")
+    assert RelativeCost(macs=0.5, params=0.6, latency=0.7).render().endswith(", 0.700 of the latency")
 
 
 def test_parameters_and_operations_are_counted_where_they_are() -> None:
     """Half of the last convolution's outputs: its weights and the head's halve, and so do their multiplications."""
     original, narrow = network(), network()
-    body = narrow.backbone
+    body: Any = narrow.backbone
     wide, kept = body.conv_head.out_channels, body.conv_head.out_channels // 2
     body.conv_head = torch.nn.Conv2d(body.conv_head.in_channels, kept, 1, bias=False)
     body.bn2 = type(body.bn2)(kept)
@@ -103,13 +106,13 @@ def test_times_are_those_of_the_exported_network(
     # torch's exporter is most of the time of an export.
     monkeypatch.setattr(cost, "write_onnx", lambda network, spec, path: shutil.copyfile(exported, path))
     opened: list[bytes] = []
-    load = cost.runtime.load
+    load = runtime.load
 
     def spied(path: Path) -> object:
         opened.append(path.read_bytes())
         return load(path)
 
-    monkeypatch.setattr(cost.runtime, "load", spied)
+    monkeypatch.setattr(runtime, "load", spied)
     original, spec = network(), InputSpec(height=32, width=32)
     inputs = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8) if precision == "int8" else None
     stopwatch = LatencyMeter(original, spec, inputs)
@@ -118,7 +121,7 @@ def test_times_are_those_of_the_exported_network(
     assert [b"QuantizeLinear" in model for model in opened] == [precision == "int8"] * 2
 
 
-def test_pruning_to_a_latency_stops_at_the_first_step_that_is_quick_enough() -> None:
+def test_pruning_to_a_latency_stops_at_the_first_step_that_is_quick_enough(caplog: pytest.LogCaptureFixture) -> None:
     """Of operations, 30 % are gone long before a tenth of the time is: they are not what is asked for."""
     times = iter([1.0, 1.02, 0.95, 0.89, 0.5])
 
@@ -126,15 +129,16 @@ def test_pruning_to_a_latency_stops_at_the_first_step_that_is_quick_enough() -> 
         def __init__(self) -> None:
             pass
 
-        def share(self, network: Network) -> float:
+        def relative_latency(self, network: Network) -> float:
             return next(times)
 
-    original, lines = network(), []
+    caplog.set_level("INFO", "edgefg")
+    original = network()
     pruning = PruningConfig(latency=0.9, importance="magnitude", round_to=4, max_ratio=0.75)
-    left = remove_channels(
-        network(), pruning, CostModel(original, SPEC, Scripted()), 0.9, gradients_of(), lines.append
-    )  # fmt: skip
+    left = remove_channels(network(), pruning, CostModel(original, SPEC, Scripted()), 0.9, gradients_of())
     assert left.latency == 0.89
     assert next(times) == 0.5
-    assert [line.rpartition(", ")[2] for line in lines] == [f"{t:.3f} of the latency" for t in (1.02, 0.95, 0.89)]
-    assert all("of the MACs" in line for line in lines)
+    assert [line.rpartition(", ")[2] for line in caplog.messages] == [
+        f"{t:.3f} of the latency" for t in (1.02, 0.95, 0.89)
+    ]
+    assert all("of the MACs" in line for line in caplog.messages)

@@ -50,6 +50,7 @@ def test_scales_follow_the_weights_until_frozen() -> None:
     found = rounder(weights)
     assert torch.allclose(found, weights)
     found.sum().backward()
+    assert weights.grad is not None
     assert torch.equal(weights.grad, torch.ones(2, 2)), "no weight is cut off"
     rounder(2 * weights)
     assert rounder.scale[0].item() == pytest.approx(0.04)

@@ -21,6 +21,7 @@ from edgefg.classifier import Classifier
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import choose_balanced, read_calibration
 from edgefg.errors import CheckpointError, DataError, ExportError
+from edgefg.export.distill.objective import DistillationObjective
 from edgefg.export.export import export_checkpoint
 from edgefg.export.onnx.rules import broken_rules
 from edgefg.export.prune.prune import prune
@@ -32,6 +33,7 @@ from edgefg.export.targets import target_of
 from edgefg.export.tracing.onnx_exporter import to_graph, torch_logits, write_onnx
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
+from edgefg.settings.export import ExportConfig
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.options import with_options
 from edgefg.settings.pruning import PruningConfig
@@ -188,7 +190,8 @@ def test_the_graph_computes_what_the_network_does(trt: Path, trt_onnx: Path, inp
 
 def test_openvino_runs_it_in_int8(student: Path, birds: Path, inputs: UInt8Array, tmp_path: Path) -> None:
     path = quantize(student, birds, tmp_path / "qat", "openvino", reduce_range=True)
-    model = export_checkpoint(path, tmp_path / "a", to="openvino", precision="int8", batch=0)  # without data
+    config = ExportConfig(batch=0)
+    model = export_checkpoint(path, tmp_path / "a", to="openvino", precision="int8", config=config)  # without data
     network, header = load_quantized(path)
     assert header.quantized is not None
     assert header.quantized.reduce_range
@@ -265,7 +268,7 @@ def _centred(logits: np.ndarray) -> np.ndarray:
 
 
 def test_a_killed_run_goes_on_where_it_was(student: Path, birds: Path, tmp_path: Path) -> None:
-    class Killed(stage.DistillationObjective):
+    class Killed(DistillationObjective):
         def forward(self, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
             stops[0] -= 1
             if stops[0] < 0:
@@ -304,7 +307,7 @@ def test_a_pruned_student_is_rebuilt_from_its_plan(student: Path, birds: Path, t
 def test_the_gate_compares_with_the_fp32_network_where_that_is_given(
     trt: Path, student: Path, birds: Path, data: ImageDataset, tmp_path: Path
 ) -> None:
-    options = {"to": "tensorrt-onnx", "precision": "int8", "calibration": data}
+    options: dict[str, Any] = {"to": "tensorrt-onnx", "precision": "int8", "calibration": data}
     path = export_checkpoint(trt, tmp_path / "a", reference=student, **options)
     comparison = read_manifest(path).comparison
     assert comparison is not None
@@ -387,7 +390,7 @@ def test_calibration_goes_by_condition_too(data: ImageDataset, tmp_path: Path, m
     conditions = {path: "night" for path, _ in data.splits["train"][::3]}
     given: list[object] = []
 
-    def choose(*arguments: object) -> list[Path]:
+    def choose(*arguments: Any) -> list[Path]:
         given.extend(arguments)
         raise KeyboardInterrupt
 

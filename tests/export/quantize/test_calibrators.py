@@ -102,7 +102,7 @@ def test_entropy_is_migaczs_search() -> None:
     counts = np.histogram(np.abs(values), 2048, (0, histogram.reach))[0]
     counts[0] = counts[1]
     ends = np.arange(128, 2049, 8)
-    best = ends[np.argmin([_divergence(counts, end) for end in ends])]
+    best = ends[np.argmin([_divergence(counts, int(end)) for end in ends])]
     low, high = entropy_range(histogram)
     assert high == pytest.approx(histogram.reach * best / 2048)
     assert high < 15
@@ -180,8 +180,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 224, 224, 3])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 4])
     constants = [
-        weights, numpy_helper.from_array(np.float32([10]), "ten"), numpy_helper.from_array(np.array([2, 3]), "axes"),
-    ]  # fmt: skip
+        weights,
+        numpy_helper.from_array(np.array([10], np.float32), "ten"),
+        numpy_helper.from_array(np.array([2, 3]), "axes"),
+    ]
     graph = helper.make_graph(nodes, "g", [images], [logits], constants)
     path = tmp_path_factory.mktemp("plain") / "m.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from edgefg.export.onnx.session import graph_logits
 from edgefg.export.quantize.pairs import activation_params, with_integer_weights, with_own_zeros, without_pairs
 
 
-def _pair(data: str, scale: str, out: str, **axis: int) -> list[onnx.NodeProto]:
+def _pair(data: str, scale: str, out: str, **axis: Any) -> list[onnx.NodeProto]:
     return [
         helper.make_node("QuantizeLinear", [data, scale, "zero"], [f"{out}_q"], f"{out}_q", **axis),
         helper.make_node("DequantizeLinear", [f"{out}_q", scale, "zero"], [out], out, **axis),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec.structs import replace
 
 from edgefg.export.search.candidates import Student, space_of
@@ -17,7 +19,7 @@ CONFIG = TrainingConfig(image_size=32, schedule=Schedule(epochs=2, batch_size=16
 STUDENTS = [Student(backbone="test_resnet", weights="none"), Student(backbone="test_efficientnet", weights="none")]
 
 
-def request(**changed: object) -> Request:
+def request(**changed: Any) -> Request:
     asked = Request(
         target="openvino",
         budget_ms=1e4,

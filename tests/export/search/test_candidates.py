@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ def accuracy(top1: float) -> Accuracy:
     )
 
 
-def candidate(size: int, latency: float, top1: float | None = None, **others: object) -> Candidate:
+def candidate(size: int, latency: float, top1: float | None = None, **others: Any) -> Candidate:
     found = {
         "shape": Shape(student=STUDENT, size=size, macs=1.0),
         "precision": "int8",
@@ -45,7 +46,7 @@ def candidate(size: int, latency: float, top1: float | None = None, **others: ob
         "accuracy": None if top1 is None else accuracy(top1),
         "drop": None if top1 is None else 100 * (0.9 - top1),
     }
-    return Candidate(**{**found, **others})  # type: ignore[arg-type]
+    return Candidate(**{**found, **others})
 
 
 def front(*candidates: Candidate, budget: float = 3.0, max_drop: float = 1.0) -> Front:
@@ -71,10 +72,19 @@ def test_what_is_no_budget(text: str) -> None:
 def test_all_combinations_are_candidates_and_nonsense_is_refused() -> None:
     space = space_of(students=[STUDENT], sizes=[160, 128], macs=[1.0, 0.5], precisions=["int8"])
     assert [shape.name for shape in space.shapes()] == ["net-160", "net-160-macs50", "net-128", "net-128-macs50"]
-    for changed in ({"sizes": [8]}, {"macs": [1.5]}, {"precisions": ["int4"]}, {"sizes": []}, {"macs": [1.0, 1.0]}):
-        given_values = {"students": [STUDENT], "sizes": [160], "macs": [1.0], "precisions": ["int8"], **changed}
+    changes: list[dict[str, Any]] = [
+        *({"sizes": [8]}, {"macs": [1.5]}, {"precisions": ["int4"]}, {"sizes": []}, {"macs": [1.0, 1.0]})
+    ]
+    for changed in changes:
+        values: dict[str, Any] = {
+            "students": [STUDENT],
+            "sizes": [160],
+            "macs": [1.0],
+            "precisions": ["int8"],
+            **changed,
+        }
         with pytest.raises(DataError, match=r"out of range|each once"):
-            space_of(**given_values)  # type: ignore[arg-type]
+            space_of(**values)
 
 
 figures = st.lists(st.tuples(st.floats(0.1, 10), st.floats(0, 1)), min_size=1, max_size=12)
@@ -87,8 +97,8 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[float, float]]) -> N
     for one in every:
         beaten = any(
             other.latency_ms <= one.latency_ms
-            and other.accuracy.top1 >= one.accuracy.top1  # type: ignore[union-attr]
-            and (other.latency_ms, other.accuracy.top1) != (one.latency_ms, one.accuracy.top1)  # type: ignore[union-attr]
+            and other.accuracy.top1 >= one.accuracy.top1
+            and (other.latency_ms, other.accuracy.top1) != (one.latency_ms, one.accuracy.top1)
             for other in every
         )
         assert (one in chosen) == (not beaten)

@@ -16,6 +16,8 @@ from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import read_manifest
 from edgefg.artifact.stages import DistillStage, PruneStage, decode_stages
 from edgefg.errors import DataError, WeightsError
+from edgefg.export.distill.distill import distill
+from edgefg.export.export import export_checkpoint
 from edgefg.export.search import artifacts, search, trials
 from edgefg.export.search.candidates import Candidate, Front, Precision, Shape, Student, read_front, render, space_of
 from edgefg.export.search.search import compress
@@ -34,7 +36,7 @@ class Counted:
     def __init__(self, function: Callable[..., object], stop: int = -1) -> None:
         self.function, self.calls, self.stop = function, 0, stop
 
-    def __call__(self, *args: object, **others: object) -> object:
+    def __call__(self, *args: Any, **others: Any) -> object:
         if self.calls == self.stop:
             raise KeyboardInterrupt
         self.calls += 1
@@ -46,7 +48,7 @@ def found(birds_teacher: Path, two_birds: Path, tmp_path_factory: pytest.TempPat
     """A search that was interrupted in its second distillation and went on."""
     out = tmp_path_factory.mktemp("search") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        distil = Counted(trials.distill, stop=1)
+        distil = Counted(distill, stop=1)
         patch.setattr(trials, "distill", distil)
         with pytest.raises(KeyboardInterrupt):
             compress(birds_teacher, two_birds, out, request(), hardware=HERE)
@@ -156,7 +158,7 @@ def test_another_budget_begins_with_what_is_there(
     found: tuple[Path, Front], birds_teacher: Path, two_birds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, front = found
-    distil = Counted(trials.distill)
+    distil = Counted(distill)
     monkeypatch.setattr(trials, "distill", distil)
     killed = out / "short" / ".int8.0a1b2c3d"  # what kill -9 leaves
     killed.mkdir()
@@ -180,7 +182,7 @@ def test_what_another_machine_measured_is_measured_again_and_nothing_trained(
     records = [msgspec.json.decode(path.read_bytes(), type=Candidate) for path in out.glob("untrained/*/*.json")]
     times = {(one.shape, one.precision): one.latency_ms for one in records}
 
-    def slower(models: Iterable[tuple[Shape, Precision]], *_: object) -> object:
+    def slower(models: Iterable[tuple[Shape, Precision]], *_: Any) -> object:
         return {key: (times[key], 2 * times[key], 3 * times[key]) for key in models}
 
     monkeypatch.setattr(trials, "measure_latency", slower)
@@ -230,10 +232,10 @@ def test_a_full_disk_leaves_the_earlier_choice(
 ) -> None:
     out, front = found
 
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(search.shutil, "copytree", fail)
+    monkeypatch.setattr(shutil, "copytree", fail)
     with pytest.raises(OSError, match="No space left"):
         compress(birds_teacher, two_birds, out, request(), hardware=HERE)
     assert read_front(out / search.FRONT) == front
@@ -323,7 +325,8 @@ def test_whatever_is_learnt_reaches_every_training(
 def test_an_int8_finalist_may_be_trained_as_such_and_is_compared_with_fp32(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export, asked_of = artifacts.export_checkpoint, []
+    asked_of: list[Any] = []
+    export = export_checkpoint
 
     def noted(checkpoint: Path, out: Path, **options: Any) -> Path:
         asked_of.append(options["reference"])

@@ -8,10 +8,13 @@ import pytest
 from msgspec.structs import replace
 
 from edgefg.errors import EdgefgError, ExportError, HardwareError, TrainingError
+from edgefg.export.distill.distill import distill
+from edgefg.export.export import export_checkpoint
 from edgefg.export.quantize.quantizer import Quantizer
 from edgefg.export.search import artifacts, trials
 from edgefg.export.search.candidates import render, space_of
 from edgefg.export.search.search import compress
+from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.preprocess import InputSpec
 from edgefg.training.models.network import Network
 from tests.export.search.searching import HERE, STUDENTS, request
@@ -20,7 +23,7 @@ from tests.export.search.searching import HERE, STUDENTS, request
 def test_a_shape_that_cannot_be_made_is_left_out_and_said(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = trials.write_onnx
+    write = write_onnx
 
     def refusing(network: Network, spec: InputSpec, path: Path) -> None:
         if type(network.backbone).__name__ == "ResNet":
@@ -41,7 +44,7 @@ def test_a_shape_that_cannot_be_made_is_left_out_and_said(
 def test_a_precision_that_cannot_be_made_leaves_the_other(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refusing(*_: object) -> Path:
+    def refusing(*_: Any) -> Path:
         raise ExportError("no such operator in INT8")
 
     monkeypatch.setattr(Quantizer, "write", refusing)
@@ -54,7 +57,7 @@ def test_a_precision_that_cannot_be_made_leaves_the_other(
 def test_what_fails_after_training_is_left_out_too(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export = artifacts.export_checkpoint
+    export = export_checkpoint
 
     def refusing(checkpoint: Path, out: Path, **options: Any) -> Path:
         if "test_resnet" in str(out) or options["precision"] == "int8":
@@ -98,7 +101,7 @@ def test_a_training_in_int8_that_fails_leaves_calibration(
 def test_a_shape_that_cannot_be_trained_leaves_the_others(
     birds_teacher: Path, two_birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    distil = trials.distill
+    distil = distill
     failure: EdgefgError = TrainingError("the loss is not finite")
 
     def failing(*args: Any, **options: Any) -> Path:

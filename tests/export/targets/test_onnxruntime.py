@@ -14,7 +14,7 @@ def test_activations_are_uint8_and_weights_int8_by_channel(ort: Path) -> None:
     model = onnx.load(ort)
     onnx.checker.check_model(model, full_check=True)
     graph = Graph(model)
-    kinds = {"data": set(), "weights": set()}
+    kinds: dict[str, set[int]] = {"data": set(), "weights": set()}
     for node in graph.nodes:
         if node.op_type == "Conv":
             data, weights = (graph.writer(name) for name in node.input[:2])

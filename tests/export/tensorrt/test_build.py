@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import msgspec
@@ -26,7 +27,7 @@ from tests.simulated.install import simulated_device
 from tests.threads import run_together
 
 
-def copy(kind: str, folder: Path, **fields: object) -> Path:
+def copy(kind: str, folder: Path, **fields: Any) -> Path:
     """Copy a tiny artifact and change its manifest."""
     shutil.copytree(TINY / kind, folder)
     model = folder / "model.onnx"
@@ -159,7 +160,7 @@ def test_the_ladder_ends(model: Path, cache: Path, caplog: pytest.LogCaptureFixt
         ({"wrong": 100.0}, "deviates"),
     ],
 )
-def test_a_build_that_fails_changes_nothing(config: dict[str, object], said: str, model: Path, cache: Path) -> None:
+def test_a_build_that_fails_changes_nothing(config: dict[str, Any], said: str, model: Path, cache: Path) -> None:
     with simulated_device():
         build_engine([model])
     before = {path.name: path.read_bytes() for path in model.parent.iterdir()}

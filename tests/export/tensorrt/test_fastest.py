@@ -14,6 +14,8 @@ from edgefg.errors import DataError, InferenceError, RuntimeUnavailableError
 from edgefg.export import tensorrt
 from edgefg.export.tensorrt import build
 from edgefg.export.tensorrt.build import build_engine
+from edgefg.export.tensorrt.builder import describe
+from edgefg.export.tensorrt.worker import BuildDevice
 from tests.export.tensorrt.test_build import copy
 from tests.simulated.books import Books
 from tests.simulated.install import simulated_device
@@ -85,13 +87,13 @@ def test_models_of_two_networks(tmp_path: Path, device: Books) -> None:
 def test_a_model_that_cannot_be_built_leaves_room_for_the_other(
     qdq: Path, tmp_path: Path, device: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    described = iter([build.describe()])
+    described = iter([describe()])
 
-    def describe() -> build.BuildDevice:
+    def next_description() -> BuildDevice:
         for here in described:
             return here
         raise RuntimeUnavailableError("too little memory to look")
 
-    monkeypatch.setattr(build, "describe", describe)
+    monkeypatch.setattr(build, "describe", next_description)
     report = build_engine([qdq, copy("onnx", tmp_path / "fp32")], out=tmp_path / "out")
     assert [candidate.problem for candidate in report.candidates] == ["", "too little memory to look"]

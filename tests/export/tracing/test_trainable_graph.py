@@ -63,7 +63,7 @@ def test_graph_and_onnx_compute_what_the_network_does(network: Network, traced: 
 def test_batch_norms_are_folded_and_the_network_is_not_changed(network: Network, traced: Traced) -> None:
     assert not _nodes(traced.graph, ATEN.batch_norm)
     (first, _) = _nodes(traced.graph, ATEN.conv2d)
-    own, folded = network.backbone.first.weight, value_of(traced.graph, first.args[1])
+    own, folded = network.backbone.get_parameter("first.weight"), value_of(traced.graph, first.args[1])
     assert folded is not None
     assert not torch.equal(own, folded)
     assert value_of(traced.graph, first.args[2]) is not None, "the folded convolution has a bias"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,7 +29,7 @@ _SIDE = 64
 _RED = (40, 40, 255)
 
 
-def _augmentation(**fields: object) -> Augmentation:
+def _augmentation(**fields: Any) -> Augmentation:
     return Augmentation(**{"min_area": 0.5} | fields)
 
 

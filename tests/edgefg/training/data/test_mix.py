@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from edgefg.training.models.network import Batch, Network
 CLASSES = 4
 
 
-def augmentation(mix: str, **changes: object) -> Augmentation:
+def augmentation(mix: Any, **changes: Any) -> Augmentation:
     return Augmentation(mix=mix, **changes)
 
 
@@ -61,6 +63,8 @@ def test_mixup_levels_and_targets_have_the_same_share(seed: int, alpha: float) -
     )
     assert torch.equal(mixed.labels, batch.labels)
     assert mixed.boxes is None
+    assert mixed.indices is not None
+    assert batch.indices is not None
     assert torch.equal(mixed.indices, batch.indices)
 
 

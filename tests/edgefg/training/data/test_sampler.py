@@ -27,7 +27,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def of_three_classes(samples: tuple) -> list:
     """5, 10 and all images of the classes."""
-    wanted, taken = {0: 5, 1: 10}, Counter()
+    wanted, taken = {0: 5, 1: 10}, Counter[int]()
     kept = []
     for sample in samples:
         taken[sample.label] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("few"), classes=3, per_class=12, size=48, seed=1)
 
 
-def run(few: Path, out: Path, hardware: Hardware, method: str = "plain", **changes: object) -> Path:
+def run(few: Path, out: Path, hardware: Hardware, method: str = "plain", **changes: Any) -> Path:
     config = with_options(TrainingConfig(), **{"epochs": 3, "image_size": 64, "batch_size": 8, "warmup": 0.0} | changes)
     options = OPTIONS.get(method, {})
     return train_teacher(
@@ -60,7 +61,7 @@ def test_gradients_that_are_not_finite_stop_with_the_batch(
 ) -> None:
     loss = Network.loss
 
-    def with_an_infinite_slope(self: Network, batch: Batch, criterion: object) -> object:
+    def with_an_infinite_slope(self: Network, batch: Batch, criterion: Any) -> object:
         step = loss(self, batch, criterion)
         # √0 is 0, and its slope infinite.
         return step._replace(loss=step.loss + (step.logits - step.logits.detach()).square().sum().sqrt())
@@ -77,7 +78,7 @@ def test_logits_that_are_not_finite_name_the_epoch_and_the_last_good_state(
 ) -> None:
     epoch = loop._Loop.epoch
 
-    def spoiling(self: loop._Loop, training: object, progress: object, *args: object) -> float:
+    def spoiling(self: loop._Loop, training: Any, progress: Any, *args: Any) -> float:
         mean = epoch(self, training, progress, *args)
         if progress.epochs_done == 1:
             with torch.no_grad():
@@ -93,7 +94,7 @@ def test_logits_that_are_not_finite_name_the_epoch_and_the_last_good_state(
 def test_another_error_passes_as_it_is(
     few: Path, tmp_path: Path, hardware: Hardware, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    def failing(*args: object, **options: object) -> None:
+    def failing(*args: Any, **options: Any) -> None:
         raise RuntimeError("of its own")
 
     monkeypatch.setattr(f"edgefg.training.loop.fit.{place}", failing)
@@ -104,7 +105,7 @@ def test_another_error_passes_as_it_is(
 def test_maps_that_are_not_finite_reach_the_loss_of_wsdan() -> None:
     network = build("wsdan", build_backbone("resnet10t", 3), IMAGENET_MEAN, IMAGENET_STD, {"maps": 4})
     assert isinstance(network, WSDAN)
-    nn.init.constant_(network.attend[0].weight, torch.nan)
+    nn.init.constant_(network.attend.get_parameter("0.weight"), torch.nan)
     step = network.loss(Batch(torch.zeros(2, 64, 64, 3, dtype=torch.uint8), torch.tensor([0, 1])), cross_entropy(0.0))
     assert step.loss.isnan()
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from edgefg.training.models.network import Batch
 from edgefg.training.teacher import train_teacher
 
 
-def run(birds: Path, out: Path, config: TrainingConfig, hardware: Hardware, **options: object) -> Path:
+def run(birds: Path, out: Path, config: TrainingConfig, hardware: Hardware, **options: Any) -> Path:
     return train_teacher(birds, out, config, backbone="test_efficientnet", weights="none", hardware=hardware, **options)
 
 
@@ -53,7 +54,7 @@ def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
     whole = run(birds, tmp_path / "whole", config, hardware)
     epoch = loop._Loop.epoch
 
-    def killed(self: object, training: object, progress: RunProgress, *args: object) -> float:
+    def killed(self: Any, training: Any, progress: RunProgress, *args: Any) -> float:
         if progress.epochs_done == 1:
             raise KeyboardInterrupt
         return epoch(self, training, progress, *args)
@@ -71,7 +72,7 @@ def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
 def test_an_unfinished_run_of_other_settings_is_not_overwritten(
     birds: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*args: object) -> None:
+    def killed(*args: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("edgefg.training.loop.stage.save", killed)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from edgefg import metrics
 from edgefg.artifact.stages import StartingWeights, TrainStage
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.errors import TrainingError
+from edgefg.metrics import Scores
 from edgefg.preprocess import InputSpec
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.options import with_options
@@ -69,7 +71,7 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Kill the run in the epoch after ``after`` of them."""
     epoch = loop._Loop.epoch
 
-    def killed(self: object, training: object, progress: RunProgress, *args: object) -> float:
+    def killed(self: Any, training: Any, progress: RunProgress, *args: Any) -> float:
         if progress.epochs_done == after:
             epoch(self, training, progress, *args)  # what this epoch did must not count
             raise KeyboardInterrupt
@@ -187,7 +189,7 @@ def test_patience_stops_and_keeps_the_best(
     planned = iter([0.2, 0.6, 0.6, 0.5, 0.9, 0.9])
     score = loop.score
 
-    def scored(network: nn.Module, *args: object) -> metrics.Scores:
+    def scored(network: nn.Module, *args: Any) -> metrics.Scores:
         scores = score(network, *args)
         assert scores is not None
         seen.append({name: value.clone() for name, value in network.state_dict().items()})
@@ -232,7 +234,7 @@ def test_several_devices_do_not_wait_for_frozen_parameters(frozen: list[str], fe
     # A process of its own, since each device's starts the command again.
     done = subprocess.run(
         [
-            *(Path(sys.executable).with_name("edgefg"), "train", few, "--out", tmp_path, *frozen),
+            *(str(Path(sys.executable).with_name("edgefg")), "train", str(few), "--out", str(tmp_path), *frozen),
             *("--backbone", "resnet10t", "--weights", "none", "--image-size", "32", "--batch-size", "8"),
             *("--epochs", "2", "--workers", "0", "--accelerator", "cpu", "--devices", "2"),
         ],
@@ -272,7 +274,7 @@ def test_processes_share_the_gradients_of_what_an_objective_learns() -> None:
     for parameter in objective.parameters():
         parameter.grad = torch.ones(3)
     two, one = (SimpleNamespace(world_size=size, all_reduce=shared.append) for size in (2, 1))
-    rest = dict.fromkeys(loop._Loop._fields) | {"objective": objective}
+    rest: dict[str, Any] = dict.fromkeys(loop._Loop._fields) | {"objective": objective}
     loop._Loop(**rest | {"fabric": one}).share_gradients()
     assert not shared
     loop._Loop(**rest | {"fabric": two}).share_gradients()
@@ -340,7 +342,7 @@ def test_the_first_epoch_has_no_good_state_to_name(
     "wrong", [{"sampler": "pk", "per_class": 3}, {"mix": "mixup", "center_weight": 0.1}, {"triplet_weight": 1.0}]
 )
 def test_what_does_not_go_together_ends_before_the_first_step(
-    wrong: dict[str, object], few: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware,
+    wrong: dict[str, Any], few: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("edgefg.training.loop.fit.set_lr", lambda *_: pytest.fail("a step began"))
@@ -352,7 +354,7 @@ def test_patience_counts_the_epochs_of_the_classifiers_alone(
     birds: Path, tmp_path: Path, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score = loop.score
-    monkeypatch.setattr(loop, "score", lambda *args: replace(score(*args), top1=0.0))
+    monkeypatch.setattr(loop, "score", lambda *args: replace(cast(Scores, score(*args)), top1=0.0))
     config = TrainingConfig(image_size=32, schedule=Schedule(epochs=10, batch_size=27, patience=2))
     options = {"size2": 1.0, "size3": 1.0, "hidden": 8, "grid": 2, "warm_share": 0.0, "peak_share": 0.4}
     train_teacher(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -12,11 +14,11 @@ from edgefg.training.models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_b
 from edgefg.training.models.network import Network, TrainableNetwork
 
 
-def network_of(backbone: str, method: str = "plain", **options: object) -> Network:
+def network_of(backbone: str, method: str = "plain", **options: Any) -> Network:
     return build(method, build_backbone(backbone, 3), IMAGENET_MEAN, IMAGENET_STD, options)
 
 
-def config(**changes: object) -> TrainingConfig:
+def config(**changes: Any) -> TrainingConfig:
     return with_options(TrainingConfig(), epochs=1, image_size=32, **changes)
 
 
@@ -68,7 +70,7 @@ def test_what_methods_add_counts_as_the_last_block_and_their_copies_as_the_backb
     assert {name: found[name] for name in plain} == plain
 
 
-def rates(network: Network, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
+def rates(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     return {
         names[id(parameter)]: (group["lr"], group["weight_decay"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_a_gpu_that_only_emulates_bfloat16_gets_float16(
     chosen: list[str] = []
 
     class Seen:
-        def __init__(self, *, precision: str, **options: object) -> None:
+        def __init__(self, *, precision: str, **options: Any) -> None:
             chosen.append(precision)
 
         def launch(self) -> None:
@@ -109,7 +110,7 @@ def test_the_scale_is_resumed(
     whole = run(few, tmp_path / "whole", config, hardware)
     epoch = loop._Loop.epoch
 
-    def killed(self: loop._Loop, training: object, progress: object, *args: object) -> float:
+    def killed(self: loop._Loop, training: Any, progress: Any, *args: Any) -> float:
         if progress.epochs_done == 1:
             raise KeyboardInterrupt
         return epoch(self, training, progress, *args)

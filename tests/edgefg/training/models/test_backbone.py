@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision
@@ -72,7 +74,7 @@ def test_normalisation_is_that_of_torchvisions_own_transforms(name: str) -> None
         with torch.device("meta"):
             own = torchvision.models.get_model(name, init_weights=False, transform_input=True)
         expected = own._transform_input(expected)
-    stand_in = nn.Identity()
+    stand_in: Any = nn.Identity()
     stand_in.pretrained_cfg = backbone_module._published(name)
     torch.testing.assert_close(normalize(levels * 255, *default_normalisation(stand_in)), expected)
 

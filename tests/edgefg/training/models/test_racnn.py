@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from edgefg.data import load_dataset
 from edgefg.errors import DataError
 from edgefg.preprocess import InputSpec
 from edgefg.settings.hardware import Hardware
+from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import FineTuning, Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, load, save
 from edgefg.training.data.augment import EvaluationImages
@@ -42,7 +44,7 @@ CRITERION = cross_entropy(0.0)
 BACKBONES = ("test_efficientnet", "torchvision:mobilenet_v2")
 
 
-def network(backbone: str = "test_efficientnet", **options: object) -> RACNN:
+def network(backbone: str = "test_efficientnet", **options: Any) -> RACNN:
     torch.manual_seed(0)
     built = build("racnn", build_backbone(backbone, 3), IMAGENET_MEAN, IMAGENET_STD, options)
     assert isinstance(built, RACNN)
@@ -265,7 +267,7 @@ def test_a_frozen_start_stays_frozen() -> None:
     net.train()
     freeze(net, net.new_modules(), True)
     net.begin_epoch(2, 10)
-    assert net.phase is Phase.CLASSIFY
+    assert net.phase.name == "CLASSIFY"
     assert not net.backbone.conv_stem.weight.requires_grad
     assert net.fusion.weight.requires_grad
     net.loss(batch(), CRITERION).loss.backward()
@@ -308,11 +310,11 @@ def test_finer_backbones_start_as_copies_of_their_own_or_are_shared() -> None:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_checkpoint_gives_the_same_network(backbone: str, options: dict, tmp_path: Path) -> None:
     net = network(backbone, **options)
-    nn.init.normal_(net.proposals[0].second.weight)
+    nn.init.normal_(net.proposals.get_parameter("0.second.weight"))
     header = Header(
         schema=SCHEMA, kind="teacher", method="racnn", backbone=backbone, labels=("a", "b", "c"),
         options={name: getattr(net.options, name) for name in RACNNOptions.__struct_fields__},
-        input={"height": 64, "width": 64}, mean=IMAGENET_MEAN, std=IMAGENET_STD, dataset="none", split={},
+        input=InputSpec(height=64, width=64), mean=IMAGENET_MEAN, std=IMAGENET_STD, dataset="none", split=SplitSpec(),
         edgefg="test",
     )  # fmt: skip
     save(tmp_path / "net.safetensors", net, header)
@@ -321,7 +323,10 @@ def test_a_checkpoint_gives_the_same_network(backbone: str, options: dict, tmp_p
     images = batch().images
     assert net(images).shape == (4, 3)
     assert torch.equal(again(images), net(images))
-    assert torch.equal(again.attention(images).boxes, net.attention(images).boxes)
+    boxes, expected = again.attention(images).boxes, net.attention(images).boxes
+    assert boxes is not None
+    assert expected is not None
+    assert torch.equal(boxes, expected)
 
 
 def test_attention_names_boxes_in_shares_of_the_whole_image() -> None:
@@ -361,7 +366,7 @@ def test_it_trains_by_the_loop_and_resumes_equally(
     whole = run(tmp_path / "whole")
     epoch = loop._Loop.epoch
 
-    def killed(self: object, training: object, progress: object, *args: object) -> float:
+    def killed(self: Any, training: Any, progress: Any, *args: Any) -> float:
         if progress.epochs_done == 4:
             raise KeyboardInterrupt
         return epoch(self, training, progress, *args)

@@ -74,7 +74,7 @@ def test_the_embedding_is_the_rooted_pooling_at_length_100() -> None:
 
 def test_a_network_without_any_activation_has_a_finite_loss_and_finite_gradients() -> None:
     network = wsdan().train()
-    norm = network.attend[1]
+    norm: Any = network.attend[1]
     torch.nn.init.zeros_(norm.weight)
     torch.nn.init.constant_(norm.bias, -1.0)
     step = network.loss(batch(), CRITERION)
@@ -108,6 +108,7 @@ def test_the_centres_pull_features_but_the_optimiser_does_not_move_them() -> Non
     before = network.centres.centres.clone()
     assert before.any(dim=1).all()
     feature = torch.nn.functional.normalize(torch.rand(1, before.shape[1])).requires_grad_()
+    assert network.centres is not None
     network.centres(feature, torch.tensor([1])).backward()
     expected = 2 * (feature - torch.nn.functional.normalize(before[1:2]))
     torch.testing.assert_close(feature.grad, expected.detach())
@@ -245,7 +246,7 @@ def test_the_prediction_is_the_mean_of_both_softmaxes() -> None:
         passes = [network._look(p).logits.softmax(dim=1) for p in (planes, crop(planes, boxes[:, 0]))]
         torch.testing.assert_close(both.softmax(dim=1), (passes[0] + passes[1]) / 2)
         torch.testing.assert_close(both.exp().sum(dim=1), torch.ones(4))
-        assert not torch.allclose(*passes)
+        assert not torch.allclose(passes[0], passes[1])
         single = wsdan(passes=1).eval()(pictures()).softmax(dim=1)
     torch.testing.assert_close(single, passes[0])
 
@@ -317,7 +318,7 @@ def test_a_transformer_is_refused() -> None:
     ("options", "said"),
     [({"maps": 0}, "maps"), ({"crop_low": 0.7}, "crop_low is 0.7 and crop_high 0.6"), ({"theta": 1}, "theta")],
 )
-def test_wrong_options_are_named(options: dict[str, float], said: str) -> None:
+def test_wrong_options_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
         wsdan(**options)
 
