@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file with a JSON header, no pickle.
+"""Checkpoints: a safetensors file with a JSON header, and no pickle.
 
-A pruned network is stored as its channel plan, the attributes of every layer whose width changed, and its state dict;
-the plan is laid over a freshly built backbone before the tensors are loaded.
+A pruned network is stored as a state dict and a channel plan: the attributes of all layers whose width changed. The
+plan is applied to a new backbone before the tensors are loaded.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ChannelPlan = dict[str, dict[str, int | tuple[int, ...]]]
 
 
 class Quantized(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """What a network of kind ``qat`` was quantised for."""
+    """Target of a network that was trained with its rounding (kind ``qat``)."""
 
     to: TargetName
     """Target, whose rules say where it rounds."""
@@ -54,14 +54,14 @@ class Quantized(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """Everything about a checkpoint but its tensors."""
+    """Everything in a checkpoint except its tensors."""
 
     schema: int
     kind: Literal["teacher", "student", "pruned", "qat"]
     method: str
-    """How the network was made; one of `edgefg.training.methods.METHODS`, or ``ensemble``."""
+    """One of `edgefg.training.methods.METHODS`, or ``ensemble``."""
     options: dict[str, OptionValue] = {}
-    """The method's options, all of them."""
+    """All options of the method."""
     backbone: str
     labels: tuple[str, ...]
     input: InputSpec
@@ -70,24 +70,24 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     std: tuple[float, float, float]
     taxonomy: tuple[TaxonomyLevel, ...] = ()
     channels: ChannelPlan = {}
-    """Module name → widths that differ from the freshly built backbone's."""
+    """Module name → widths that differ from those of a new backbone."""
     dataset: str
-    """Fingerprint of the data it was trained on."""
+    """Fingerprint of the training data."""
     split: SplitSpec
-    """How those data were split where they came without split folders."""
+    """How the data were split, if they have no split folders."""
     teacher: str | None = None
-    """SHA-256 of the teacher's file."""
+    """SHA-256 of the teacher's checkpoint."""
     parent: str | None = None
-    """SHA-256 of the checkpoint that this one was pruned or quantised from."""
+    """SHA-256 of the checkpoint that was pruned or quantised."""
     quantized: Quantized | None = None
-    """Of kind ``qat`` alone; `edgefg.export.qat.quantized_network` reads its tensors."""
+    """Only of kind ``qat``, whose tensors `edgefg.export.qat.quantized_network` reads."""
     stages: tuple[StageRecord, ...] = ()
     """The stages that made it, the first one first."""
     recipe: str = ""
     """The stages in words, where checkpoints before schema 2 say no more."""
     validation: Accuracy | None = None
     members: tuple[Header, ...] = ()
-    """Of an ensemble: its networks, whose tensors are called ``members.<number>.…``."""
+    """Networks of an ensemble. Their tensors are called ``members.<number>.…``."""
     edgefg: str
     """Version that wrote it."""
 
@@ -109,7 +109,7 @@ class _SchemaOnly(msgspec.Struct):
 
 
 def save(path: Path, network: nn.Module, header: Header) -> None:
-    """Write a checkpoint, whole or not at all. Raises `CheckpointError` where it cannot be written."""
+    """Write a checkpoint, whole or not at all. Raises `CheckpointError` if that fails."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_tensors(path, tensors, msgspec.json.encode(header).decode())
 
@@ -120,20 +120,22 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: str) -> 
         with atomic_file(path) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata={_KEY: header})
     except (OSError, SafetensorError) as exc:
-        raise CheckpointError(f"cannot write {path}: {exc}; nothing was changed there") from exc
+        raise CheckpointError(f"cannot write {path}: {exc}. An earlier file of that name is unchanged") from exc
 
 
 def read_header_json(path: Path) -> str:
     """Return the JSON header of a file that `write_tensors` wrote. Raises `CheckpointError`."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there; needed a .safetensors checkpoint that edgefg wrote")
+        raise CheckpointError(f"{path} does not exist. Give a .safetensors checkpoint of edgefg")
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(_KEY)
     except (OSError, SafetensorError) as exc:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({exc}); copy it again or train again") from exc
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file ({exc}). Copy it again, or train again"
+        ) from exc
     if header is None:
-        raise CheckpointError(f"{path} has no edgefg header; give it as starting weights with --weights instead")
+        raise CheckpointError(f"{path} is not a checkpoint of edgefg. To start from its weights, use --weights")
     return str(header)
 
 
@@ -143,10 +145,10 @@ def read_header(path: Path) -> Header:
     try:
         schema = msgspec.json.decode(text, type=_SchemaOnly).schema
         if schema > SCHEMA:
-            raise CheckpointError(f"{path} has schema {schema}; this edgefg reads up to {SCHEMA}: upgrade edgefg")
+            raise CheckpointError(f"{path} has schema {schema}, but this edgefg reads up to {SCHEMA}. Upgrade edgefg")
         return msgspec.json.decode(text, type=Header)
     except msgspec.DecodeError as exc:
-        raise CheckpointError(f"{path} is not a network's checkpoint: its header is broken ({exc})") from exc
+        raise CheckpointError(f"{path} is not a checkpoint of a network, or its header is damaged ({exc})") from exc
 
 
 def run_difference(stored: Header, wanted: Header) -> str:
@@ -190,22 +192,22 @@ def _first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any
 
 
 def load(path: Path) -> tuple[Network, Header]:
-    """Rebuild the network, in evaluation mode, and return it with its header. Raises `CheckpointError`."""
+    """Load a network, in evaluation mode, and its header. Raises `CheckpointError`."""
     header = read_header(path)
     if header.quantized is not None:
         raise CheckpointError(
-            f"{path} is a quantised network, which counts by what its INT8 graph says: give the artifact that"
-            f" `edgefg export {path} --to {header.quantized.to} --precision int8` makes"
+            f"{path} is a quantised network, whose results are those of its INT8 graph. Give the artifact that"
+            f" `edgefg export {path} --to {header.quantized.to} --precision int8` writes"
         )
     try:
         network = rebuild(header, safetensors.torch.load_file(path))
     except (RuntimeError, AttributeError, SafetensorError) as exc:
-        raise CheckpointError(f"{path} does not fit the {header.backbone} that its header describes: {exc}") from exc
+        raise CheckpointError(f"the tensors of {path} do not fit the {header.backbone} of its header: {exc}") from exc
     return network.eval(), header
 
 
 def rebuild(header: Header, tensors: dict[str, torch.Tensor]) -> Network:
-    """Build the network that a header describes, lay its channel plan over it, and load the tensors."""
+    """Build the network of a header, apply the channel plan, and load the tensors."""
     if header.members:
         return Ensemble(
             [
@@ -219,9 +221,9 @@ def rebuild(header: Header, tensors: dict[str, torch.Tensor]) -> Network:
 
 
 def blank(header: Header, tensors: dict[str, torch.Tensor]) -> Network:
-    """Build the network that a header describes, in the shapes of the tensors, with no values of theirs.
+    """Build the network of a header with the shapes of the tensors, but do not load them.
 
-    Batch norms, which a quantised network has folded away, take their widths from the channel plan.
+    A quantised network has no batch norms: their widths are taken from the channel plan.
     """
     backbone = build_backbone(header.backbone, len(header.labels))
     network = build(header.method, backbone, header.mean, header.std, header.options)
@@ -242,11 +244,11 @@ def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def channel_plan(pruned: nn.Module, original: nn.Module) -> ChannelPlan:
-    """List, for every module of ``pruned``, the widths that differ from those of ``original``."""
+    """List for every module of ``pruned`` the widths that differ from those of ``original``."""
     originals = dict(original.named_modules())
     plan: ChannelPlan = {}
     for name, module in pruned.named_modules():
-        # Plain attributes only: wrappers offer some of these as properties of what they wrap.
+        # Plain attributes only: wrappers have some of these as properties of the wrapped module.
         own, before = vars(module), vars(originals[name])
         changed = {
             width: own[width]
@@ -259,19 +261,21 @@ def channel_plan(pruned: nn.Module, original: nn.Module) -> ChannelPlan:
 
 
 def apply_channels(network: nn.Module, plan: ChannelPlan) -> None:
-    """Set the layers' widths to those of a channel plan; the tensors follow with `load`."""
+    """Set the widths of layers to those of a channel plan. The tensors are not changed."""
     modules = dict(network.named_modules())
     for name, widths in plan.items():
         if name not in modules:
-            raise CheckpointError(f"the channel plan names {name}, which this backbone has not; update timm")
+            raise CheckpointError(f"the channel plan contains {name}, which this backbone does not have. Update timm")
         for width, value in widths.items():
             if width not in _WIDTHS:
-                raise CheckpointError(f"the channel plan sets {width!r} of {name}; needed one of {', '.join(_WIDTHS)}")
+                raise CheckpointError(
+                    f"the channel plan sets {width!r} of {name}, which is not one of {', '.join(_WIDTHS)}"
+                )
             setattr(modules[name], width, value)
 
 
 def _resize_to(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Give parameters and buffers the stored shapes, so that a strict load fits a pruned network."""
+    """Give parameters and buffers the stored shapes, so that a pruned network can be loaded strictly."""
     for name, tensor in tensors.items():
         owner_name, _, leaf = name.rpartition(".")
         owner = network.get_submodule(owner_name)

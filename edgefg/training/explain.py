@@ -1,7 +1,7 @@
-"""Where a network looks, drawn: the picture with the parts it finds, and its attention maps as heat over the picture.
+"""Pictures that show where a network looks: the image with boxes of parts, and attention maps as heat maps.
 
-Maps and boxes are of what the network sees, the crop of `edgefg.preprocess`; here they are laid back over the whole
-picture, and what the network does not see is darkened.
+Maps and boxes refer to the network's input, a crop by `edgefg.preprocess`. They are drawn on the whole image, which is
+darkened outside the crop.
 """
 
 from __future__ import annotations
@@ -29,47 +29,47 @@ from edgefg.training.models.network import Attention, Network
 FloatArray = npt.NDArray[np.float32]
 
 _WIDTH = 448  # pixels, at least
-_LONGEST = 1024  # a larger picture is shrunk to this, unless it would become narrower than _WIDTH
-_LIMIT = 4096  # of a very long and narrow one
+_LONGEST = 1024  # larger images are shrunk to this, unless they would become narrower than _WIDTH
+_LIMIT = 4096  # longest side of a very narrow image
 _HEAT = 0.6  # greatest opacity
-_HOTTEST = 225  # level of the colour map; beyond it becomes a dark brown
-_DARK = 0.35  # brightness of what the network does not see
+_HOTTEST = 225  # highest level of the colour map that is used; beyond, it is dark brown
+_DARK = 0.35  # brightness outside the network's input
 _COLOURS = ((255, 209, 0), (0, 214, 255), (255, 99, 204), (130, 255, 90), (255, 150, 60), (180, 160, 255))
 
 
-class Explained(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one image."""
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Explanation of one image."""
 
     image: str
     picture: str | None = None
-    """The PNG that was written."""
+    """Path of the PNG."""
     top: tuple[ClassProbability, ...] = ()
     """The most probable classes, best first."""
     boxes: dict[str, tuple[float, float, float, float]] = {}
-    """Part → x0, y0, x1, y1 in pixels of the image as decoded; parts that were not found are left out."""
+    """Part → x0, y0, x1, y1 in pixels of the decoded image. Parts that were not found are left out."""
     error: str | None = None
-    """Why the image cannot be read."""
+    """Why the image could not be read."""
 
 
-class Look(NamedTuple):
-    """What a network makes of one frame."""
+class FrameAttention(NamedTuple):
+    """Logits and attention of a network for one frame."""
 
     logits: FloatArray
     """``float32 [classes]``."""
     maps: list[tuple[str, FloatArray]]
-    """Names and maps, ``float32 [h, w]`` from 0 to 1, of what the network sees; the most telling first."""
+    """Names and maps, ``float32 [h, w]`` in 0…1, of the network's input. The strongest map comes first."""
     boxes: dict[str, FloatArray]
     """Part → ``float32 [4]``: x0, y0, x1, y1 in pixels of the frame."""
 
 
-def explain_files(checkpoint: Path, files: Sequence[Path], out: Path, top: int = 3) -> Iterator[Explained]:
-    """Explain image files one by one, each by a PNG in ``out``; an unreadable one is reported and left out.
+def explain_files(checkpoint: Path, files: Sequence[Path], out: Path, top: int = 3) -> Iterator[Explanation]:
+    """Explain images with one PNG each in ``out``. An unreadable image has an explanation with ``error``.
 
     Args:
-        checkpoint: a ``.safetensors`` file that edgefg wrote.
-        files: images; no two PNGs share a name, whatever folders the images lie in.
-        out: folder, created where it is not there.
-        top: how many classes are named, and how many of several maps are shown beside their mean.
+        checkpoint: a checkpoint of edgefg.
+        files: images. The PNGs have different names even if images of several folders have the same.
+        out: folder. It is created if it does not exist.
+        top: number of classes that are named, and of maps that are shown beside their mean.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -80,34 +80,34 @@ def explain_files(checkpoint: Path, files: Sequence[Path], out: Path, top: int =
         try:
             frame = read_image(file)
         except DataError as exc:
-            yield Explained(image=str(file), error=str(exc))
+            yield Explanation(image=str(file), error=str(exc))
             continue
-        seen = look(network, frame, header.input, top)
-        if not np.isfinite(seen.logits).all():
-            raise CheckpointError(f"{checkpoint} gives logits that are not finite for {file}; train it again")
-        best = _best(seen.logits, header.labels, top)
-        write_png(out / name, draw(frame, seen, header.input, best))
-        boxes = {part: tuple(box.tolist()) for part, box in seen.boxes.items()}
-        yield Explained(image=str(file), picture=str(out / name), top=best, boxes=boxes)
+        attention = attend(network, frame, header.input, top)
+        if not np.isfinite(attention.logits).all():
+            raise CheckpointError(f"{checkpoint} gives logits that are not finite for {file}. Train it again")
+        best = _best(attention.logits, header.labels, top)
+        write_png(out / name, draw(frame, attention, header.input, best))
+        boxes = {part: tuple(box.tolist()) for part, box in attention.boxes.items()}
+        yield Explanation(image=str(file), picture=str(out / name), top=best, boxes=boxes)
 
 
 def file_names(files: Sequence[Path]) -> list[str]:
-    """Name a PNG for each image: the image's own name, with as many of its folders before it as make it unique."""
+    """Return the name of a PNG for each image: the image's name, after as many of its folders as make it unique."""
     taken: set[str] = set()
     names: list[str] = []
     for file in files:
         parts = file.absolute().parts[1:]
         offered = ["-".join(parts[-depth:]) for depth in range(1, len(parts) + 1)]
         offered += [f"{len(names)}-{parts[-1]}"]
-        # Some file systems do not tell upper case from lower.
+        # Some file systems ignore case.
         name = next(name for name in offered if name.lower() not in taken)
         taken.add(name.lower())
         names.append(f"{name}.png")
     return names
 
 
-def look(network: Network, frame: UInt8Array, spec: InputSpec, top: int) -> Look:
-    """Let a network, in evaluation mode, look at a frame, ``uint8 [H, W, 3]`` BGR; see `explain_files` for ``top``."""
+def attend(network: Network, frame: UInt8Array, spec: InputSpec, top: int) -> FrameAttention:
+    """Run a network, in evaluation mode, on a frame ``uint8 [H, W, 3]`` BGR. `explain_files` explains ``top``."""
     device = next(network.parameters()).device
     images = torch.from_numpy(prepare(frame, spec))[None].to(device)
     with torch.no_grad():
@@ -121,11 +121,11 @@ def look(network: Network, frame: UInt8Array, spec: InputSpec, top: int) -> Look
         for name, box in zip(attention.names, attention.boxes[0].detach().float().cpu().numpy(), strict=True):
             if not np.isnan(box).any():
                 boxes[name] = (box * scale + shift).astype(np.float32)
-    return Look(logits, _chosen(attention, top), boxes)
+    return FrameAttention(logits, _chosen(attention, top), boxes)
 
 
-def draw(frame: UInt8Array, seen: Look, spec: InputSpec, best: Sequence[ClassProbability]) -> UInt8Array:
-    """Draw the picture with its boxes and, to its right, one heat map after the other; ``uint8 [H, W, 3]`` BGR."""
+def draw(frame: UInt8Array, attention: FrameAttention, spec: InputSpec, best: Sequence[ClassProbability]) -> UInt8Array:
+    """Draw the image with boxes and, to its right, the heat maps. Returns ``uint8 [H, W, 3]`` BGR."""
     height, width = frame.shape[:2]
     scale = max(min(1.0, _LONGEST / max(height, width)), _WIDTH / width)
     scale = min(scale, _LIMIT / max(height, width))
@@ -136,14 +136,14 @@ def draw(frame: UInt8Array, seen: Look, spec: InputSpec, best: Sequence[ClassPro
     region = (slice(top, top + max(1, seen_height)), slice(left, left + max(1, seen_width)))
     ground = (picture * _DARK).astype(np.uint8)
     ground[region] = picture[region]
-    panels = [ground, *(_heated(ground, region, found) for _, found in seen.maps)]
-    titles = ["picture", *(name for name, _ in seen.maps)]
+    panels = [ground, *(_heated(ground, region, found) for _, found in attention.maps)]
+    titles = ["picture", *(name for name, _ in attention.maps)]
     named = [f"{candidate.label}  {candidate.confidence:.1%}" for candidate in best]
-    return _compose(panels, titles, named, {name: box * scale for name, box in seen.boxes.items()})
+    return _compose(panels, titles, named, {name: box * scale for name, box in attention.boxes.items()})
 
 
 def write_png(path: Path, image: UInt8Array) -> None:
-    """Write a PNG, whole or not at all. Raises `DataError` where it cannot be written."""
+    """Write a PNG, whole or not at all. Raises `DataError` if that fails."""
     encoded = cv2.imencode(".png", image)[1]
     try:
         with atomic_file(path) as temporary:
@@ -159,7 +159,7 @@ def _best(logits: FloatArray, labels: Sequence[str], top: int) -> tuple[ClassPro
 
 
 def _chosen(attention: Attention, top: int) -> list[tuple[str, FloatArray]]:
-    """Name the maps to show: the only one, or the mean and the strongest few."""
+    """Return the names and maps to show: the only one, or the mean and the strongest ones."""
     if attention.maps is None:
         return []
     maps = attention.maps[0].detach().float().cpu().numpy()
@@ -171,11 +171,11 @@ def _chosen(attention: Attention, top: int) -> list[tuple[str, FloatArray]]:
 
 
 def _heated(picture: UInt8Array, region: tuple[slice, slice], found: FloatArray) -> UInt8Array:
-    """Lay a map, ``float32 [h, w]`` from 0 to 1, over a region: the higher, the redder and the less see-through."""
-    # Grey beneath, so that every colour is heat.
+    """Draw a map, ``float32 [h, w]`` in 0…1, over a region. Higher values are redder and more opaque."""
+    # On a grey image, every colour belongs to the map.
     grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     part = grey[region].astype(np.float32)
-    # Linear, half a cell in: as `torch.nn.functional.interpolate` does without aligned corners.
+    # Linear, like `torch.nn.functional.interpolate` without aligned corners.
     heat = cv2.resize(found, (part.shape[1], part.shape[0]), interpolation=cv2.INTER_LINEAR).clip(0, 1)
     colour = cv2.applyColorMap((heat * _HOTTEST).round().astype(np.uint8), cv2.COLORMAP_TURBO).astype(np.float32)
     opacity = (_HEAT * np.sqrt(heat))[..., np.newaxis]
@@ -187,7 +187,7 @@ def _heated(picture: UInt8Array, region: tuple[slice, slice], found: FloatArray)
 def _compose(
     panels: Sequence[UInt8Array], titles: Sequence[str], named: Sequence[str], boxes: dict[str, FloatArray]
 ) -> UInt8Array:
-    """Put panels of one size side by side, titles above and the named classes below; boxes go on the first."""
+    """Join panels of one size, with titles above and class names below. Boxes are drawn on the first panel."""
     height, width = panels[0].shape[:2]
     size = max(13, min(22, width // 26))
     font, gap, line = ImageFont.load_default(size), 8, round(size * 1.5)

@@ -1,4 +1,4 @@
-"""The methods by name: what `--method` takes, what a checkpoint's header names, what `edgefg methods` lists."""
+"""The methods by name, as in `--method`, in checkpoint headers and in `edgefg methods`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def method_options(method: str, values: Mapping[str, Any]) -> msgspec.Struct:
 
 
 def build(method: str, backbone: nn.Module, mean: Triple, std: Triple, options: Mapping[str, Any]) -> Network:
-    """Build the method's network around a backbone. Raises `DataError` as `method_options`."""
+    """Build the network of a method around a backbone. Raises `DataError` as `method_options`."""
     return METHODS[method](backbone, mean, std, method_options(method, options))
 
 
@@ -66,15 +66,15 @@ class MethodDescription(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     paper: str
     single_pass: bool
-    """Whether it exports to ONNX and OpenVINO by itself."""
+    """Whether it can be exported. Other methods are distilled into a student first."""
     options: dict[str, tuple[Any, str]]
-    """Option → the paper's default, and one line of help."""
+    """Option → the paper's value, and one line of help."""
     advice: str = ""
-    """What the paper trains with, where the defaults are others."""
+    """Training settings of the paper that differ from the defaults."""
 
     def render(self) -> str:
         """Return a few lines of text."""
-        kind = "exports by itself" if self.single_pass else "distil it into a student to export"
+        kind = "can be exported" if self.single_pass else "distil it into a student to export it"
         lines = [f"{self.name:10} {self.summary} ({self.paper}; {kind})"]
         for name, (default, text) in self.options.items():
             value = f"{default:.4g}" if isinstance(default, float) else default

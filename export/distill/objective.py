@@ -23,7 +23,7 @@ from edgefg.training.checkpoint import Header
 from edgefg.training.data.mix import create_mixer, evaluating
 from edgefg.training.ensemble import load_compatible
 from edgefg.training.losses import cross_entropy
-from edgefg.training.models import backbone as parts
+from edgefg.training.models import backbone as backbones
 from edgefg.training.models.ensemble import Ensemble, resized
 from edgefg.training.models.network import Batch, Network, mean_logits
 from edgefg.training.objective import Objective
@@ -205,6 +205,6 @@ def _channels(network: nn.Module) -> int:
     backbone = cast(Network, network).backbone
     try:
         with evaluating(backbone):  # an empty image must not change the statistics of the norms
-            return parts.maps(backbone, parts.example_planes(backbone)).shape[1]
+            return backbones.maps(backbone, backbones.example_planes(backbone)).shape[1]
     except WeightsError as exc:
         raise WeightsError(f"--feature-weight and --attention-weight compare feature maps, and {exc}") from exc

@@ -314,7 +314,7 @@ def test_bad_input_is_refused_before_the_work(lite0: Path, birds_folder: Path, t
         export_checkpoint(tmp_path / "absent.safetensors", out, to="onnx", precision="fp32")
     truncated = tmp_path / "t.safetensors"
     truncated.write_bytes(lite0.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         export_checkpoint(truncated, out, to="onnx", precision="fp32")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("x")

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from edgefg.errors import TrainingError, WeightsError
 from edgefg.settings.training import Augmentation
-from edgefg.training.models import backbone as parts
+from edgefg.training.models import backbone as backbones
 from edgefg.training.models.network import Batch, Network
 
 # (network, batch) → batch with soft targets and without boxes, or the batch itself if it is not mixed.
@@ -136,9 +136,9 @@ def semantic_shares(network: nn.Module, images: torch.Tensor, labels: torch.Tens
     backbone: nn.Module = model.backbone
     with evaluating(backbone):
         with torch.no_grad():
-            found = parts.maps(backbone, model.normalised(images))
+            found = backbones.maps(backbone, model.normalised(images))
         found = found.detach().requires_grad_()
-        logits = parts.classify(backbone, parts.embedding(backbone, found))
+        logits = backbones.classify(backbone, backbones.embedding(backbone, found))
         (slope,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), found)
     activation = (slope.mean(dim=(2, 3), keepdim=True) * found.detach()).sum(dim=1, keepdim=True).float()
     full = F.interpolate(activation, images.shape[1:3], mode="bilinear")[:, 0]
@@ -164,8 +164,8 @@ def _check_activation(network: nn.Module, classes: int) -> None:
     backbone: nn.Module = cast(Network, network).backbone
     try:
         with evaluating(backbone), torch.no_grad():
-            found = parts.maps(backbone, parts.example_planes(backbone))
-            outputs = parts.classify(backbone, parts.embedding(backbone, found)).shape[1]
+            found = backbones.maps(backbone, backbones.example_planes(backbone))
+            outputs = backbones.classify(backbone, backbones.embedding(backbone, found)).shape[1]
         wrong = f"it has {outputs} outputs for {classes} classes" if outputs != classes else ""
     except (WeightsError, RuntimeError) as exc:
         wrong = str(exc).splitlines()[0]

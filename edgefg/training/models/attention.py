@@ -1,11 +1,11 @@
-"""SE and CBAM: gates on the feature maps, put into a backbone that may be pretrained.
+"""SE and CBAM: attention gates on the feature maps, inserted into a backbone that may be pretrained.
 
 Hu, Shen & Sun 2018, "Squeeze-and-Excitation Networks"; Woo, Park, Lee & Kweon 2018, "CBAM: Convolutional Block
-Attention Module". A gate goes where the papers have it: into every residual block, before the addition; in a backbone
+Attention Module". As in the papers, a gate is inserted into every residual block before the addition or, in a backbone
 without known blocks, after every stage.
 
-A new gate of random weights would halve every map (σ(0) = 0.5) and so throw away what a pretrained backbone knows. Ours
-start at σ(5) = 0.993 for every input: the last weights are 0 and the bias is 5, which leaves a slope to learn by.
+A new gate with random weights would halve every map (σ(0) = 0.5), and so destroy pretrained features. Here gates start
+at σ(5) = 0.993 for every input: the last weights are 0 and the bias is 5, where the gradient does not vanish.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from timm.layers import create_attn
 from torch import nn
 
 from edgefg.errors import WeightsError
-from edgefg.training.models import backbone as parts
+from edgefg.training.models import backbone as backbones
 from edgefg.training.models.backbone import Triple
 from edgefg.training.models.network import Attention, Network, scaled
 
 _OPEN = 5.0
 
-# (module, name of its child): where a gate may go
+# (module, name of its child): a place for a gate
 Place = tuple[nn.Module, str]
 
 
 class GateOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options of SE and CBAM."""
 
-    reduction: Annotated[int, Meta(description="r: channels are squeezed to 1/r of them", ge=1)] = 16
+    reduction: Annotated[int, Meta(description="Reduction ratio r: channels are squeezed to 1/r.", ge=1)] = 16
 
 
 def squeeze_excite(channels: int, reduction: int) -> nn.Module:
-    """Build SE, s = σ(W₂ relu(W₁ GAP(x))), which scales channels of ``float [N, C, h, w]``; nearly open at first."""
+    """Create an SE gate, which scales channels of ``float [N, C, h, w]`` by s = σ(W₂ relu(W₁ GAP(x)))."""
     gate = cast(nn.Module, create_attn("se", channels, rd_channels=max(1, channels // reduction)))
     _open_last(gate, _OPEN)
     return gate
 
 
 def cbam(channels: int, reduction: int) -> nn.Module:
-    """Build CBAM: channels scaled by σ(MLP(avg) + MLP(max)), then positions by σ(BN(conv7×7[mean; max])).
+    """Create a CBAM gate for ``float [N, C, h, w]``.
 
-    For ``float [N, C, h, w]``; nearly open at first.
+    It scales channels by σ(MLP(avg) + MLP(max)), then positions by σ(BN(conv7×7[mean; max])).
     """
     gate = cast(nn.Module, create_attn("cbam", channels, rd_channels=max(1, channels // reduction), mlp_bias=True))
-    # The shared MLP, and with it its bias, counts twice.
+    # The MLP is applied twice, and so is its bias.
     _open_last(gate.get_submodule("channel"), _OPEN / 2)
-    # Not the convolution's weights: batch normalisation of a constant has a slope of 1/√(its epsilon).
+    # Not the convolution's weights: for a constant input, the gradient of batch normalisation is 1/√ε.
     norm = cast(nn.BatchNorm2d, gate.get_submodule("spatial.conv.bn"))
     nn.init.zeros_(norm.weight)
     nn.init.constant_(norm.bias, _OPEN)
@@ -66,30 +66,30 @@ def _open_last(gate: nn.Module, bias: float) -> None:
 
 
 def insert_gates(backbone: nn.Module, gate_of: Callable[[int], nn.Module]) -> list[nn.Module]:
-    """Put gates into a backbone, in place, and return them in the order in which the maps pass them.
+    """Insert gates into a backbone in place, and return them in the order of the forward pass.
 
-    The first of these kinds of places that a backbone has: the free ``se`` slots of timm's residual blocks; after the
-    last norm of torchvision's residual blocks; after every stage. A gate that the backbone has already stays.
+    They are inserted into the first of these that the backbone has: the free ``se`` slots of timm's residual blocks;
+    behind the last norm of torchvision's residual blocks; behind every stage. Existing gates are kept.
 
     Args:
         backbone: a timm or torchvision classifier.
-        gate_of: builds a gate from its number of channels.
+        gate_of: creates a gate for a number of channels.
 
     Raises:
-        WeightsError: the backbone has no feature maps, or no place for a gate.
+        WeightsError: the backbone has no feature maps, or no place for gates.
     """
     for places in (_slots, _torchvision_blocks, _stages):
         gates = _fill(backbone, list(places(backbone)), gate_of)
         if gates:
             return gates
     raise WeightsError(
-        f"{type(backbone).__name__} has no residual block or stage that a gate fits into; needed a convolutional"
-        " backbone, for instance resnet50"
+        f"{type(backbone).__name__} has no residual blocks or stages for gates. Use a convolutional backbone, for"
+        " instance resnet50"
     )
 
 
 def _slots(backbone: nn.Module) -> Iterator[Place]:
-    """Find the attention slots of timm's blocks: None in ResNets, an identity in MBConv and RegNet."""
+    """Find the free attention slots of timm's blocks: None in ResNets, an identity in MBConv and RegNet."""
     for module in backbone.modules():
         if hasattr(module, "se") and (module.se is None or isinstance(module.se, nn.Identity)):
             yield module, "se"
@@ -103,10 +103,10 @@ def _torchvision_blocks(backbone: nn.Module) -> Iterator[Place]:
 
 
 def _stages(backbone: nn.Module) -> Iterator[Place]:
-    """Find the last layer of every stage: timm lists them; in torchvision the maps shrink after it."""
+    """Find the last layer of every stage. timm lists them; in torchvision the next layer shrinks the maps."""
     if hasattr(backbone, "forward_features"):
         ends = [backbone.get_submodule(info["module"]) for info in getattr(backbone, "feature_info", [])]
-        # timm's VGG names the last pooling beside the convolution that it follows.
+        # For VGG, timm lists the last pooling besides the convolution before it.
         ends = [end for end in ends if not isinstance(end, nn.MaxPool2d)]
     else:
         ends = _before_shrinking(backbone)
@@ -118,11 +118,11 @@ def _stages(backbone: nn.Module) -> Iterator[Place]:
 
 @torch.no_grad()
 def _before_shrinking(backbone: nn.Module) -> list[nn.Module]:
-    """List the layers of a torchvision trunk before those that shrink the maps, and the last one unless it does."""
+    """List the layers of a torchvision trunk after which the maps shrink, and the last one unless it shrinks them."""
     layers: list[nn.Module] = []
-    for layer in parts.trunk_of(backbone):
+    for layer in backbones.trunk_of(backbone):
         layers += list(layer) if isinstance(layer, nn.Sequential) else [layer]
-    training, found = backbone.training, parts.example_planes(backbone)
+    training, found = backbone.training, backbones.example_planes(backbone)
     backbone.eval()
     ends: list[nn.Module] = []
     shrinks = False
@@ -136,7 +136,7 @@ def _before_shrinking(backbone: nn.Module) -> list[nn.Module]:
 
 
 class _Probe(nn.Module):
-    """Stands where a gate may go, and notes that maps came by."""
+    """Stands in for a gate, and records the channels of the maps that it receives."""
 
     def __init__(self, passed: dict[_Probe, int]) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _Probe(nn.Module):
 
 
 def _fill(backbone: nn.Module, places: list[Place], gate_of: Callable[[int], nn.Module]) -> list[nn.Module]:
-    """Put gates into those of the places that maps pass: a probe in each tells, and counts the channels."""
+    """Insert gates into those places that receive feature maps, which a probe in each place finds out."""
     passed: dict[_Probe, int] = {}
     probes = {_Probe(passed): (owner, name, getattr(owner, name)) for owner, name in places}
     for probe, (owner, name, child) in probes.items():
@@ -157,7 +157,7 @@ def _fill(backbone: nn.Module, places: list[Place], gate_of: Callable[[int], nn.
     training = backbone.training
     try:
         with torch.no_grad():
-            parts.maps(backbone.eval(), parts.example_planes(backbone))
+            backbones.maps(backbone.eval(), backbones.example_planes(backbone))
     finally:
         backbone.train(training)
         for owner, name, child in probes.values():
@@ -190,7 +190,7 @@ class SENet(Network):
     def __init__(self, backbone: nn.Module, mean: Triple, std: Triple, options: msgspec.Struct | None = None) -> None:
         super().__init__(backbone, mean, std, options)
         reduction = cast(GateOptions, self.options).reduction
-        # A tuple, which torch does not register: the gates are modules of the backbone already.
+        # torch does not register the modules of a tuple: the gates are registered in the backbone.
         self.gates = tuple(insert_gates(backbone, lambda channels: type(self).gate(channels, reduction)))
 
     def new_modules(self) -> list[nn.Module]:
@@ -206,7 +206,7 @@ class CBAMNet(SENet):
     gate: ClassVar[Callable[[int, int], nn.Module]] = staticmethod(cbam)
 
     def attention(self, images: torch.Tensor) -> Attention:
-        """Return the last gate's map of the positions."""
+        """Return the spatial map of the last gate."""
         spatial = self.gates[-1].get_submodule("spatial.gate")
         seen: list[torch.Tensor] = []
         handle = spatial.register_forward_hook(lambda _, inputs, output: seen.append(output))

@@ -1,6 +1,6 @@
-"""Backbones: any timm or torchvision classifier, built, and taken apart into maps, embedding and logits.
+"""Backbones: any classifier of timm or torchvision, and its feature maps, embedding and logits.
 
-For every convolutional one ``classify(b, embedding(b, maps(b, x)))`` equals ``b(x)``.
+For every convolutional backbone, ``classify(b, embedding(b, maps(b, x)))`` equals ``b(x)``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgefg.errors import WeightsError
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 Triple = tuple[float, float, float]
-# torchvision's ports from TensorFlow: their weights expect levels scaled to -1…1.
+# torchvision's ports from TensorFlow, whose weights expect inputs of -1…1.
 _SCALED_INSIDE = ("googlenet", "inception_v3")
 
 
@@ -27,17 +27,17 @@ def build_backbone(name: str, classes: int) -> nn.Module:
     """Build an untrained timm or torchvision classifier with ``classes`` outputs.
 
     Args:
-        name: a timm name, or a torchvision name where timm has none; ``torchvision:NAME`` asks for torchvision's.
+        name: a timm name, or a torchvision name that timm does not have. ``torchvision:NAME`` is always torchvision's.
         classes: number of outputs.
 
     Raises:
-        WeightsError: neither library has it.
+        WeightsError: neither library has such a backbone.
     """
     if not name.startswith("torchvision:") and timm.is_model(name):
         return cast(nn.Module, timm.create_model(name, pretrained=False, num_classes=classes))
     plain = name.removeprefix("torchvision:")
     if plain in torchvision.models.list_models(torchvision.models):
-        # These two give tuples in training unless told not to.
+        # By default, these two return tuples in training.
         extra = {"aux_logits": False, "init_weights": True} if plain in _SCALED_INSIDE else {}
         backbone = cast(nn.Module, torchvision.models.get_model(plain, weights=None, num_classes=classes, **extra))
         backbone.pretrained_cfg = _published(plain)  # type: ignore[assignment]
@@ -49,36 +49,36 @@ def build_backbone(name: str, classes: int) -> nn.Module:
 
 
 def _published(name: str) -> dict[str, Any]:
-    """Return what torchvision's published weights were trained with, in timm's words."""
+    """Return the normalisation of torchvision's published weights, in timm's format."""
     found = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    # Where torchvision builds a network for them with transform_input, mean and deviation do the same here.
+    # For these, torchvision converts the input inside the network (transform_input). The normalisation does it here.
     scaled = name in _SCALED_INSIDE
     return {"mean": (0.5,) * 3, "std": (0.5,) * 3} if scaled else {"mean": tuple(found.mean), "std": tuple(found.std)}
 
 
 def head_of(backbone: nn.Module) -> nn.Module:
-    """Return the layer that gives the logits: timm says so; in torchvision it is the last one with weights.
+    """Return the classifier: timm names it, and in torchvision it is the last layer with weights.
 
     Raises:
-        WeightsError: there are several, as in networks made for distillation.
+        WeightsError: there are several, as in networks designed for distillation.
     """
     if hasattr(backbone, "get_classifier"):
         head = cast(Any, backbone).get_classifier()
         if not isinstance(head, nn.Module):
-            raise WeightsError(f"{type(backbone).__name__} has {len(head)} classifiers; needed a backbone with one")
+            raise WeightsError(f"{type(backbone).__name__} has {len(head)} classifiers. Use a backbone with one")
         return head
     return [module for module in backbone.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
 
 
 def default_normalisation(backbone: nn.Module) -> tuple[Triple, Triple]:
-    """Return mean and standard deviation, in levels, that the backbone's published weights were trained with."""
+    """Return the mean and the standard deviation, in levels, of the input that the published weights expect."""
     config = cast(Any, backbone).pretrained_cfg
     mean, std = (tuple(255.0 * value for value in config[key]) for key in ("mean", "std"))
     return cast(Triple, mean), cast(Triple, std)
 
 
 def logits_and_embedding(backbone: nn.Module, planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits and what the head read, ``float [N, D]``, of any classifier, transformers included."""
+    """Return the logits and the embedding, the input of the head ``float [N, D]``. Works for transformers too."""
     read: list[torch.Tensor] = []
     handle = head_of(backbone).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     try:
@@ -92,7 +92,7 @@ def maps(backbone: nn.Module, planes: torch.Tensor) -> torch.Tensor:
     """Return the last feature maps, ``float [N, C, h, w]``, of normalised planes ``float [N, 3, H, W]``.
 
     Raises:
-        WeightsError: the backbone has no such maps (a transformer).
+        WeightsError: the backbone has none (a transformer).
     """
     if hasattr(backbone, "forward_features"):
         found = cast(Any, backbone).forward_features(planes)
@@ -102,14 +102,13 @@ def maps(backbone: nn.Module, planes: torch.Tensor) -> torch.Tensor:
     if not is_map or str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else f"{type(found).__name__} of tensors"
         raise WeightsError(
-            f"{type(backbone).__name__} gives features of shape {shape}, not [N, C, h, w]; this needs a convolutional"
-            " backbone"
+            f"{type(backbone).__name__} has features of shape {shape}, not [N, C, h, w]. Use a convolutional backbone"
         )
     return cast(torch.Tensor, found)
 
 
 def embedding(backbone: nn.Module, found: torch.Tensor) -> torch.Tensor:
-    """Return what the head reads, ``float [N, D]``, of the maps; dropout included in training."""
+    """Return the embedding, the input of the head ``float [N, D]``, of feature maps. Training includes dropout."""
     if hasattr(backbone, "forward_head"):
         return cast(torch.Tensor, cast(Any, backbone).forward_head(found, pre_logits=True)).flatten(1)
     _, rest = _torchvision_parts(backbone)
@@ -122,7 +121,7 @@ def embedding(backbone: nn.Module, found: torch.Tensor) -> torch.Tensor:
 
 
 def classify(backbone: nn.Module, embedded: torch.Tensor) -> torch.Tensor:
-    """Return the logits, ``float [N, classes]``, of `embedding`'s vectors."""
+    """Return the logits, ``float [N, classes]``, of embeddings."""
     head = head_of(backbone)
     if isinstance(head, nn.Conv2d):
         embedded = embedded[:, :, None, None]
@@ -141,29 +140,29 @@ def channels(backbone: nn.Module) -> int:
 
 
 def example_planes(backbone: nn.Module) -> torch.Tensor:
-    """Return zeros, ``float32 [1, 3, S, S]``, that the backbone takes: 96 px, unless it is built for one size."""
+    """Return zeros, ``float32 [1, 3, S, S]``, as an example input: 96 px, unless the backbone has a fixed size."""
     config = getattr(backbone, "pretrained_cfg", None) or {}
     side = config["input_size"][-1] if config.get("fixed_input_size") else 96
     return torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device)
 
 
 def trunk_of(backbone: nn.Module) -> nn.Sequential:
-    """Return the layers of a torchvision classifier that give its `maps`; of such a trunk, itself."""
+    """Return the layers of a torchvision classifier up to its `maps`. A trunk is returned as it is."""
     return backbone if isinstance(backbone, nn.Sequential) else _torchvision_parts(backbone)[0]
 
 
 def without_head(backbone: nn.Module) -> nn.Module:
-    """Return what gives the `maps` of a backbone, and nothing else that has weights; timm's are changed in place.
+    """Return a backbone without the layers behind its `maps`. Those of timm are changed in place.
 
     Raises:
-        WeightsError: the backbone has no such maps.
+        WeightsError: the backbone has no feature maps.
     """
     if not hasattr(backbone, "forward_features"):
         return trunk_of(backbone)
-    # What the maps depend on is asked of autograd, since timm's heads go by many names (VGG: pre_logits, then head).
+    # Autograd shows which layers the maps depend on: heads have many names in timm (VGG: pre_logits, then head).
     parameters = list(backbone.parameters())
     training = backbone.training
-    backbone.eval()  # the norms' statistics must not learn from the example
+    backbone.eval()  # the example must not change the statistics of the norms
     with torch.enable_grad():
         total = maps(backbone, example_planes(backbone)).sum()
     backbone.train(training)
@@ -183,7 +182,7 @@ def classes_of(backbone: nn.Module) -> int:
 
 
 def _torchvision_parts(backbone: nn.Module) -> tuple[nn.Sequential, list[nn.Module]]:
-    """Split a torchvision classifier before its global pooling: the trunk, and the layers from the pooling on."""
+    """Split a torchvision classifier at its global pooling, which is the first layer of the second part."""
     layers: list[nn.Module] = []
     trunk_length = 0
     for name, child in backbone.named_children():
@@ -194,13 +193,13 @@ def _torchvision_parts(backbone: nn.Module) -> tuple[nn.Sequential, list[nn.Modu
     pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.AdaptiveAvgPool2d)]
     rest = layers[pools[0] :] if pools else [nn.AdaptiveAvgPool2d(1), *layers[trunk_length:]]
     if not pools and isinstance(backbone, torchvision.models.DenseNet):
-        rest.insert(0, nn.ReLU())  # in forward, as the pooling is in these
+        rest.insert(0, nn.ReLU())  # applied in forward, like the pooling
     first = next((i for i, layer in enumerate(rest) if isinstance(layer, nn.Linear)), len(rest))
     rest.insert(first, nn.Flatten(1))
     head = head_of(backbone)
     if not any(layer is head for layer in rest):
         raise WeightsError(
-            f"{type(backbone).__name__} is not taken apart: its head does not read pooled maps; needed a convolutional"
-            " backbone with a linear head after the pooling, for instance resnet50"
+            f"the head of {type(backbone).__name__} does not follow a global pooling. Use a convolutional backbone with"
+            " a linear head after the pooling, for instance resnet50"
         )
     return nn.Sequential(*layers[: pools[0] if pools else trunk_length]), rest

@@ -1,10 +1,11 @@
-"""B-CNN: the outer product of two streams' feature maps, pooled over all positions, feeds a linear classifier.
+"""B-CNN: a linear classifier on the outer product of two streams' feature maps, pooled over all positions.
 
 Lin, RoyChowdhury & Maji 2015, "Bilinear CNN Models for Fine-Grained Visual Recognition"; compact pooling: Gao,
 Beijbom, Zhang & Darrell 2016, "Compact Bilinear Pooling".
 
-The papers train the new classifier first and then everything: ``freeze_epochs`` of the config. Its input has length 1,
-so with SGD it wants a far higher rate than the rest (the paper's is 1.0): ``head_lr_ratio``.
+The papers train the new classifier first, and then the whole network (``freeze_epochs``). The input of the classifier
+is normalised to length 1. With SGD it therefore needs a far higher learning rate than the rest (``head_lr_ratio``); the
+paper's is 1.0.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgefg.errors import DataError
-from edgefg.training.models import backbone as parts
+from edgefg.training.models import backbone as backbones
 from edgefg.training.models.backbone import Triple
 from edgefg.training.models.network import (
     Attention,
@@ -33,31 +34,40 @@ from edgefg.training.models.network import (
     full_precision,
 )
 
-# The paper's own largest classifier, 512 × 512 products for 200 classes, has half as many.
-_MOST_WEIGHTS = 100_000_000
-# Bounds the slope of the root to 1 / (2 √ε) = 158.
+# The largest classifier of the paper, 512 × 512 products for 200 classes, has half as many.
+_MAX_WEIGHTS = 100_000_000
+# Bounds the derivative of the root to 1 / (2 √ε) = 158.
 _EPSILON = 1e-5
 
 
 class BCNNOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Options of B-CNN."""
 
-    streams: Annotated[int, Meta(description="1: maps times themselves; 2: times a second backbone's", ge=1, le=2)] = 1
-    pooling: Annotated[Literal["full", "compact"], Meta(description="all products, or a random sketch of them")] = (
+    streams: Annotated[
+        int,
+        Meta(
+            description="Streams. 1: outer product of the maps with themselves. 2: with those of a second backbone.",
+            ge=1,
+            le=2,
+        ),
+    ] = 1
+    pooling: Annotated[Literal["full", "compact"], Meta(description="All products, or a random sketch of them.")] = (
         "full"
     )
-    projection: Annotated[int, Meta(description="reduce the maps to this many channels first; 0 does not", ge=0)] = 0
-    dimensions: Annotated[int, Meta(description="length of the compact sketch", ge=1, le=65536)] = 8192
-    sketch_seed: Annotated[int, Meta(description="draws the compact sketch", ge=0, lt=2**32)] = 0
+    projection: Annotated[
+        int, Meta(description="Reduce the maps to this many channels first. 0: no reduction.", ge=0)
+    ] = 0
+    dimensions: Annotated[int, Meta(description="Length of the compact sketch.", ge=1, le=65536)] = 8192
+    sketch_seed: Annotated[int, Meta(description="Seed of the compact sketch.", ge=0, lt=2**32)] = 0
 
 
 def signed_root(z: torch.Tensor) -> torch.Tensor:
-    """Return sign(z)·√|z|, elementwise, as √(relu(z)+ε) − √(relu(−z)+ε): 0 at 0, with finite slopes everywhere."""
+    """Return sign(z)·√|z| elementwise, computed as √(relu(z)+ε) − √(relu(−z)+ε), whose derivative is finite at 0."""
     return (F.relu(z) + _EPSILON).sqrt() - (F.relu(-z) + _EPSILON).sqrt()
 
 
 class FullPooling(nn.Module):
-    """All products, averaged over the positions: vec(XYᵀ / HW) of ``float [N, C, h, w]`` and ``float [N, D, h, w]``.
+    """Bilinear pooling vec(XYᵀ / HW) of ``float [N, C, h, w]`` and ``float [N, D, h, w]``.
 
     Args:
         left: C.
@@ -69,7 +79,7 @@ class FullPooling(nn.Module):
         self.size = left * right
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return ``float [N, C·D]``, the products of channel 0 of ``x`` first."""
+        """Return ``float [N, C·D]``, beginning with the products of channel 0 of ``x``."""
         products = torch.bmm(x.flatten(2), y.flatten(2).transpose(1, 2)) / (x.shape[2] * x.shape[3])
         return products.flatten(1)
 
@@ -77,15 +87,15 @@ class FullPooling(nn.Module):
 class CompactPooling(nn.Module):
     """Random Maclaurin sketch of the products (Gao et al. 2016, algorithm 1): mean of (W₁x ∘ W₂y) / √d, Wᵢ of ±1.
 
-    Inner products of sketches are those of `FullPooling`'s vectors in expectation. Gao's other sketch, Tensor Sketch,
-    needs a Fourier transform or a scatter, which not every engine has; this one is two products of matrices.
+    In expectation, inner products of sketches equal those of `FullPooling`'s vectors. Tensor Sketch, the alternative,
+    needs a Fourier transform or a scatter, which some engines lack. This sketch needs two matrix products.
 
     Args:
         left: channels of ``x``.
         right: channels of ``y``.
         size: d.
-        seed: draws W₁ and W₂. They are no part of the state: NumPy's legacy generator, whose stream is frozen (NEP 19),
-            draws them again.
+        seed: seed of W₁ and W₂. They are not stored, but drawn again by NumPy's legacy generator, whose stream is
+            frozen (NEP 19).
     """
 
     first: torch.Tensor
@@ -108,22 +118,22 @@ class CompactPooling(nn.Module):
 class BCNN(Network):
     """Bilinear CNN: z = vec(XYᵀ / HW), sign(z)·√|z|, L2 normalisation, linear.
 
-    With one stream Y is X, the paper's [D, D]; with two, Y is the maps of a second backbone of the same architecture
-    and starting weights, which the two roles in the product then draw apart.
+    With one stream, Y is X (the paper's [D, D]). With two, Y are the maps of a second backbone. Both start with the
+    same weights, and diverge because of their different roles in the product.
 
     Raises:
         DataError: the classifier would have more than 100 million weights.
         WeightsError: the backbone has no feature maps.
     """
 
-    summary = "B-CNN: pooled products of all pairs of channels, signed root, unit length, linear"
+    summary = "bilinear pooling: products of all pairs of channels, averaged over the positions"
     paper = "Lin et al. 2015; Gao et al. 2016"
     Options: ClassVar[type[msgspec.Struct]] = BCNNOptions
-    advice: ClassVar[str] = "the paper trains the classifier first, then everything: --freeze-epochs"
+    advice: ClassVar[str] = "the paper trains the classifier first and then the whole network: --freeze-epochs"
 
     def __init__(self, backbone: nn.Module, mean: Triple, std: Triple, options: msgspec.Struct | None = None) -> None:
-        classes, channels = parts.classes_of(backbone), parts.channels(backbone)
-        super().__init__(parts.without_head(backbone), mean, std, options)
+        classes, channels = backbones.classes_of(backbone), backbones.channels(backbone)
+        super().__init__(backbones.without_head(backbone), mean, std, options)
         chosen = cast(BCNNOptions, self.options)
         width = chosen.projection or channels
         streams = range(chosen.streams)
@@ -159,7 +169,7 @@ class BCNN(Network):
         return self._embed(*self._maps(images))
 
     def attention(self, images: torch.Tensor) -> Attention:
-        """Return the class activation map of the class that it names, over the maps of the first stream."""
+        """Return the class activation map of the predicted class, over the maps of the first stream."""
         x, y = self._maps(images)
         y = y.detach()
         return class_activation(x, lambda maps: self.head(self._embed(maps, maps if self.second is None else y)))
@@ -170,25 +180,25 @@ class BCNN(Network):
 
     def _maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         planes = self.normalised(images)
-        x = parts.maps(self.backbone, planes)
-        return x, x if self.second is None else parts.maps(self.second, planes)
+        x = backbones.maps(self.backbone, planes)
+        return x, x if self.second is None else backbones.maps(self.second, planes)
 
     def _embed(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         left = self.projections[0](x)
         right = left if self.second is None else self.projections[1](y)
-        # Products of maps overflow half precision, and small ones vanish beside ε.
+        # In half precision, products of maps overflow, and small ones vanish beside ε.
         with full_precision(x):
             rooted = signed_root(self.pooling(left.float(), right.float()))
-            # F.normalize expands to the batch, for which a graph with a free batch would ask the images their shape.
+            # F.normalize expands to the batch. With a free batch, the exported graph would then compute the shape.
             return cast(torch.Tensor, rooted / rooted.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
 
 def _check_size(channels: int, classes: int) -> None:
     weights = channels * channels * classes
-    if weights > _MOST_WEIGHTS:
-        fitting = int((_MOST_WEIGHTS / classes) ** 0.5)
+    if weights > _MAX_WEIGHTS:
+        fitting = int((_MAX_WEIGHTS / classes) ** 0.5)
         raise DataError(
             f"full bilinear pooling of {channels} channels for {classes} classes needs {weights / 1e6:.0f} million"
-            f" weights, more than {_MOST_WEIGHTS / 1e6:.0f}; set the option pooling=compact, or projection=128 (at most"
+            f" weights, more than {_MAX_WEIGHTS / 1e6:.0f}. Use -o pooling=compact, or -o projection=128 (at most"
             f" {fitting})"
         )

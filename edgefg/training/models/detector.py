@@ -1,4 +1,4 @@
-"""A detector of parts over any convolutional backbone: torchvision's Faster R-CNN on a feature pyramid."""
+"""Detector of object and parts on any convolutional backbone: torchvision's Faster R-CNN with a feature pyramid."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image
 
-from edgefg.training.models import backbone as parts
+from edgefg.training.models import backbone as backbones
 
 Levels = dict[str, torch.Tensor]
-"""Feature maps by the logarithm (base 2) of their stride, finest first."""
+"""Feature maps by log2 of their stride (as text), finest first."""
 
 _ANCHORS = (2, 4, 8)
-"""Sides of the anchors in strides of their map: 16 to 256 px over strides 8 to 32, for inputs of 96 to 448 px."""
+"""Sides of the anchors in units of the stride: 16 to 256 px for strides 8 to 32 and inputs of 96 to 448 px."""
 _RATIOS = (0.5, 1.0, 2.0)
 
 
 def find_levels(backbone: nn.Module, finest: int) -> dict[str, tuple[str, int]]:
-    """Find the last maps that a backbone makes at each stride from ``finest`` on.
+    """Find the last feature maps of each stride from ``finest`` on.
 
     Returns:
-        Level (log2 of the stride, as text) → name of the module that gives the maps, and their channels.
+        Level (log2 of the stride, as text) → name of the module whose output the maps are, and their channels.
 
     Raises:
-        WeightsError: the backbone has no maps.
+        WeightsError: the backbone has no feature maps.
     """
-    planes = parts.example_planes(backbone)
+    planes = backbones.example_planes(backbone)
     found: dict[str, tuple[str, int]] = {}
 
-    def note(name: str, given: object) -> None:
-        if isinstance(given, torch.Tensor) and given.ndim == 4 and min(given.shape[2:]) > 1:
-            level = round(math.log2(planes.shape[2] / given.shape[2]))
+    def record(name: str, output: object) -> None:
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+            level = round(math.log2(planes.shape[2] / output.shape[2]))
             if level >= math.log2(finest):
-                found[str(level)] = (name, given.shape[1])
+                found[str(level)] = (name, output.shape[1])
 
     handles = [
-        module.register_forward_hook(lambda _, __, given, name=name: note(name, given))
+        module.register_forward_hook(lambda _, __, output, name=name: record(name, output))
         for name, module in backbone.named_modules()
         if name
     ]
     training = backbone.training
-    backbone.eval()  # the norms' statistics must not learn from the example
+    backbone.eval()  # the example must not change the statistics of the norms
     with torch.no_grad():
-        parts.maps(backbone, planes)
+        backbones.maps(backbone, planes)
     backbone.train(training)
     for handle in handles:
         handle.remove()
@@ -60,12 +60,12 @@ def find_levels(backbone: nn.Module, finest: int) -> dict[str, tuple[str, int]]:
 
 
 class _Proposer(RegionProposalNetwork):  # type: ignore[misc]
-    """torchvision's proposals; an image without true boxes teaches it nothing, since its parts may just be unmarked."""
+    """torchvision's proposals. An image without boxes is not used as background: its parts may just be unannotated."""
 
     def assign_targets_to_anchors(
         self, anchors: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Match anchors with true boxes; the losses pass over those whose label is −1."""
+        """Match anchors with ground-truth boxes. Anchors with label −1 are left out of the losses."""
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         for own, target in zip(labels, targets, strict=True):
             if not len(target["boxes"]):
@@ -74,13 +74,13 @@ class _Proposer(RegionProposalNetwork):  # type: ignore[misc]
 
 
 class PartDetector(nn.Module):
-    """Proposals, scores and boxes of parts; part i has the detector's class i + 1.
+    """Faster R-CNN for object and parts. Part i is class i + 1.
 
     Args:
-        levels: what `find_levels` gave.
-        count: number of parts, the object included.
-        width: channels of the pyramid.
-        proposals: regions kept for an image.
+        levels: see `find_levels`.
+        count: number of parts, including the object.
+        width: channels of the feature pyramid.
+        proposals: regions per image.
     """
 
     def __init__(self, levels: dict[str, tuple[str, int]], count: int, *, width: int, proposals: int) -> None:
@@ -91,12 +91,12 @@ class PartDetector(nn.Module):
         anchors = AnchorGenerator(sizes, (_RATIOS,) * len(levels))
         kept = {"training": proposals, "testing": proposals}
         before = {mode: 4 * number for mode, number in kept.items()}
-        # An anchor that half covers a small part is a good start already, hence 0.5 in place of 0.7.
+        # 0.5 instead of 0.7: for small parts, an anchor with that overlap is good enough.
         head = RPNHead(width, len(_ANCHORS) * len(_RATIOS))
         self.proposer = _Proposer(anchors, head, 0.5, 0.3, 128, 0.5, before, kept, 0.7)
         hidden = 2 * width
         pool = MultiScaleRoIAlign(list(levels), output_size=7, sampling_ratio=2)
-        # What follows at test is `candidates`, not the heads' own suppression: the last three are unused.
+        # At test time `candidates` replaces the suppression of the heads: the last three arguments are not used.
         self.heads = RoIHeads(
             *(pool, TwoMLPHead(width * 49, hidden), FastRCNNPredictor(hidden, count + 1)),
             *(0.5, 0.5, 64, 0.25, None),
@@ -104,50 +104,50 @@ class PartDetector(nn.Module):
         )
 
     @contextmanager
-    def listen(self, backbone: nn.Module) -> Iterator[Levels]:
-        """Collect the maps of the pyramid's levels while the backbone runs on one batch."""
-        heard: Levels = {}
+    def capture(self, backbone: nn.Module) -> Iterator[Levels]:
+        """Collect the backbone's maps for the feature pyramid while it runs on a batch."""
+        captured: Levels = {}
 
-        def keep(level: str, given: torch.Tensor) -> None:
-            heard[level] = given
+        def keep(level: str, output: torch.Tensor) -> None:
+            captured[level] = output
 
         handles = [
-            backbone.get_submodule(name).register_forward_hook(lambda _, __, given, level=level: keep(level, given))
+            backbone.get_submodule(name).register_forward_hook(lambda _, __, output, level=level: keep(level, output))
             for level, name in self._layers.items()
         ]
         try:
-            yield heard
+            yield captured
         finally:
             for handle in handles:
                 handle.remove()
 
     def propose(
-        self, heard: Levels, planes: torch.Tensor, boxes: torch.Tensor | None
+        self, captured: Levels, planes: torch.Tensor, boxes: torch.Tensor | None
     ) -> tuple[Levels, list[torch.Tensor], torch.Tensor]:
-        """Return the pyramid's maps, regions ``float [R, 4]`` of every image and, in training, the detection loss.
+        """Return the pyramid's maps, the regions of every image ``float [R, 4]`` and, in training, the detection loss.
 
         Args:
-            heard: what `listen` collected.
+            captured: see `capture`.
             planes: ``float [N, 3, H, W]``.
-            boxes: true boxes, ``float [N, parts, 4]`` in pixels, NaN where absent; None outside training. Images
-                without any are left out of the loss, which is 0 where all of them are.
+            boxes: ground-truth boxes, ``float [N, parts, 4]`` in pixels, NaN if absent. None: not in training. Images
+                without boxes are left out of the loss, which is 0 if no image has any.
         """
-        found = cast(Levels, self.pyramid({level: heard[level].float() for level in self._layers}))
+        found = cast(Levels, self.pyramid({level: captured[level].float() for level in self._layers}))
         sizes = [tuple(planes.shape[2:])] * len(planes)
         targets = None if boxes is None else [_target(own) for own in boxes.float()]
         proposals, losses = self.proposer(ImageList(planes, cast(Any, sizes)), found, targets)
-        marked = [i for i, target in enumerate(targets or []) if len(target["boxes"])]
-        if targets is None or not marked:
-            return found, proposals, planes.new_zeros(())  # torchvision's means over no anchor are NaN
-        own = {level: maps[marked] for level, maps in found.items()}
-        losses |= self.heads(own, *([of[i] for i in marked] for of in (proposals, sizes, targets)))[1]
+        annotated = [i for i, target in enumerate(targets or []) if len(target["boxes"])]
+        if targets is None or not annotated:
+            return found, proposals, planes.new_zeros(())  # torchvision's mean over no anchors is NaN
+        own = {level: maps[annotated] for level, maps in found.items()}
+        losses |= self.heads(own, *([of[i] for i in annotated] for of in (proposals, sizes, targets)))[1]
         return found, proposals, sum(losses.values(), planes.new_zeros(()))
 
     @torch.no_grad()
     def candidates(
         self, found: Levels, proposals: list[torch.Tensor], size: tuple[int, int]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return, for every image, its regions as each part, ``float [R, parts, 4]``, and scores ``[R, parts]``."""
+        """Return the boxes of each image's regions for every part, ``float [R, parts, 4]``, and their scores."""
         pooled = self.heads.box_roi_pool(found, proposals, [size] * len(proposals))
         logits, moves = self.heads.box_predictor(self.heads.box_head(pooled))
         boxes = clip_boxes_to_image(self.heads.box_coder.decode(moves.float(), proposals), size)[:, 1:]
@@ -157,7 +157,7 @@ class PartDetector(nn.Module):
 
 
 def _target(boxes: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return one image's true boxes as torchvision's detectors take them."""
-    # A part cut down to a line has no area to find.
+    """Return the ground-truth boxes of an image in the format of torchvision's detectors."""
+    # A part that the crop has reduced to a line cannot be detected.
     there = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(dim=1)
     return {"boxes": boxes[there], "labels": there.nonzero().flatten() + 1}

@@ -1,4 +1,4 @@
-"""Several classifiers asked together: the mean of their probabilities is the answer."""
+"""An ensemble: the mean of the probabilities of several classifiers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Member(NamedTuple):
 
     network: Network
     input: InputSpec
-    """What it was trained for; only the size counts here."""
+    """Its input. Only the size is used."""
 
 
 def resized(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resize images, ``[N, H, W, 3]`` of ``uint8`` or float levels, to another size, as float levels."""
+    """Resize images, ``uint8`` or float levels ``[N, H, W, 3]``. Resized images are float levels."""
     if tuple(images.shape[1:3]) == (height, width):
         return images
     planes = images.permute(0, 3, 1, 2).float()
@@ -31,34 +31,34 @@ def resized(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 class Ensemble(Network):
-    """Looks at an image with every member, each at its own size; softmax of ``forward`` is the mean of their softmaxes.
+    """Runs every member at its own image size; softmax of ``forward`` is the mean of the members' softmaxes.
 
-    Images of the largest member's size are what it expects; of others, each member sees the size that stands to its own
-    as theirs stands to that: crops for a student, say, at four fifths of everything.
+    It expects images of the largest member's size. Images of another size are resized for each member in proportion:
+    for crops of four fifths of the size, every member gets four fifths of its own.
 
-    It is made of trained networks (`edgefg.training.ensemble`) and learns nothing itself: distil it into a student.
+    It combines trained networks (`edgefg.training.ensemble`) and is not trained itself. Distil it into a student.
 
     Args:
         members: at least two, of the same classes in the same order.
     """
 
-    summary: ClassVar[str] = "several teachers, whose probabilities are averaged"
+    summary: ClassVar[str] = "mean of the probabilities of several teachers"
     single_pass: ClassVar[bool] = False
 
     def __init__(self, members: Sequence[Member]) -> None:
-        nn.Module.__init__(self)  # Network's own would want one backbone
+        nn.Module.__init__(self)  # Network.__init__ expects one backbone
         self.options = NoOptions()
         self.members = nn.ModuleList(member.network for member in members)
-        # Height and width of each, as shares of the largest's.
+        # Height and width of each member, relative to the largest one.
         height, width = max((member.input.height, member.input.width) for member in members)
         self._shares = tuple((member.input.height / height, member.input.width / width) for member in members)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits, ``float32 [N, classes]``, whose softmax is the mean over the members."""
+        """Return logits, ``float32 [N, classes]``, whose softmax is the mean over the members."""
         return mean_logits([network(view) for network, view in self._views(images)])
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the members' embeddings side by side, ``float32 [N, ΣD]``."""
+        """Return the concatenated embeddings of the members, ``float32 [N, ΣD]``."""
         return torch.cat([network.features(view) for network, view in self._views(images)], dim=1)
 
     def attention(self, images: torch.Tensor) -> Attention:
@@ -67,17 +67,15 @@ class Ensemble(Network):
         return network.attention(view)
 
     def logits_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raise `WeightsError`: the maps of several networks are no one network's."""
-        raise WeightsError(
-            "an ensemble has no feature maps of its own; match its predictions alone, or one member's maps"
-        )
+        """Raise `WeightsError`: an ensemble has no feature maps."""
+        raise WeightsError("an ensemble has no feature maps. Compare only its predictions, or use one of its members")
 
     def loss(self, batch: Batch, criterion: Criterion) -> Step:
-        """Raise `WeightsError`: its members are trained one by one."""
-        raise WeightsError("an ensemble is not trained; train its members and put them together with `edgefg ensemble`")
+        """Raise `WeightsError`: an ensemble is not trained."""
+        raise WeightsError("an ensemble cannot be trained. Train its members, and combine them with `edgefg ensemble`")
 
     def new_modules(self) -> Sequence[nn.Module]:
-        """List nothing: all of it is trained."""
+        """Return no modules: all members are trained."""
         return []
 
     def _views(self, images: torch.Tensor) -> list[tuple[Network, torch.Tensor]]:

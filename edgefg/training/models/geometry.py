@@ -1,4 +1,4 @@
-"""Where parts lie in their object, and the best configuration of detections given that (Part R-CNN, section 3.2)."""
+"""Prior of part positions, and the best configuration of object and parts (Part R-CNN, section 3.2)."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import torch
 from torch import nn
 from torchvision.ops import nms
 
-# Of the covariance: a spread of 3 % of the object's side is never undercut, however few the boxes.
+# Added to the covariance: the standard deviation is at least 3 % of the object's side, however few the boxes.
 _RIDGE = 1e-3
-_ENOUGH = 5
+_MIN_BOXES = 5
 _SAME_OBJECT = 0.7
 
 
 class Constraint(NamedTuple):
-    """How strictly a configuration is judged."""
+    """Limits of a configuration of object and parts."""
 
     epsilon: float
-    """Greatest distance, pixels, by which a part may stick out of its object."""
+    """Largest distance in pixels by which a part may extend beyond its object."""
     alpha: float
-    """Exponent of the prior of position; 0 leaves the box constraint alone."""
+    """Exponent of the position prior. 0: only the box constraint is used."""
     threshold: float
-    """A part whose score × prior stays below this is absent."""
+    """A part whose score × prior is lower is absent."""
     objects: int
-    """Object boxes tried."""
+    """Number of object boxes that are tried."""
 
 
 class PositionPrior(nn.Module):
-    """A Gaussian of each part's centre and log size in its object's frame, δ of equation 3 with one component.
+    """Gaussian prior of each part's centre and log size relative to its object (δ of equation 3, one component).
 
-    Mean and covariance are those of all boxes seen in training, kept as running moments.
+    Mean and covariance are those of all training boxes, kept as running moments.
 
     Args:
-        parts: number of parts, the object not counted.
+        parts: number of parts, without the object.
     """
 
     count: torch.Tensor
@@ -49,7 +49,7 @@ class PositionPrior(nn.Module):
 
     @torch.no_grad()
     def update(self, boxes: torch.Tensor) -> None:
-        """Learn from true boxes, ``float [N, 1 + parts, 4]``, the object's first; NaN where absent."""
+        """Update the moments with ground-truth boxes, ``float [N, 1 + parts, 4]``, the object first. NaN: absent."""
         places = relative(boxes[:, 1:], boxes[:, :1])
         seen = ~places.isnan().any(dim=2)
         places = torch.where(seen[..., None], places, 0.0)
@@ -63,7 +63,7 @@ class PositionPrior(nn.Module):
         self.second += share[:, None, None] * (second - self.second)
 
     def forward(self, boxes: torch.Tensor, objects: torch.Tensor) -> torch.Tensor:
-        """Return the log prior, 0 at its peak: ``float [K, R, parts]``; flat for parts hardly seen.
+        """Return the log prior, ``float [K, R, parts]``, with maximum 0. It is 0 for parts with too few boxes.
 
         Args:
             boxes: ``float [R, parts, 4]``.
@@ -73,11 +73,11 @@ class PositionPrior(nn.Module):
         covariance = covariance + _RIDGE * torch.eye(4, device=covariance.device)
         away = relative(boxes[None], objects[:, None, None]) - self.mean
         distance = torch.einsum("krpi,pij,krpj->krp", away, torch.linalg.inv(covariance), away)
-        return torch.where(self.count >= _ENOUGH, -0.5 * distance, 0.0)
+        return torch.where(self.count >= _MIN_BOXES, -0.5 * distance, 0.0)
 
 
 def relative(boxes: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Return centre offset and log size of boxes in units of ``frames``; both ``float […, 4]``, which broadcast."""
+    """Return centre offset and log size of boxes relative to ``frames``. Both are ``float […, 4]``, and broadcast."""
     size, frame = boxes[..., 2:] - boxes[..., :2], frames[..., 2:] - frames[..., :2]
     offset = (boxes[..., 2:] + boxes[..., :2] - frames[..., 2:] - frames[..., :2]) / 2 / frame.clamp_min(1e-3)
     return torch.cat([offset, (size.clamp_min(1e-3) / frame.clamp_min(1e-3)).log()], dim=-1)
@@ -86,20 +86,20 @@ def relative(boxes: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
 def best_configuration(
     boxes: torch.Tensor, scores: torch.Tensor, prior: PositionPrior, constraint: Constraint
 ) -> torch.Tensor:
-    """Choose object and parts together: X* = argmax Δ_box(X) · Π δᵢ(xᵢ)^α · Π dᵢ(xᵢ) (equations 1 to 3).
+    """Choose object and parts jointly: X* = argmax Δ_box(X) · Π δᵢ(xᵢ)^α · Π dᵢ(xᵢ) (equations 1 to 3).
 
-    Given the object, the parts are independent, so the best of each is the exact answer.
+    Given the object, parts are independent. The maximum is therefore exact.
 
     Args:
-        boxes: ``float [R, 1 + parts, 4]``: each candidate as the object and as every part, pixels.
+        boxes: ``float [R, 1 + parts, 4]``: boxes of each candidate as the object and as every part, in pixels.
         scores: ``float [R, 1 + parts]``: d, probabilities.
-        prior: of the parts' positions.
-        constraint: see there.
+        prior: prior of the part positions.
+        constraint: the limits.
 
     Returns:
-        ``float [1 + parts, 4]``; NaN where nothing reaches the threshold.
+        ``float [1 + parts, 4]``. NaN: nothing reaches the threshold.
     """
-    # By the scores' shape, since torchvision leaves the boxes flat where a whole batch has no candidate.
+    # From the shape of the scores: torchvision flattens the boxes if no image of a batch has a candidate.
     nowhere = boxes.new_full((scores.shape[1], 4), torch.nan)
     if not len(boxes):
         return nowhere
@@ -110,7 +110,7 @@ def best_configuration(
     floor = math.log(constraint.threshold)
     value = scores[:, 1:].clamp_min(1e-12).log() + constraint.alpha * prior(found, objects)
     best, which = torch.where(inside, value, -torch.inf).max(dim=1)
-    # An absent part counts as if it reached just the threshold, so that an object is not chosen for lack of parts.
+    # An absent part counts with the threshold, so that an object is not preferred because its parts are absent.
     object_value = scores[tried, 0].clamp_min(1e-12).log()
     winner = int((object_value + best.clamp_min(floor).sum(dim=1)).argmax())
     chosen = found[which[winner], torch.arange(found.shape[1], device=found.device)]

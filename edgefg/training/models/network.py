@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgefg.data import ImageDataset
-from edgefg.training.models import backbone as parts
+from edgefg.training.models import backbone as backbones
 from edgefg.training.models.backbone import Triple
 
 
@@ -150,12 +150,12 @@ class Network(TrainableNetwork):
 
     def loss(self, batch: Batch, criterion: Criterion) -> Step:
         """Return the training loss of a batch, with ``criterion`` as the classification loss."""
-        logits, embedded = parts.logits_and_embedding(self.backbone, self.normalised(batch.images))
+        logits, embedded = backbones.logits_and_embedding(self.backbone, self.normalised(batch.images))
         return Step(criterion(logits, batch), logits, embedded)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the embedding of images, ``float32 [N, D]``."""
-        return parts.logits_and_embedding(self.backbone, self.normalised(images))[1]
+        return backbones.logits_and_embedding(self.backbone, self.normalised(images))[1]
 
     def logits_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits, and the last feature maps of the backbone for whole images, ``float [N, C, h, w]``.
@@ -163,17 +163,19 @@ class Network(TrainableNetwork):
         Raises:
             WeightsError: the backbone has no feature maps.
         """
-        found = parts.maps(self.backbone, self.normalised(images))
-        return parts.classify(self.backbone, parts.embedding(self.backbone, found)), found
+        found = backbones.maps(self.backbone, self.normalised(images))
+        return backbones.classify(self.backbone, backbones.embedding(self.backbone, found)), found
 
     def attention(self, images: torch.Tensor) -> Attention:
         """Return where the network looks: here, the class activation map of the predicted class."""
-        found = parts.maps(self.backbone, self.normalised(images))
-        return class_activation(found, lambda maps: parts.classify(self.backbone, parts.embedding(self.backbone, maps)))
+        found = backbones.maps(self.backbone, self.normalised(images))
+        return class_activation(
+            found, lambda maps: backbones.classify(self.backbone, backbones.embedding(self.backbone, maps))
+        )
 
     def new_modules(self) -> Sequence[nn.Module]:
         """List the modules that are untrained at the start: here, the classifier."""
-        return [parts.head_of(self.backbone)]
+        return [backbones.head_of(self.backbone)]
 
     def layers_root(self) -> nn.Module:
         """Return the backbone."""

@@ -100,19 +100,19 @@ def test_what_is_no_checkpoint(tmp_path: Path, network: Network, header: Header)
     whole = path.read_bytes()
     for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+        with pytest.raises(CheckpointError, match="is not a complete safetensors file"):
             load(path)
     safetensors.torch.save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match="no edgefg header"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of edgefg"):
         load(path)
     checkpoint.write_tensors(path, {"a": torch.zeros(1)}, '{"schema": 99, "new": 1}')
     with pytest.raises(CheckpointError, match="has schema 99; this edgefg reads up to"):
         load(path)
     checkpoint.write_tensors(path, {"a": torch.zeros(1)}, '{"schema": 1}')
-    with pytest.raises(CheckpointError, match="header is broken"):
+    with pytest.raises(CheckpointError, match="header is damaged"):
         load(path)
     checkpoint.write_tensors(path, {"a": torch.zeros(1)}, msgspec.json.encode(header).decode())
-    with pytest.raises(CheckpointError, match="does not fit the test_efficientnet"):
+    with pytest.raises(CheckpointError, match="do not fit the test_efficientnet"):
         load(path)
 
 

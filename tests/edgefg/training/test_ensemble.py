@@ -170,7 +170,7 @@ def test_what_does_not_go_together_is_refused(trio: list[Path], tmp_path: Path) 
 
 def test_an_ensemble_cannot_be_trained(trio: list[Path], tmp_path: Path) -> None:
     network, _ = load(combine(trio, tmp_path / "out"))
-    with pytest.raises(WeightsError, match="train its members"):
+    with pytest.raises(WeightsError, match="Train its members"):
         network.loss(None, None)  # type: ignore[arg-type]
     assert list(network.new_modules()) == []
 

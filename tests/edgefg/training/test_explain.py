@@ -11,7 +11,7 @@ import torch
 
 from edgefg.decision import ClassProbability
 from edgefg.preprocess import InputSpec, crop_box, prepare, resize
-from edgefg.training.explain import Look, draw, file_names, look
+from edgefg.training.explain import FrameAttention, attend, draw, file_names
 from edgefg.training.methods import METHODS, build
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Attention, Network
@@ -67,7 +67,7 @@ def test_the_seen_box_is_what_the_network_gets(height: int, width: int, spec: In
 def test_boxes_and_maps_land_on_the_pixels() -> None:
     spec = InputSpec(height=64, width=64, crop_fraction=0.8)
     frame = lamp(400, 600, (340, 120, 380, 160))
-    seen = look(Bright(), frame, spec, 3)  # type: ignore[arg-type]
+    seen = attend(Bright(), frame, spec, 3)  # type: ignore[arg-type]
     assert list(seen.boxes) == ["lamp"]  # a part that is not found is left out
     assert seen.boxes["lamp"] == pytest.approx([340, 120, 380, 160], abs=6)
     drawn = draw(frame, seen, spec, _BEST)
@@ -81,7 +81,7 @@ def test_boxes_and_maps_land_on_the_pixels() -> None:
 
 
 def test_a_small_picture_is_enlarged_and_a_long_one_bounded() -> None:
-    seen = Look(np.zeros(2, np.float32), [("attention", np.zeros((2, 2), np.float32))], {})
+    seen = FrameAttention(np.zeros(2, np.float32), [("attention", np.zeros((2, 2), np.float32))], {})
     for (height, width), expected in {(32, 64): 448, (64, 32): 448, (2000, 3000): 1024, (3000, 30): 41}.items():
         drawn = draw(np.zeros((height, width, 3), np.uint8), seen, InputSpec(height=16, width=16), _BEST)
         assert drawn.shape[1] == 2 * expected + 8
@@ -97,7 +97,7 @@ def test_the_mean_comes_first_and_then_the_strongest(top: int) -> None:
         def attention(self, images: torch.Tensor) -> Attention:
             return Attention(maps, None, strength=torch.tensor([[9.0, 0.1, 0.3, 0.2]]))
 
-    seen = look(Many(), lamp(8, 8, (0, 0, 4, 4)), InputSpec(height=8, width=8), top)  # type: ignore[arg-type]
+    seen = attend(Many(), lamp(8, 8, (0, 0, 4, 4)), InputSpec(height=8, width=8), top)  # type: ignore[arg-type]
     assert [name for name, _ in seen.maps] == ["mean of the maps", "map 2", "map 3", "map 1"][: 1 + top]
     assert [found[0, 0] for _, found in seen.maps] == [1, 3, 4, 2][: 1 + top]
 
@@ -112,7 +112,7 @@ def test_every_method_can_be_drawn(method: str) -> None:
     network: Network = build(method, build_backbone("resnet10t", 3), _LEVELS, _LEVELS, _OPTIONS.get(method, {})).eval()
     frame = np.random.default_rng(1).integers(0, 256, (70, 90, 3), np.uint8)
     spec = InputSpec(height=64, width=64)
-    seen = look(network, frame, spec, 2)
+    seen = attend(network, frame, spec, 2)
     assert seen.maps or seen.boxes
     drawn = draw(frame, seen, spec, _BEST)
     assert drawn.shape[1] == (1 + len(seen.maps)) * 456 - 8
@@ -126,7 +126,7 @@ def test_names_do_not_collide() -> None:
 
 
 def test_names_of_any_script_are_drawn() -> None:
-    seen = Look(np.zeros(2, np.float32), [], {"Flügel 翼": np.array([2, 2, 20, 20], np.float32)})
+    seen = FrameAttention(np.zeros(2, np.float32), [], {"Flügel 翼": np.array([2, 2, 20, 20], np.float32)})
     drawn = draw(
         np.zeros((64, 64, 3), np.uint8), seen, InputSpec(height=16, width=16), (ClassProbability("学习", 0, 1.0),)
     )

@@ -137,7 +137,7 @@ def test_training_goes_on_from_a_checkpoint_of_this_very_file(tmp_path: Path) ->
 def test_a_checkpoint_of_a_later_edgefg_is_no_state_dict(tmp_path: Path) -> None:
     _, header, path = trained(tmp_path)
     save(Path(path), build_backbone("test_efficientnet", 4), replace(header, schema=SCHEMA + 1))
-    with pytest.raises(CheckpointError, match="upgrade edgefg"):
+    with pytest.raises(CheckpointError, match="Upgrade edgefg"):
         load_backbone("test_efficientnet", 4, path)
 
 

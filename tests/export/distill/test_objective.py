@@ -301,7 +301,9 @@ def test_attention_alone_needs_no_regressor() -> None:
 
 @pytest.mark.parametrize("weights", [DistillationConfig(feature_weight=1.0), DistillationConfig(attention_weight=1.0)])
 def test_a_student_without_maps_is_told_so(weights: DistillationConfig) -> None:
-    with pytest.raises(WeightsError, match=r"--feature-weight and --attention-weight match feature maps, and .*convol"):
+    with pytest.raises(
+        WeightsError, match=r"--feature-weight and --attention-weight compare feature maps, and .*convol"
+    ):
         DistillationObjective([teacher(plain("test_resnet").eval())], plain("test_vit"), CONFIG, weights)
 
 
@@ -352,5 +354,5 @@ def test_teachers_that_do_not_go_together(tmp_path: Path) -> None:
     fold = write(tmp_path / "c.safetensors", dataset="f" * 64)
     with pytest.raises(DataError, match=r"trained on different data or splits \(fingerprints ffffffffffff and dddd"):
         load_teachers([first, fold])
-    with pytest.raises(DataError, match="one checkpoint is given twice"):
+    with pytest.raises(DataError, match="a checkpoint is given twice"):
         load_teachers([first, first])

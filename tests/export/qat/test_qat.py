@@ -326,7 +326,7 @@ def test_what_cannot_be_is_refused(trt: Path, student: Path, birds: Path, data: 
     for to, precision in (("openvino", "int8"), ("tensorrt-onnx", "fp32")):
         with pytest.raises(ExportError, match=r"was trained for --to tensorrt-onnx --precision int8, not for"):
             export_checkpoint(trt, tmp_path / "a", to=to, precision=precision, calibration=birds)  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="is a quantised network, which counts by what its INT8 graph says"):
+    with pytest.raises(CheckpointError, match="is a quantised network, whose results are those of its INT8 graph"):
         load(trt)
     with pytest.raises(DataError, match=r"is the checkpoint of a student\. Give one that `edgefg qat` wrote"):
         load_quantized(student)

@@ -30,8 +30,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "partrcnn": {"width": 8, "proposals": 10, "region_size": 0.5},
 }
 
-LOST = "the loss is|the norm of the gradients is not finite|what the layers give"
-GOOD = r"no epoch was finished|teacher\.resume\.safetensors holds the run after epoch"
+LOST = "the loss is|the norm of the gradients is not finite|a layer's output"
+GOOD = r"No epoch was finished|teacher\.resume\.safetensors holds the run after epoch"
 
 
 @pytest.fixture(scope="module")

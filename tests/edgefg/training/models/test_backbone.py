@@ -118,9 +118,9 @@ def test_maps_embedding_and_logits_are_the_backbones_own(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("test_vit", "VisionTransformer gives features of shape .*not .N, C, h, w."),
-        ("torchvision:squeezenet1_0", "SqueezeNet is not taken apart: its head does not read pooled maps"),
-        ("torchvision:vit_b_16", "VisionTransformer is not taken apart"),
+        ("test_vit", "VisionTransformer has features of shape .*not .N, C, h, w."),
+        ("torchvision:squeezenet1_0", "the head of SqueezeNet does not follow a global pooling"),
+        ("torchvision:vit_b_16", "the head of VisionTransformer does not follow a global pooling"),
     ],
 )
 def test_what_cannot_be_taken_apart_says_so(name: str, message: str) -> None:
@@ -130,5 +130,5 @@ def test_what_cannot_be_taken_apart_says_so(name: str, message: str) -> None:
 
 
 def test_two_classifiers_are_one_too_many() -> None:
-    with pytest.raises(WeightsError, match="has 2 classifiers; needed a backbone with one"):
+    with pytest.raises(WeightsError, match=r"has 2 classifiers\. Use a backbone with one"):
         head_of(build_backbone("efficientformerv2_s0", 2))

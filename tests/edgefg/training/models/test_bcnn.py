@@ -133,7 +133,7 @@ def test_the_papers_own_classifier_is_allowed() -> None:
 def test_a_transformer_is_refused() -> None:
     with pytest.raises(WeightsError, match="convolutional"):
         bcnn("test_vit")
-    with pytest.raises(WeightsError, match="not taken apart"):
+    with pytest.raises(WeightsError, match="does not follow a global pooling"):
         bcnn("torchvision:squeezenet1_1")
 
 

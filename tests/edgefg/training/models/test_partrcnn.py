@@ -129,9 +129,9 @@ def test_nothing_is_found_below_the_threshold() -> None:
 def test_nothing_is_found_where_a_whole_batch_has_no_candidate(batch: Batch) -> None:
     network = _network().eval()
     planes = network.normalised(batch.images)
-    with network.detector.listen(network.backbone) as heard:
+    with network.detector.capture(network.backbone) as captured:
         maps(network.backbone, planes)
-    found, proposals, _ = network.detector.propose(heard, planes, None)
+    found, proposals, _ = network.detector.propose(captured, planes, None)
     none = [own[:0] for own in proposals]
     for boxes, scores in network.detector.candidates(found, none, (_SIDE, _SIDE)):
         best = best_configuration(boxes, scores, PositionPrior(2), Constraint(10.0, 0.1, 0.1, 5))
@@ -171,9 +171,9 @@ def test_absent_parts_add_zeros_and_an_absent_object_is_the_whole_image(batch: B
     images = network.normalised(batch.images[:2])
     boxes = torch.tensor([[[0.0, 0, _SIDE, _SIDE], [_NAN] * 4, [8, 8, 24, 24]], [[_NAN] * 4] * 3])
     with torch.no_grad():
-        object_, head, mark = network._describe(images, images, boxes).chunk(3, dim=1)
+        object_, head, mark = network._embed(images, images, boxes).chunk(3, dim=1)
         whole = torch.tensor([[[0.0, 0, _SIDE, _SIDE]] * 3] * 2)
-        torch.testing.assert_close(object_, network._describe(images, images, whole).chunk(3, dim=1)[0])
+        torch.testing.assert_close(object_, network._embed(images, images, whole).chunk(3, dim=1)[0])
     assert not head.any()
     assert mark[0].any()
     assert not mark[1].any()
@@ -209,22 +209,21 @@ def test_images_without_boxes_teach_the_detector_nothing(batch: Batch) -> None:
     assert loss_of(batch.boxes).item() != pytest.approx(found.item(), rel=1e-2)
 
 
-def test_prepare_says_how_many_images_have_no_object(birds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_says_how_many_images_have_no_object(birds: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = load_dataset(birds)
     assert data.boxes is not None
-    capsys.readouterr()
     PartRCNN.prepare(method_options("partrcnn", {}), data)
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
     training = [sample.path for sample in data.splits["train"]]
     boxes = {path: found.copy() for path, found in data.boxes.items() if path not in training[:3]}
     boxes[training[3]][data.parts.index("object")] = _NAN
     _, used = PartRCNN.prepare(method_options("partrcnn", {}), replace(data, boxes=boxes))
     assert used.boxes is not None
     assert not set(training[:4]) & set(used.boxes)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"warning: 4 of {len(training)} training images have no box of 'object' (first: train/" in line
+    (line,) = caplog.messages
+    assert f"4 of {len(training)} training images have no box of 'object' (first: train/" in line
     boxes = {path: found for path, found in boxes.items() if path not in training}
-    with pytest.raises(DataError, match=r"none of the \d+ training images of .* has a box of 'object'; add some"):
+    with pytest.raises(DataError, match=r"none of the \d+ training images of .* has a box of 'object'\. Add some"):
         PartRCNN.prepare(method_options("partrcnn", {}), replace(data, boxes=boxes))
 
 
@@ -302,16 +301,16 @@ def test_what_is_missing_is_said(birds: Path, batch: Batch, tmp_path: Path) -> N
         PartRCNN.prepare(method_options("partrcnn", {"parts": "object,beek"}), data)
     bare = write_dataset(tmp_path / "bare", classes=2, per_class=3, size=32)
     (bare / "boxes.csv").unlink()
-    with pytest.raises(DataError, match=r"has no boxes\.csv; partrcnn needs boxes"):
+    with pytest.raises(DataError, match=r"has no boxes\.csv, which partrcnn needs"):
         PartRCNN.prepare(method_options("partrcnn", {}), load_dataset(bare))
     for parts in ("", "head,mark"):
-        with pytest.raises(DataError, match="needed 'object'"):
+        with pytest.raises(DataError, match="Give 'object'"):
             _network(parts=parts)
     with pytest.raises(DataError, match="a part twice"):
         _network(parts="object,head,head")
     with pytest.raises(DataError, match="the batch has no boxes"):
         _network().loss(batch._replace(boxes=None), cross_entropy(0.0))
-    with pytest.raises(TrainingError, match="cutmix was asked for, but PartRCNN learns from boxes of parts"):
+    with pytest.raises(TrainingError, match="--mix cutmix cannot be used with PartRCNN, which needs boxes of parts"):
         TeacherObjective(
             TrainingConfig(image_size=_SIDE, schedule=Schedule(epochs=1), augmentation=Augmentation(mix="cutmix")),
             _network(),

@@ -344,7 +344,7 @@ def test_attention_names_boxes_in_shares_of_the_whole_image() -> None:
 
 def test_options_out_of_range_are_one_line() -> None:
     for wrong in ({"floor": 0.9}, {"size2": 2.0}, {"rank_share": 1.0}, {"zoom": 2}):
-        with pytest.raises(DataError, match="an option of racnn is wrong"):
+        with pytest.raises(DataError, match="invalid option of racnn"):
             network(**wrong)
 
 

@@ -243,7 +243,7 @@ def test_the_prediction_is_the_mean_of_both_softmaxes() -> None:
         assert boxes is not None
         assert ((boxes[:, 0, 2:] - boxes[:, 0, :2]) < 0.95).any()
         planes = network.normalised(pictures())
-        passes = [network._look(p).logits.softmax(dim=1) for p in (planes, crop(planes, boxes[:, 0]))]
+        passes = [network._run(p).logits.softmax(dim=1) for p in (planes, crop(planes, boxes[:, 0]))]
         torch.testing.assert_close(both.softmax(dim=1), (passes[0] + passes[1]) / 2)
         torch.testing.assert_close(both.exp().sum(dim=1), torch.ones(4))
         assert not torch.allclose(passes[0], passes[1])
@@ -310,13 +310,13 @@ def test_building_leaves_pretrained_statistics_alone() -> None:
 
 
 def test_a_transformer_is_refused() -> None:
-    with pytest.raises(WeightsError, match="needs a convolutional backbone"):
+    with pytest.raises(WeightsError, match="Use a convolutional backbone"):
         wsdan("vit_tiny_patch16_224")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"maps": 0}, "maps"), ({"crop_low": 0.7}, "crop_low is 0.7 and crop_high 0.6"), ({"theta": 1}, "theta")],
+    [({"maps": 0}, "maps"), ({"crop_low": 0.7}, "crop_low 0.7 is greater than crop_high 0.6"), ({"theta": 1}, "theta")],
 )
 def test_wrong_options_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
