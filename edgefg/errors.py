@@ -6,6 +6,7 @@ One tree, so that a caller catches as wide or as narrow as it wants:
     ├── DataError                 a data set or an image file cannot be used
     ├── FrameError                an array given to ``predict`` is not a frame
     ├── TrainingError             a training run cannot go on
+    │   └── HardwareError         its devices or precision are not available
     ├── CheckpointError           a ``.safetensors`` checkpoint cannot be used
     ├── WeightsError              starting weights are not available
     ├── ManifestError             the JSON beside a model is missing, broken or of a later schema

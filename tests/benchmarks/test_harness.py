@@ -7,14 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgefg import Classifier, IntegrityError, RuntimeUnavailableError
 from edgefg.artifact.hashes import file_info
 from edgefg.artifact.manifest import GoldenInfo, read_manifest
-from edgefg.benchmarks import harness, process
+from edgefg.benchmarks import harness
 from edgefg.benchmarks.measurement import BenchReport
-from edgefg.benchmarks.process import MeasuringProcess
 from edgefg.benchmarks.report import json_line, render
-from edgefg.benchmarks.worker import BOOTSTRAP, Job, Ready, Round, RoundResult, run_round
+from edgefg.benchmarks.worker import Job, Ready, Round, RoundResult
 from edgefg.errors import DataError
 from edgefg.preprocess import UInt8Array
 from tests.benchmarks.conftest import MakeArtifact
@@ -91,59 +89,6 @@ def test_artifacts_of_one_name_are_told_apart(null_artifact: MakeArtifact, tmp_p
     paths = [first, second / first.name]
     report = harness.bench(paths, iterations=1, warmup=0)
     assert [artifact.name for artifact in report.artifacts] == [str(path) for path in paths]
-
-
-def test_photographs_are_brought_to_the_frames_size(null_artifact: MakeArtifact, data: Path) -> None:
-    job = _job(null_artifact(), images=tuple(map(str, (data / "test").rglob("*.png"))))
-    with MeasuringProcess(job) as running:
-        assert running.ready.frame == (16, 16)
-        assert len(running.run(_TURN).total) == 3
-
-
-def test_an_artifact_that_cannot_be_used_raises_its_own_error(null_artifact: MakeArtifact) -> None:
-    model = null_artifact()
-    model.write_bytes(b"{}")
-    with pytest.raises(IntegrityError, match="has 2 bytes"):
-        MeasuringProcess(_job(model))
-
-
-def test_a_process_that_dies_is_said(null_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = null_artifact()
-    monkeypatch.setattr(process, "BOOTSTRAP", "import os; os._exit(3)")
-    with pytest.raises(RuntimeUnavailableError, match=r"model\.null ended with status 3"):
-        MeasuringProcess(_job(model))
-
-
-def test_a_process_that_dies_between_rounds_is_said(null_artifact: MakeArtifact) -> None:
-    with MeasuringProcess(_job(null_artifact())) as running:
-        running.run(_TURN)
-        running._process.kill()
-        running._process.wait()
-        with pytest.raises(RuntimeUnavailableError, match="ended with status -9"):
-            running.run(_TURN)
-
-
-def test_what_an_engine_prints_does_not_disturb(null_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    chatty = """
-import os
-from edgefg.runtimes.null import NullRuntime
-infer = NullRuntime.infer
-NullRuntime.infer = lambda self, batch: (os.write(1, b"Reticulating splines\\n"), infer(self, batch))[1]
-main(seconds)
-"""
-    monkeypatch.setattr(process, "BOOTSTRAP", BOOTSTRAP.replace("main(seconds)", chatty))
-    with MeasuringProcess(_job(null_artifact())) as running:
-        assert len(running.run(_TURN).total) == 3
-
-
-def test_a_round_ends_when_its_time_is_over(null_artifact: MakeArtifact) -> None:
-    with Classifier(null_artifact()) as classifier:
-        frames = [_frame()]
-        over = run_round(classifier, frames, msgspec.structs.replace(_TURN, iterations=10_000, seconds=1e-9))
-        whole = run_round(classifier, frames, _TURN)
-    assert len(over.total) == 1
-    assert len(whole.total) == len(whole.infer) == 3
-    assert all(total >= sum(stages) for total, *stages in zip(whole.total, whole.preprocess, whole.infer, strict=True))
 
 
 def test_the_golden_set_is_not_part_of_the_model(null_artifact: MakeArtifact) -> None:

@@ -14,7 +14,6 @@ from edgefg.data.split import Sample
 from edgefg.errors import DataError, InferenceError
 from edgefg.evaluation.assessment import assess
 from edgefg.evaluation.predictions import Predictions
-from edgefg.evaluation.text import render
 from edgefg.metrics import mcnemar_p
 from edgefg.taxonomy import TaxonomyLevel
 
@@ -102,24 +101,6 @@ def test_unknown_images() -> None:
     assert view is not None
     assert view.threshold == pytest.approx(math.exp(3) / (math.exp(3) + 2))
     assert (view.images, view.kept, view.rejected.value, view.roc_auc) == (4, 1.0, 0.75, 0.75)
-
-
-def test_the_text_has_every_view() -> None:
-    mine, other = predictions("ooeec", "oeeec"), predictions("oeeec", "oeeec", "fp32.onnx")
-    text = render(
-        assess(mine, "trees", other=other, positive=("carp",), unknown=("blanks", np.zeros((2, 3), np.float32)))
-    )
-    for part in (
-        "elm → oak",
-        "kingdom",
-        "1 images lost",
-        "McNemar p = 1",
-        "specificity 95 %",
-        "2 images in blanks",
-        "elm: recall 100.0% → 66.7%",
-    ):
-        assert part in text
-    assert all(line == line.rstrip() for line in text.splitlines())
 
 
 def test_what_cannot_be_assessed_is_said() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,11 +12,9 @@ import pytest
 
 from edgefg.data.split import Sample
 from edgefg.errors import DataError
-from edgefg.evaluation import plots
 from edgefg.evaluation.assessment import assess
 from edgefg.evaluation.page import page, write_page
 from edgefg.evaluation.predictions import Predictions
-from edgefg.metrics import calibration_bins
 
 
 def made(folder: Path, classes: int, images: int, names: tuple[str, ...] | None = None) -> Predictions:
@@ -107,19 +104,3 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot write"):
         write_page(tmp_path / "file" / "page.html", assess(found, "data"), found)
-
-
-def test_bars_of_the_reliability_diagram() -> None:
-    # 15 bins on 0…1: only the last has images, one of confidence 0.95 (right) and one of exactly 1 (wrong).
-    svg = plots.reliability(calibration_bins(np.array([0.95, 1.0]), np.array([True, False])))
-    paths = [
-        [float(value) for value in re.findall(r"-?[\d.]+", element.get("d") or "")]
-        for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}path")
-        if "var(--accent)" in (element.get("style") or "") and "opacity: 0.75" in (element.get("style") or "")
-    ]
-    heights = [max(path[1::2]) - min(path[1::2]) for path in paths]
-    axis = re.search(r'<rect x="[\d.]+" y="[\d.]+" width="[\d.]+" height="([\d.]+)"', svg)
-    assert axis is not None
-    assert len(heights) == 15
-    assert heights[:14] == [0.0] * 14
-    assert heights[14] == pytest.approx(float(axis[1]) / 2, abs=0.01)
