@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,5 +25,5 @@ def model_of(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
 
 
-def node(kind: str, inputs: str, output: str, **attributes: object) -> NodeProto:
+def node(kind: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
     return helper.make_node(kind, inputs.split(), [output], output, **attributes)

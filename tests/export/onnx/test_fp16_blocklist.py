@@ -21,7 +21,7 @@ from tests.export.onnx.small import model_of, node
         ([node("MatMul", "images w", "logits")], {"w": np.ones((4, 4), np.float32)}, set()),
         ([node("MatMul", "images images", "logits")], {}, {"logits"}),
         ([node("Add", "images tiny", "logits")], {"tiny": np.float32(1e-9)}, {"logits"}),
-        ([node("Add", "images mixed", "logits")], {"mixed": np.float32([1e-9, 1])}, set()),
+        ([node("Add", "images mixed", "logits")], {"mixed": np.array([1e-9, 1], np.float32)}, set()),
     ],
 )
 def test_what_is_steep_or_reads_a_tiny_constant(

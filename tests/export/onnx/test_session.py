@@ -16,7 +16,7 @@ from tests.export.onnx.small import model_of, node
 
 MODEL = model_of(
     [node("Cast", "images", "f", to=TensorProto.FLOAT), node("ReduceMean", "f axes", "logits", keepdims=0)],
-    {"axes": np.int64([2, 3])},
+    {"axes": np.array([2, 3])},
     kind=TensorProto.UINT8,
     shape=(1, 3),
 )
@@ -28,7 +28,7 @@ def test_batches_are_computed_and_joined(optimise: bool, tmp_path: Path) -> None
     data = [np.full((1, 3, 4, 4), level, np.uint8) for level in (0, 7, 200)]
     for model in (MODEL.SerializeToString(), str(tmp_path / "a.onnx")):
         found = graph_logits(model, data, optimise=optimise)
-        np.testing.assert_array_equal(found, np.float32([[0] * 3, [7] * 3, [200] * 3]))
+        np.testing.assert_array_equal(found, np.array([[0] * 3, [7] * 3, [200] * 3], np.float32))
 
 
 def test_sums_are_exact() -> None:
