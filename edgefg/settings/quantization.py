@@ -24,8 +24,9 @@ class QuantizationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         Calibrator,
         Meta(
             description="How calibration finds the ranges of activations: extremes of all images, percentiles that clip"
-            " 0.001 % of the values on each side, least squared error, or least KL divergence. The last one is for"
-            " comparisons: it has cost EfficientNet-Lite0 44 points of top-1 on ImageNet."
+            " 0.001 % of the values on each side (OpenVINO: 0.01 % of each image's values), least squared error, or"
+            " least KL divergence. The last one is not for OpenVINO, and for comparisons only: it has cost"
+            " EfficientNet-Lite0 44 points of top-1 on ImageNet."
         ),
     ] = "minmax"
     num_samples: Annotated[

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgefg.export.onnx.graph import Graph
 
@@ -43,62 +44,41 @@ def with_own_zeros(model: onnx.ModelProto) -> onnx.ModelProto:
 
     ONNX Runtime 1.32 cannot open shared ones with `edgefg.runtimes.onnxruntime.EXACT_SUMS` on a CPU that needs it.
     """
-    own = onnx.ModelProto()
-    own.CopyFrom(model)
-    constants = {tensor.name: tensor for tensor in own.graph.initializer}
-    seen = set()
-    for node in own.graph.node:
-        if node.op_type in _PAIR and len(node.input) > 2:
-            name = node.input[2]
-            if name in seen:
-                node.input[2] = f"{name}.{node.name}"
-                own.graph.initializer.add().CopyFrom(constants[name])
-                own.graph.initializer[-1].name = node.input[2]
-            seen.add(name)
-    return own
+    own = ir.from_proto(model)
+    for node in own.graph:
+        if node.op_type in _PAIR and len((zero := node.inputs[2]).uses()) > 1:
+            name = f"{zero.name}.{node.name}"
+            tensor = ir.tensor(zero.const_value.numpy(), name=name)
+            copy = ir.Value(name=name, type=zero.type, shape=zero.shape, const_value=tensor)
+            own.graph.register_initializer(copy)
+            node.replace_input_with(2, copy)
+    return _tidied(own)
 
 
 def without_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the floating-point graph under a QDQ graph."""
-    graph = Graph(model)
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    kept = [node for node in bare.graph.node if node.op_type not in _PAIR]
-    for node in kept:
-        node.input[:] = [graph.before_pair(name) for name in node.input]
-    _keep(bare, kept)
-    return bare
+    bare = ir.from_proto(model)
+    for node in bare.graph:
+        if node.op_type in _PAIR:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+    return _tidied(bare)
 
 
 def with_integer_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a QDQ graph whose constants are stored as int8 before their DequantizeLinear, a quarter of the size."""
-    graph = Graph(model)
-    stored = onnx.ModelProto()
-    stored.CopyFrom(model)
-    constants = {tensor.name: tensor for tensor in stored.graph.initializer}
-    quantised = [node for node in graph.nodes if node.op_type == "QuantizeLinear" and node.input[0] in constants]
-    for node in quantised:
-        weights, scale = (graph.array(name) for name in node.input[:2])
-        steps = np.rint(weights / scale.reshape(-1, *[1] * (weights.ndim - 1)))
-        constants[node.input[0]].CopyFrom(
-            numpy_helper.from_array(np.clip(steps, -128, 127).astype(np.int8), node.input[0])
-        )
-    sources = {node.output[0]: node.input[0] for node in quantised}
-    kept = [node for node in stored.graph.node if node.output[0] not in sources]
-    for node in kept:
-        node.input[:] = [sources.get(name, name) for name in node.input]
-    _keep(stored, kept)
-    return stored
+    stored = ir.from_proto(model)
+    for node in stored.graph:
+        if node.op_type == "QuantizeLinear" and (constant := node.inputs[0]).is_initializer():
+            weights, scale = (value.const_value.numpy() for value in node.inputs[:2])
+            steps = np.rint(weights / scale.reshape(-1, *[1] * (weights.ndim - 1)))
+            constant.const_value = ir.tensor(np.clip(steps, -128, 127).astype(np.int8), name=constant.name)
+            constant.type = ir.TensorType(ir.DataType.INT8)
+            node.outputs[0].replace_all_uses_with(constant)
+    return _tidied(stored)
 
 
-def _keep(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    """Drop all other nodes, and the constants that nothing reads any more."""
-    read = {name for node in nodes for name in node.input}
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    # Copied before the originals go.
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    constants = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in constants]
-    del model.graph.node[:]
-    del model.graph.initializer[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend(constants)
+def _tidied(model: ir.Model) -> onnx.ModelProto:
+    """Drop the nodes and constants that nothing reads any more."""
+    RemoveUnusedNodesPass()(model)
+    proto: onnx.ModelProto = ir.to_proto(model)
+    return proto

@@ -5,6 +5,19 @@ MIXED preset: symmetric weights, asymmetric activations. Biases are always corre
 8-bit weights saturate in the 16-bit sums of x86 CPUs without VNNI. With ImageNet's EfficientNet-Lite0 (1,000 classes,
 96 calibration images), OpenVINO keeps FP32's class of 94 % of 296 grocery photographs with VNNI and of 54 % without it
 (held to AVX2 by ONEDNN_MAX_CPU_ISA), far beyond a golden set's tolerance. 7-bit weights keep 87 % on both.
+
+NNCF finds the ranges of activations with its own estimators, which differ from `edgefg.export.quantize.calibrators`:
+
+* ``minmax``: the extremes over all images, the same. The mean over the images, NNCF's default, kept 67 % of the
+  classes where the extremes kept 92 %.
+* ``percentile``: 0.01 % of the values of *each image* (NNCF's default) are clipped on each side, and the range is the
+  widest of all images. So a single image can set it. With the mean over the images, EfficientNet-Lite0 kept the class
+  of 51 % of 100 grocery photographs, with the widest range 86 % and with the extremes 85 % (7-bit weights, 160 px).
+* ``mse``: NNCF's histogram, whose search goes by quantiles and does not look at the whole range. Of a million values it
+  drops a single outlier where the least error keeps half of its reach.
+* ``entropy``: not available.
+
+Inputs of depthwise convolutions have a range for each channel, for which ``mse`` takes the extremes.
 """
 
 from __future__ import annotations
@@ -17,14 +30,13 @@ import numpy as np
 
 from edgefg.artifact.folder import STEM
 from edgefg.errors import ExportError, one_line
-from edgefg.export.quantize.nncf_ranges import range_parameters
 from edgefg.export.quantize.pairs import QuantParams
 from edgefg.export.quantize.quantizer import Quantizer
 from edgefg.export.targets.target import Target
 from edgefg.log import get_logger
 from edgefg.preprocess import UInt8Array
 from edgefg.quiet import quiet
-from edgefg.settings.quantization import QuantizationConfig
+from edgefg.settings.quantization import Calibrator, QuantizationConfig
 
 _log = get_logger(__name__)
 _LAYERS = ("Convolution", "GroupConvolution", "MatMul")
@@ -69,7 +81,7 @@ class OpenVINOQuantizer(Quantizer):
         path = folder / f"{STEM}.xml"
         model = convert(self.source)
         try:
-            with quiet(), range_parameters(self.config.calibrator) as ranges:
+            with quiet():
                 import nncf
 
                 overflow = nncf.quantization.advanced_parameters.OverflowFix
@@ -81,7 +93,7 @@ class OpenVINOQuantizer(Quantizer):
                     fast_bias_correction=layers_only or not self.config.bias_correction,
                     ignored_scope=_ignored(model, keep, layers_only),
                     advanced_parameters=nncf.AdvancedQuantizationParameters(
-                        activations_range_estimator_params=ranges,
+                        activations_range_estimator_params=_range_estimator(self.config.calibrator),
                         overflow_fix=overflow.ENABLE if self.config.reduce_range else overflow.DISABLE,
                     ),
                 )
@@ -89,6 +101,21 @@ class OpenVINOQuantizer(Quantizer):
             raise ExportError(f"NNCF could not quantise the network: {one_line(exc)[:300]}") from exc
         write_ir(quantised, path)
         return path
+
+
+def _range_estimator(calibrator: Calibrator) -> Any:
+    """Return NNCF's range estimator that comes nearest to a calibrator; see the module."""
+    from nncf.quantization import range_estimator as nncf
+
+    if calibrator != "percentile":
+        known = nncf.RangeEstimatorParametersSet
+        return known.MINMAX if calibrator == "minmax" else known.HISTOGRAM
+    quantile = nncf.StatisticsType.QUANTILE
+    low, high = (
+        nncf.StatisticsCollectorParameters(statistics_type=quantile, aggregator_type=aggregator)
+        for aggregator in (nncf.AggregatorType.MIN, nncf.AggregatorType.MAX)
+    )
+    return nncf.RangeEstimatorParameters(low, high)
 
 
 def _ignored(model: Any, keep: Collection[str], layers_only: bool) -> Any:
@@ -111,6 +138,7 @@ class OpenVINO(Target):
     name = "openvino"
     title = "OpenVINO"
     suffix = ".xml"
+    calibrators = ("minmax", "percentile", "mse")
     saturates = True
     folds_scale = True
 

@@ -115,7 +115,8 @@ def source_of(node: Any) -> Any:
 
 def _fills(node: fx.Node) -> bool:
     """Tell whether a node pads with another value than zero, which 8 bits may not hold."""
-    return operator_of(node) is _ATEN.constant_pad_nd and any(node.args[2:])
+    position = {_ATEN.pad: 3, _ATEN.constant_pad_nd: 2}.get(operator_of(node))
+    return position is not None and any((*node.args[position:], node.kwargs.get("value")))
 
 
 def _fold_batch_norms(graph: fx.GraphModule) -> None:

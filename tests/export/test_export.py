@@ -25,6 +25,7 @@ from edgefg.errors import CheckpointError, DataError, ExportError
 from edgefg.export.export import export_checkpoint
 from edgefg.export.onnx.graph import Graph
 from edgefg.export.quantize.quantizer import Quantizer, lacks_vnni
+from edgefg.export.targets.openvino import OpenVINO
 from edgefg.export.tracing.onnx_exporter import torch_logits
 from edgefg.image_io import image_files, read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
@@ -354,8 +355,8 @@ def test_full_disk_leaves_the_earlier_artifact(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "mse"])
-def test_every_calibrator_but_entropy_keeps_agreement_in_openvino(
+@pytest.mark.parametrize("calibrator", OpenVINO.calibrators)
+def test_every_calibrator_of_openvino_keeps_agreement(
     lite0_onnx: Path, lite0: Path, data: ImageDataset, unseen: UInt8Array, calibrator: str, tmp_path: Path
 ) -> None:
     inputs = np.stack([prepare(read_image(s.path), load(lite0)[1].input) for s in data.splits["train"]])

@@ -1,4 +1,4 @@
-"""Quantisation-aware training as a stage, and the INT8 graphs that come out of it."""
+"""Quantisation-aware training as a stage."""
 
 from __future__ import annotations
 
@@ -8,107 +8,31 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 import torch
 from msgspec.structs import replace
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 
-from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import read_manifest
 from edgefg.artifact.stages import QATStage
-from edgefg.classifier import Classifier
 from edgefg.data import ImageDataset, load_dataset
 from edgefg.data.calibration import choose_balanced, read_calibration
 from edgefg.errors import CheckpointError, DataError, ExportError
 from edgefg.export.distill.objective import DistillationObjective
 from edgefg.export.export import export_checkpoint
 from edgefg.export.onnx.rules import broken_rules
-from edgefg.export.prune.prune import prune
 from edgefg.export.qat import qat as stage
-from edgefg.export.qat.qat import qat, quantized_for
-from edgefg.export.qat.quantized_network import QuantizedNetwork, check_quantized_parity, load_quantized
-from edgefg.export.quantize.pairs import with_integer_weights
-from edgefg.export.targets import target_of
-from edgefg.export.tracing.onnx_exporter import to_graph, torch_logits, write_onnx
+from edgefg.export.qat.qat import qat
+from edgefg.export.qat.quantized_network import load_quantized
+from edgefg.export.tracing.onnx_exporter import torch_logits, write_onnx
 from edgefg.image_io import read_image
-from edgefg.preprocess import InputSpec, UInt8Array, prepare
-from edgefg.settings.export import ExportConfig
-from edgefg.settings.hardware import Hardware
+from edgefg.preprocess import UInt8Array, prepare
 from edgefg.settings.options import with_options
-from edgefg.settings.pruning import PruningConfig
-from edgefg.settings.quantization import QuantizationConfig, TargetName
-from edgefg.settings.split import SplitSpec
-from edgefg.settings.training import Schedule, TrainingConfig
-from edgefg.training.checkpoint import SCHEMA, Header, Quantized, load, read_header, save
-from edgefg.training.methods import build
-from edgefg.training.models.backbone import build_backbone
-from edgefg.training.models.network import Network
-from tests.conftest import Run
+from edgefg.settings.quantization import QuantizationConfig
+from edgefg.training.checkpoint import Quantized, load, read_header
+from tests.export.qat.conftest import CONFIG, HERE, SPEC, Run, quantised, quantize, write_student
 from tests.export.quantizing import quantize_tensorrt
 from tests.synthetic import write_dataset
-
-HERE = Hardware(accelerator="cpu", workers=0)
-CONFIG = TrainingConfig(image_size=32, schedule=Schedule(epochs=1, batch_size=16, lr=1e-4))
-SPEC = InputSpec(height=32, width=32)
-
-
-@pytest.fixture(scope="module")
-def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("birds"), classes=2, per_class=20, size=40, seed=2)
-
-
-@pytest.fixture(scope="module")
-def data(birds: Path) -> ImageDataset:
-    return load_dataset(birds)
-
-
-@pytest.fixture(scope="module")
-def inputs(data: ImageDataset) -> UInt8Array:
-    return read_calibration(choose_balanced(data.splits["train"], 16), SPEC).inputs
-
-
-def write_student(path: Path, data: ImageDataset, backbone: str = "test_resnet", method: str = "plain") -> Path:
-    """Write a checkpoint with untrained weights but batch norms of some account."""
-    torch.manual_seed(0)
-    network = build(method, build_backbone(backbone, len(data.labels)), (127.0, 120.0, 110.0), (60.0, 62.0, 64.0), {})
-    network.train()
-    with torch.no_grad():
-        for _ in range(20):
-            network.backbone(torch.randn(8, 3, 32, 32))
-    header = Header(
-        schema=SCHEMA, kind="student", method=method, backbone=backbone, labels=data.labels, input=SPEC,
-        mean=(127.0, 120.0, 110.0), std=(60.0, 62.0, 64.0), dataset=data.fingerprint, split=SplitSpec(),
-        teacher="e" * 64, edgefg="0",
-    )  # fmt: skip
-    save(path, network, header)
-    return path
-
-
-@pytest.fixture(scope="module")
-def student(data: ImageDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_student(tmp_path_factory.mktemp("student") / "student.safetensors", data)
-
-
-def quantize(
-    student: Path, birds: Path, out: Path, to: TargetName, config: TrainingConfig = CONFIG, *,
-    reduce_range: bool | None = None, **options: Any,
-) -> Path:  # fmt: skip
-    quantization = QuantizationConfig(num_samples=16, reduce_range=reduce_range)
-    return qat(student, birds, out, config, to=to, quantization=quantization, hardware=HERE, **options)
-
-
-@pytest.fixture(scope="module")
-def trt(student: Path, birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoint of a network trained for TensorRT; not to be spoilt."""
-    return quantize(student, birds, tmp_path_factory.mktemp("trt"), "tensorrt-onnx")
-
-
-@pytest.fixture(scope="module")
-def trt_onnx(trt: Path, birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its artifact."""
-    out = tmp_path_factory.mktemp("trt") / "a"
-    return export_checkpoint(trt, out, to="tensorrt-onnx", precision="int8", calibration=birds)
 
 
 def test_the_tensorrt_graph_keeps_every_rule_and_is_symmetric_int8(trt_onnx: Path, trt: Path) -> None:
@@ -168,72 +92,6 @@ def _inputs_of_layers(model: onnx.ModelProto) -> list[tuple[str, list[float]]]:
     return sorted(found)
 
 
-def quantised(
-    network: Network, inputs: UInt8Array, to: TargetName = "tensorrt-onnx", **config: Any
-) -> QuantizedNetwork:
-    return quantized_for(network, SPEC, target_of(to), inputs, QuantizationConfig(**config))
-
-
-def test_the_graph_computes_what_the_network_does(trt: Path, trt_onnx: Path, inputs: UInt8Array) -> None:
-    network, _ = load_quantized(trt)
-    model, _ = to_graph(network, SPEC, batch=0)
-    largest = float(np.abs(torch_logits(network, inputs)).max())
-    assert check_quantized_parity(network, model, inputs, batch=0) <= 1e-3 * largest
-    with Classifier(trt_onnx) as classifier:  # FP16 and 8-bit kernels included
-        found = np.stack([prediction.logits for prediction in classifier.predict_batch(list(inputs), color="rgb")])
-    assert np.abs(found - torch_logits(network, inputs)).max() <= 0.05 * largest
-    with torch.no_grad():
-        next(network.parameters()).mul_(2)
-    with pytest.raises(ExportError, match=r"the QDQ graph deviates from the quantised network by \d\S+ on average"):
-        check_quantized_parity(network, model, inputs, batch=0)
-
-
-def test_openvino_runs_it_in_int8(student: Path, birds: Path, inputs: UInt8Array, tmp_path: Path) -> None:
-    path = quantize(student, birds, tmp_path / "qat", "openvino", reduce_range=True)
-    config = ExportConfig(batch=0)
-    model = export_checkpoint(path, tmp_path / "a", to="openvino", precision="int8", config=config)  # without data
-    network, header = load_quantized(path)
-    assert header.quantized is not None
-    assert header.quantized.reduce_range
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    layers = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    kinds = Counter(
-        info["runtimePrecision"].astype(str)
-        for info in layers
-        if info["layerType"].astype(str) in ("Convolution", "FullyConnected")
-    )
-    assert kinds.keys() == {"u8"} or kinds.keys() == {"u8", "i8"}, f"floating point layers: {kinds}"
-    constants = [node for node in openvino.Core().read_model(model).get_ops() if node.get_type_name() == "Constant"]
-    weights = [node.data for node in constants if node.get_element_type() == openvino.Type.i8 and node.data.ndim > 1]
-    assert len(weights) == kinds.total()
-    assert max(int(np.abs(values.astype(np.int32)).max()) for values in weights) == 64
-    expected = torch_logits(network, inputs)
-    found = compiled([inputs])[0]
-    assert np.abs(found - expected).max() <= 0.05 * np.abs(expected).max()
-
-
-def test_depthwise_weights_keep_8_bits_where_others_take_7(
-    data: ImageDataset, inputs: UInt8Array, tmp_path: Path
-) -> None:
-    network, header = load(write_student(tmp_path / "s.safetensors", data, backbone="test_efficientnet"))
-    quantized = quantised(network, inputs, "openvino", reduce_range=True).freeze()
-    model = with_integer_weights(to_graph(quantized, header.input, batch=0)[0])
-    int8 = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8]
-    for depthwise, most in ((True, 127), (False, 64)):
-        weights = [values for values in int8 if values.ndim == 4 and (values.shape[1] == 1) == depthwise]
-        assert max(int(np.abs(values.astype(np.int32)).max()) for values in weights) == most
-
-
-def test_the_first_convolution_of_openvino_s_graph_does_not_learn(
-    student: Path, data: ImageDataset, inputs: UInt8Array
-) -> None:
-    network, _ = load(student)
-    openvino, other = (quantised(network, inputs, to) for to in ("openvino", "tensorrt-onnx"))
-    (stem,) = dict(other.named_parameters()).keys() - dict(openvino.named_parameters()).keys()
-    assert stem.endswith("conv1.0.weight")
-    assert stem in dict(openvino.named_buffers())
-
-
 def test_onnxruntime_gets_a_graph_too(student: Path, birds: Path, data: ImageDataset, tmp_path: Path) -> None:
     path = quantize(student, birds, tmp_path / "qat", "onnx")
     model = onnx.load(export_checkpoint(path, tmp_path / "a", to="onnx", precision="int8", calibration=birds))
@@ -289,19 +147,6 @@ def test_a_killed_run_goes_on_where_it_was(student: Path, birds: Path, tmp_path:
     assert stops == [0]
     assert read_header(whole) == read_header(resumed)
     assert whole.read_bytes() == resumed.read_bytes()
-
-
-def test_a_pruned_student_is_rebuilt_from_its_plan(student: Path, birds: Path, tmp_path: Path) -> None:
-    pruned = prune(student, birds, tmp_path, CONFIG, PruningConfig(macs=0.8, round_to=4), hardware=HERE)
-    path = quantize(pruned, birds, tmp_path, "tensorrt-onnx", teacher_path=student)
-    network, header = load_quantized(path)
-    assert header.channels == read_header(pruned).channels != {}
-    assert header.parent == sha256(pruned)
-    assert network(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape == (2, 2)
-    other = replace(header, quantized=Quantized(to="openvino", torch="1.0"))
-    save(tmp_path / "other.safetensors", network, other)
-    with pytest.raises(CheckpointError, match=r"does not fit the test_resnet .*it was trained with torch 1\.0"):
-        load_quantized(tmp_path / "other.safetensors")
 
 
 def test_the_gate_compares_with_the_fp32_network_where_that_is_given(

@@ -63,6 +63,8 @@ def test_settings_that_a_target_does_not_support() -> None:
         target_of("onnx").check("fp16", DEFAULT)
     with pytest.raises(ExportError, match="--reduce-range is for CPUs only"):
         target_of("tensorrt-onnx").check("int8", QuantizationConfig(reduce_range=True))
+    with pytest.raises(ExportError, match=r"--calibrator entropy is not available for OpenVINO .*percentile, mse"):
+        target_of("openvino").check("int8", QuantizationConfig(calibrator="entropy"))
     for target in TARGETS.values():
         for precision in target.precisions:
             for calibrator in target.calibrators:
