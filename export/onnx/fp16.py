@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir
 from onnx import numpy_helper, version_converter
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from edgefg.errors import ExportError, one_line
 from edgefg.export.onnx.fp16_blocklist import fp16_blocklist, fp32_tensors
@@ -155,39 +157,34 @@ def _cast(model: onnx.ModelProto, kept: set[str]) -> onnx.ModelProto:
     del model.graph.value_info[:]
     try:
         with quiet():
-            from onnxruntime.quantization.onnx_model import ONNXModel
             from onnxruntime.transformers.float16 import convert_float_to_float16
 
             names = [node.name for node in blocked]
-            half = ONNXModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=names))
-            _drop_detours(half.model, set(names))
-            half.topological_sort()  # the converter appends its casts
-        onnx.checker.check_model(half.model, full_check=True)
+            half = convert_float_to_float16(model, keep_io_types=True, node_block_list=names)
+            half = _without_detours(half, set(names))
+        onnx.checker.check_model(half, full_check=True)
     except Exception as exc:  # the converter and the checker raise what they come upon
         raise ExportError(f"the network could not be cast to FP16: {one_line(exc)[:300]}") from exc
-    cast: onnx.ModelProto = half.model
-    return cast
+    return half
 
 
-def _drop_detours(model: onnx.ModelProto, kept: set[str]) -> None:
-    """Connect nodes in FP32 directly: the converter casts to FP16 and back between them."""
-    graph = Graph(model)
-    origin: dict[str, str] = {}
-    for back in (node for node in graph.nodes if node.op_type == "Cast" and node.output[0] not in graph.outputs):
-        there = graph.writer(back.input[0])
-        writer = graph.writer(there.input[0]) if there is not None and there.op_type == "Cast" else None
-        if writer is not None and there is not None and writer.name in kept:
-            origin[back.output[0]] = there.input[0]
-    for node in graph.nodes:
-        for i, name in enumerate(node.input):
-            node.input[i] = origin.get(name, name)
-    for _ in range(2):  # the way back, then the way there, unless others read what it wrote
-        read = {name for node in model.graph.node for name in node.input} | graph.outputs
-        for node in [node for node in model.graph.node if node.op_type == "Cast" and node.output[0] not in read]:
-            model.graph.node.remove(node)
-    written = {name for node in model.graph.node for name in node.output}
-    for value in [value for value in model.graph.value_info if value.name not in written]:
-        model.graph.value_info.remove(value)
+def _without_detours(model: onnx.ModelProto, kept: set[str]) -> onnx.ModelProto:
+    """Connect nodes in FP32 directly, where the converter casts to FP16 and back, and sort the nodes."""
+    graph = onnx_ir.from_proto(model)
+    for back in [node for node in graph.graph if node.op_type == "Cast" and not node.outputs[0].is_graph_output()]:
+        there = _writer(back)
+        writer = _writer(there) if there is not None and there.op_type == "Cast" else None
+        if there is not None and there.inputs[0] is not None and writer is not None and writer.name in kept:
+            back.outputs[0].replace_all_uses_with(there.inputs[0])
+    RemoveUnusedNodesPass()(graph)
+    TopologicalSortPass()(graph)  # the converter appends its casts
+    connected: onnx.ModelProto = onnx_ir.to_proto(graph)
+    return connected
+
+
+def _writer(node: onnx_ir.Node) -> onnx_ir.Node | None:
+    """Return the node that writes a node's first input."""
+    return None if node.inputs[0] is None else node.inputs[0].producer()
 
 
 def _beyond(name: str, largest: float) -> str:
