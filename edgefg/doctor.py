@@ -19,7 +19,7 @@ import msgspec
 
 from edgefg import __version__
 from edgefg.nvidia import Advice, Gpu, Jetson, TensorRT, advise, find_driver, find_jetson, fits, is_supported, read_gpu
-from edgefg.runtime import RUNTIMES, runtime_for
+from edgefg.runtime import engines
 
 _FOR_DEVELOPERS = ("demo", "dev")
 _FOR_NVIDIA = ("tensorrt", "pycuda")
@@ -104,9 +104,7 @@ def render(report: Report) -> str:
     if report.jetson is not None:
         lines.append(_render_jetson(report.jetson))
     lines.append(_render_gpu(report.gpu, report.driver))
-    opens: dict[str, list[str]] = {}
-    for suffix in RUNTIMES:
-        opens.setdefault(runtime_for(Path(f"model{suffix}")).extra, []).append(suffix)
+    opens = engines()
     for extra, packages in report.packages.items():
         missing = [package for package, version in packages.items() if version is None]
         parts = [f"opens {', '.join(opens[extra])}"] if extra in opens else []

@@ -93,10 +93,13 @@ def runtime_for(path: Path) -> RuntimeClass:
     return cast(RuntimeClass, getattr(importlib.import_module(module), name))
 
 
-def engines() -> dict[str, str]:
-    """Return what each installable engine opens: its extra of edgefg to a suffix. No engine is imported."""
-    suffixes = {runtime_for(Path(f"model{suffix}")).extra: suffix for suffix in RUNTIMES}
-    return {extra: suffix for extra, suffix in suffixes.items() if extra}
+def engines() -> dict[str, list[str]]:
+    """Return the suffixes that each installable engine opens, by its extra of edgefg. No engine is imported."""
+    found: dict[str, list[str]] = {}
+    for suffix in RUNTIMES:
+        if extra := runtime_for(Path(f"model{suffix}")).extra:
+            found.setdefault(extra, []).append(suffix)
+    return found
 
 
 def model_files(model: Path) -> tuple[Path, ...]:

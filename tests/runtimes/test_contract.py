@@ -12,7 +12,7 @@ import pytest
 
 from edgefg.errors import InferenceError, RuntimeUnavailableError
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
-from edgefg.runtime import RUNTIMES, Runtime, load, runtime_for
+from edgefg.runtime import RUNTIMES, Runtime, engines, load, runtime_for
 from tests.conftest import MODELS, ROOT, TINY
 from tests.simulated.install import simulated_device
 from tests.simulated.tensorrt_engine import VERSIONS, Plan, write_plan
@@ -21,8 +21,7 @@ from tests.threads import run_together
 SPEC = InputSpec(height=64, width=64)
 PLANS = {"plan": "onnx", "plan-batch4": "onnx-batch4", "plan-dynamic": "onnx-dynamic"}
 """TensorRT plans, on the simulated device, by the tiny model that they are built of."""
-BATCH = {"null": 1, "onnx": 1, "onnx-batch4": 4, "onnx-dynamic": None, "ir": 1}
-BATCH |= {plan: BATCH[onnx] for plan, onnx in PLANS.items()}
+BATCH = {name: 4 if "batch4" in name else None if "dynamic" in name else 1 for name in (*MODELS, *PLANS)}
 SUFFIXES = sorted(RUNTIMES)
 
 
@@ -81,7 +80,7 @@ def test_input(name: str, runtime: Runtime) -> None:
 
 def test_version_is_name_and_number(runtime: Runtime) -> None:
     engine, number = runtime.version.split()
-    assert engine in ("null", "onnxruntime", "openvino", "tensorrt")
+    assert engine in ("null", *engines())
     assert number[0].isdigit()
 
 
@@ -217,21 +216,22 @@ def test_openvino_works_whatever_the_cache_directory(
     assert (tmp_path / "missing").exists() is (cache == "missing/deeper")
 
 
-@pytest.mark.parametrize("model", ["null/model.null", "onnx/model.onnx", "ir/model.xml"])
+@pytest.mark.parametrize("name", MODELS)
 def test_runtime_needs_no_torch_and_no_other_vendor(
-    model: str, python: Callable[..., subprocess.CompletedProcess[str]]
+    name: str, python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    own = {".onnx": "onnxruntime", ".xml": "openvino"}.get(Path(model).suffix)
-    others = tuple({"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "cv2"} - {own})
+    model, count = TINY / MODELS[name], BATCH[name] or 1
+    others = tuple({"torch", "onnx", "cv2", *engines()} - {runtime_for(model).extra})
     code = """
 from pathlib import Path
 import numpy as np
 from edgefg.runtime import load
-print(load(Path(sys.argv[1]), threads=1).infer(np.zeros((1, 64, 64, 3), np.uint8)).shape)
+frames = np.zeros((int(sys.argv[2]), 64, 64, 3), np.uint8)
+print(load(Path(sys.argv[1]), threads=1).infer(frames).shape)
 """
-    result = python(code, TINY / model, blocked=others)
+    result = python(code, model, count, blocked=others)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "(1, 4)"
+    assert result.stdout.strip() == f"({count}, 4)"
 
 
 def test_openvino_is_imported_without_its_telemetry(tiny: Callable[[str], Path]) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from edgefg.artifact.manifest import (
     encode_manifest,
     read_manifest,
 )
+from edgefg.metrics import score
 from edgefg.preprocess import InputSpec
 from edgefg.settings.gate import Gate
 from edgefg.taxonomy import TaxonomyLevel
@@ -264,3 +266,10 @@ def test_file_info(tmp_path: Path) -> None:
     path.write_bytes(b"abc")
     assert sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert file_info(path) == FileInfo(name="abc", size=3, sha256=sha256(path))
+
+
+def test_accuracy_by_hand() -> None:
+    logits = np.array([[1, 0], [0, 1], [1, 0], [1, 0]], np.float32)
+    found = Accuracy.of(score(logits, np.array([0, 0, 1, 0]), 2), "val of here")
+    assert (found.data, found.images, found.top1, found.balanced) == ("val of here", 4, 0.5, 1 / 3)
+    assert found.top1_low < 0.5 < found.top1_high
