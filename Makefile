@@ -68,6 +68,7 @@ test-slow: $(VENV)/.dev
 check: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 # Into site/; broken links, anchors and references fail.

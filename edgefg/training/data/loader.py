@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from edgefg.settings.training import TrainingConfig
+from edgefg.training.allocator import release_freed_memory
 from edgefg.training.data.augment import EvaluationImages, Item, TrainingImages
 from edgefg.training.data.sampler import create_sampler
-from edgefg.training.loop.allocator import release_freed_memory
 from edgefg.training.models.network import Batch
 
 

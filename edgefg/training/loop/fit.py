@@ -29,10 +29,10 @@ from edgefg.preprocess import InputSpec
 from edgefg.progress import track
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.training import TrainingConfig
+from edgefg.training.allocator import keep_freed_memory
 from edgefg.training.checkpoint import Header
 from edgefg.training.data.augment import EvaluationImages, TrainingImages
 from edgefg.training.data.loader import evaluation_loader, training_loader
-from edgefg.training.loop.allocator import keep_freed_memory
 from edgefg.training.loop.finite import layers_stay_finite
 from edgefg.training.loop.history import History
 from edgefg.training.loop.optimizer import create_optimizer, lr_at, set_lr, unfreeze

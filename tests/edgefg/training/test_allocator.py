@@ -16,7 +16,7 @@ from edgefg.training.data.augment import EvaluationImages, TrainingImages
 _PROGRAM = """
 import torch
 import psutil
-from edgefg.training.loop.allocator import keep_freed_memory, release_freed_memory
+from edgefg.training.allocator import keep_freed_memory, release_freed_memory
 assert keep_freed_memory()
 blocks = [torch.ones(2**18) for _ in range(200)]  # 1 MiB each
 last = torch.ones(2**18)  # the heap's end stays in use

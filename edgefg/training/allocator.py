@@ -1,7 +1,7 @@
 """Keep freed memory in the process: a third more training images per second on a CPU with glibc.
 
 glibc returns large freed blocks to the kernel. Training frees and allocates the same activations in every step, so page
-faults take a quarter of the time. ``python -m edgefg.training.loop.allocator`` measures it.
+faults take a quarter of the time. ``python -m edgefg.training.allocator`` measures it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
     if given.keep is not None:
         print(_images_per_second(bool(given.keep), given.steps))
         return
-    command = [sys.executable, "-m", "edgefg.training.loop.allocator", "--steps", str(given.steps)]
+    command = [sys.executable, "-m", "edgefg.training.allocator", "--steps", str(given.steps)]
     ratios = []
     for _ in range(given.rounds):
         off, on = (
