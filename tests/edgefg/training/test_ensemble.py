@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
@@ -82,27 +81,6 @@ def test_inspect_shows_the_members(run: Callable[..., tuple[int, str, str]], tmp
 
 
 @torch.no_grad()
-def test_images_of_another_size_keep_the_members_proportions(trio: list[Path], tmp_path: Path) -> None:
-    network, _ = load(combine(trio, tmp_path / "out"))
-    seen: list[tuple[int, ...]] = []
-    for member in cast(Ensemble, network).members:
-        member.register_forward_hook(lambda _, images, __: seen.append(tuple(images[0].shape[1:3])))
-    network(resized(IMAGES, 96, 96))
-    assert seen == [(64, 64), (64, 64), (96, 96)]
-
-
-@torch.no_grad()
-def test_features_stand_side_by_side_and_attention_is_the_first_members(trio: list[Path], tmp_path: Path) -> None:
-    network, _ = load(combine(trio, tmp_path / "out"))
-    (first, its), *others = [load(path) for path in trio]
-    widths = [member.features(IMAGES[:1]).shape[1] for member, _ in [(first, its), *others]]
-    assert network.features(IMAGES).shape == (len(IMAGES), sum(widths))
-    found = network.attention(IMAGES).maps
-    assert found is not None
-    torch.testing.assert_close(found, first.attention(resized(IMAGES, its.input.height, its.input.width)).maps)
-
-
-@torch.no_grad()
 def test_a_soup_is_one_network_of_the_mean_weights(tmp_path: Path) -> None:
     paths = [checkpoint(tmp_path / f"{seed}.safetensors", seed) for seed in range(3)]
     path = combine(paths, tmp_path / "out", "weights")
@@ -166,13 +144,6 @@ def test_what_does_not_go_together_is_refused(trio: list[Path], tmp_path: Path) 
     assert (out / "teacher.safetensors").read_bytes() == before
     with pytest.raises(DataError, match="is an ensemble itself"):
         combine([out / "teacher.safetensors", trio[0]], tmp_path / "more")
-
-
-def test_an_ensemble_cannot_be_trained(trio: list[Path], tmp_path: Path) -> None:
-    network, _ = load(combine(trio, tmp_path / "out"))
-    with pytest.raises(WeightsError, match="Train its members"):
-        network.loss(None, None)  # type: ignore[arg-type]
-    assert list(network.new_modules()) == []
 
 
 def test_an_ensemble_has_no_layers_to_scan(trio: list[Path], tmp_path: Path) -> None:

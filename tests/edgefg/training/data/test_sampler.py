@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgefg.data import load_dataset
 from edgefg.errors import DataError, TrainingError
 from edgefg.preprocess import InputSpec
-from edgefg.settings.options import with_options
-from edgefg.settings.training import MetricLearning, TrainingConfig
-from edgefg.training.data.augment import TrainingImages
-from edgefg.training.data.loader import training_loader
+from edgefg.settings.training import MetricLearning
 from edgefg.training.data.sampler import PKSampler, create_sampler
 
 SPEC = InputSpec(height=32, width=32)
@@ -23,17 +18,6 @@ SPEC = InputSpec(height=32, width=32)
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def of_three_classes(samples: tuple) -> list:
-    """5, 10 and all images of the classes."""
-    wanted, taken = {0: 5, 1: 10}, Counter[int]()
-    kept = []
-    for sample in samples:
-        taken[sample.label] += 1
-        if taken[sample.label] <= wanted.get(sample.label, 1000):
-            kept.append(sample)
-    return kept
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,35 +78,3 @@ def test_balanced_draws_each_class_alike_often() -> None:
     counts = np.bincount([labels[position] for position in sampler])
     np.testing.assert_allclose(counts / 6000, [1 / 3, 0, 1 / 3, 1 / 3], atol=0.025)
     assert create_sampler(labels, MetricLearning(), batch_size=8, count=200, generator=generator()) is None
-
-
-@pytest.mark.parametrize("sampler", ["balanced", "pk", "shuffle"])
-def test_the_loader_s_epoch_is_seeded_and_has_its_length(birds: Path, sampler: str) -> None:
-    samples = of_three_classes(load_dataset(birds).splits["train"])
-    images = TrainingImages(samples, SPEC)
-    settings = with_options(TrainingConfig(), sampler=sampler, batch_size=8)
-
-    def epoch(seed: int, process: tuple[int, int] = (1, 0)) -> list[list[int]]:
-        loader = training_loader(images, settings, workers=0, seed=seed, process=process)
-        found = [batch.indices.tolist() for batch in loader]
-        assert len(found) == len(loader)
-        return found
-
-    first = epoch(7)
-    assert epoch(7) == first
-    assert epoch(8) != first
-    shown = sum(map(len, first))
-    # 33 images: one more than fits is dropped, since a batch of one cannot be normalised.
-    assert len(samples) == 33
-    assert shown == 32
-    labels = Counter(samples[index].label for batch in first for index in batch)
-    if sampler == "pk":
-        assert all(sorted(Counter(samples[index].label for index in batch).values()) == [4, 4] for batch in first)
-    if sampler == "balanced":
-        assert labels[0] > 5  # as many as there are, were each shown once
-
-    halves = [epoch(7, (2, 0)), epoch(7, (2, 1))]
-    assert halves[0] != halves[1]
-    assert len(halves[0]) == len(halves[1])
-    if sampler == "shuffle":
-        assert {index for half in halves for batch in half for index in batch} >= set(range(32))

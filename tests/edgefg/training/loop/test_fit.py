@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from edgefg.errors import TrainingError
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, prepare
 from edgefg.settings.hardware import Hardware
-from edgefg.settings.options import with_options
-from edgefg.settings.training import FineTuning, Schedule, TrainingConfig
-from edgefg.training.checkpoint import load, read_header
+from edgefg.settings.training import Schedule, TrainingConfig
+from edgefg.training.checkpoint import load
 from edgefg.training.data.augment import EvaluationImages, TrainingImages
 from edgefg.training.loop import fit as loop
 from edgefg.training.loop.fit import predict
@@ -28,24 +26,6 @@ from edgefg.training.teacher import train_teacher
 
 def run(birds: Path, out: Path, config: TrainingConfig, hardware: Hardware, **options: Any) -> Path:
     return train_teacher(birds, out, config, backbone="test_efficientnet", weights="none", hardware=hardware, **options)
-
-
-def test_a_teacher_learns_and_leaves_a_checkpoint_and_logs(birds: Path, tmp_path: Path, hardware: Hardware) -> None:
-    config = TrainingConfig(
-        image_size=48, schedule=Schedule(epochs=12, batch_size=16, lr=4e-3), fine_tuning=FineTuning(head_lr_ratio=1.0)
-    )
-    path = run(birds, tmp_path, config, hardware)
-    assert path == tmp_path / "teacher.safetensors"
-    header = read_header(path)
-    assert header.labels == tuple(sorted(entry.name for entry in (birds / "train").iterdir()))
-    assert header.dataset == load_dataset(birds).fingerprint
-    assert header.validation is not None
-    rows = list(csv.DictReader((tmp_path / "teacher.csv").read_text().splitlines()))
-    assert [row["epoch"] for row in rows] == [str(n + 1) for n in range(12)]
-    assert float(rows[-1]["loss"]) < 0.9 * float(rows[0]["loss"])
-    assert float(rows[-1]["top1"]) == pytest.approx(header.validation.top1, abs=1e-5)
-    assert list((tmp_path / "tensorboard" / "teacher").iterdir())
-    assert not (tmp_path / "teacher.resume.safetensors").exists()
 
 
 def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
@@ -69,43 +49,6 @@ def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(
     assert len((tmp_path / "cut" / "teacher.csv").read_text().splitlines()) == 3
 
 
-def test_an_unfinished_run_of_other_settings_is_not_overwritten(
-    birds: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("edgefg.training.loop.stage.save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(birds, tmp_path, config, hardware)
-    monkeypatch.undo()
-    state = tmp_path / "teacher.resume.safetensors"
-    other = with_options(config, lr=9e-3)
-    with pytest.raises(TrainingError, match=r"unfinished run with lr 0\.001, now 0\.009.*--restart"):
-        run(birds, tmp_path, other, hardware)
-    assert state.exists()
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(TrainingError, match="cannot be resumed"):
-        run(birds, tmp_path, config, hardware)
-    run(birds, tmp_path, other, hardware, restart=True)
-    assert not state.exists()
-
-
-def test_a_finished_run_is_kept_and_another_one_does_not_overwrite_it(
-    birds: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware
-) -> None:
-    path = run(birds, tmp_path, config, hardware)
-    before = path.stat().st_mtime_ns
-    assert run(birds, tmp_path, config, hardware) == path
-    assert path.stat().st_mtime_ns == before
-    other = with_options(config, seed=9)
-    with pytest.raises(TrainingError, match="exists, and was made with seed 3, now 9"):
-        run(birds, tmp_path, other, hardware)
-    assert path.stat().st_mtime_ns == before
-    run(birds, tmp_path, other, hardware, restart=True)
-    assert path.stat().st_mtime_ns != before
-
-
 @pytest.mark.parametrize("wrong", [{"accelerator": "bogus"}, {"precision": "bogus"}, {"accelerator": "cuda"}])
 def test_hardware_that_is_not_there_is_one_line(
     birds: Path, tmp_path: Path, config: TrainingConfig, wrong: dict
@@ -117,29 +60,6 @@ def test_hardware_that_is_not_there_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "size", "reason"),
-    [("torchvision:alexnet", 48, "too small"), ("vit_tiny_patch16_224", 48, "doesn't match model \\(224\\)")],
-)
-def test_a_size_that_the_backbone_does_not_take_is_one_line_and_leaves_nothing(
-    birds: Path, tmp_path: Path, hardware: Hardware, backbone: str, size: int, reason: str
-) -> None:
-    out = tmp_path / "run"
-    with pytest.raises(
-        TrainingError, match=f"{backbone} does not accept images of {size} px .*{reason}.*--image-size"
-    ) as found:
-        train_teacher(
-            birds,
-            out,
-            TrainingConfig(image_size=size, schedule=Schedule(epochs=1)),
-            backbone=backbone,
-            weights="none",
-            hardware=hardware,
-        )
-    assert "\n" not in str(found.value)
-    assert not out.exists()
-
-
 def test_a_loss_that_is_not_finite_stops(birds: Path, tmp_path: Path, hardware: Hardware) -> None:
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at epoch \d, step \d"):
         run(
@@ -148,14 +68,6 @@ def test_a_loss_that_is_not_finite_stops(birds: Path, tmp_path: Path, hardware: 
             TrainingConfig(image_size=32, schedule=Schedule(epochs=3, batch_size=16, lr=1e30)),
             hardware,
         )
-
-
-def test_an_unwritable_folder_is_one_line(
-    birds: Path, tmp_path: Path, config: TrainingConfig, hardware: Hardware
-) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="cannot write below"):
-        run(birds, tmp_path / "file" / "out", config, hardware)
 
 
 def test_evaluation_sees_exactly_what_the_classifier_prepares(birds: Path) -> None:
