@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -18,6 +19,7 @@ class Option(NamedTuple):
     """One field of a settings struct or of one of its groups; names are unique across the groups of a struct."""
 
     name: str
+    """The field's name, or the singular that its ``Meta(extra={"option": ...})`` states for a list."""
     path: tuple[str, ...]
     """The groups that lead to the field, and the field itself."""
     type: Any
@@ -52,11 +54,11 @@ def options_of(settings: type[msgspec.Struct]) -> Mapping[str, Option]:
             inner = options_of(base).values()
             found |= {option.name: option._replace(path=(name, *option.path)) for option in inner}
             continue
-        text = next(
-            (extra.description for extra in extras if isinstance(extra, msgspec.Meta) and extra.description), ""
-        )
+        metas = [extra for extra in extras if isinstance(extra, msgspec.Meta)]
+        text = next((meta.description for meta in metas if meta.description), "")
+        option = next((meta.extra["option"] for meta in metas if meta.extra), name)
         choices = get_args(base) if get_origin(base) is Literal else ()
-        found[name] = Option(name, (name,), types[name], text, choices)
+        found[option] = Option(option, (name,), types[name], text, choices)
     return found
 
 
@@ -72,14 +74,16 @@ def with_options(settings: _Settings, **values: Any) -> _Settings:
         if name not in options:
             raise DataError(f"{type(settings).__name__} has no option {name!r}. Use one of {', '.join(options)}")
         group = tree
-        for field in options[name].path[:-1]:
-            group = group[field]
-        group[name] = value
+        *parents, field = options[name].path
+        for parent in parents:
+            group = group[parent]
+        group[field] = value
     try:
         return msgspec.convert(tree, type(settings))
     except msgspec.ValidationError as exc:
         reason, _, path = str(exc).partition(" - at `$.")
-        option = options.get(path.rstrip("`").rpartition(".")[2])
+        fields = tuple(re.sub(r"\[.*?\]|`", "", path).split("."))
+        option = next((one for one in options.values() if one.path == fields), None)
         if option is None:  # a check over several options names them itself
             raise DataError(reason) from exc
         given = f"{option.flag} {values.get(option.name, option.value_in(settings))!r}"

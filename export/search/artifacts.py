@@ -1,149 +1,145 @@
-"""The artifacts of a search's candidates: exported calibrated, trained in INT8 where that was asked, and judged."""
+"""The artifacts of candidates: calibrated or, for INT8 finalists, also trained with quantisation; and their gate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from edgefg.artifact.folder import copy_artifact
 from edgefg.artifact.manifest import Accuracy, read_manifest
-from edgefg.errors import EdgefgError, ExportError, TrainingError
+from edgefg.errors import ExportError, TrainingError
 from edgefg.evaluation.gate import judge
 from edgefg.export.export import export_checkpoint
 from edgefg.export.qat.qat import qat
-from edgefg.export.search.candidates import Precision, Shape, Stage
-from edgefg.export.search.context import Site
-from edgefg.export.targets import target_of
-from edgefg.settings.export import ExportConfig
-from edgefg.settings.quantization import QuantizationConfig
+from edgefg.export.search.candidates import Architecture, Stage, Variant
+from edgefg.export.search.context import SearchContext
+from edgefg.log import get_logger
+from edgefg.settings.quantization import Precision, QuantizationConfig
 
-# Called with what is left out and why.
-LeaveOut = Callable[[str, EdgefgError], None]
+_log = get_logger(__name__)
+# Folders of an INT8 finalist's two artifacts; the better one is copied to ``int8``.
+_CALIBRATED, _QAT = "int8-calibrated", "int8-qat"
 
 
-def export_candidate(
-    site: Site, checkpoint: Path, shape: Shape, stage: Stage, precision: Precision, leave_out: LeaveOut
-) -> Path:
-    """Export a trained shape, unless it was before, and return its model file.
+def export_candidate(context: SearchContext, checkpoint: Path, variant: Variant, stage: Stage) -> Path:
+    """Export a trained architecture in one precision, unless it was exported before. Returns the model file.
 
-    A finalist that is trained in INT8 too is exported both ways, and the better one taken.
+    If the search asks for quantisation-aware training, an INT8 finalist is exported both with and without it.
 
     Raises:
-        ExportError: it cannot be exported.
+        ExportError: the candidate cannot be exported.
     """
-    folder = site.out / stage / shape.name / precision
-    full = stage == "full"
-    if (model := folder / target_of(site.target).model_name).is_file():
+    architecture, precision = variant
+    model, full = context.model(variant, stage), stage == "full"
+    if model.is_file():
         return model
-    if precision == "int8" and full and site.training.qat_epochs:
-        return _better_of_both(site, checkpoint, shape, folder, leave_out)
-    drop = site.training.quantization.max_int8_drop if full else None
-    return _export(site, checkpoint, folder, precision, max_int8_drop=drop)
+    if precision == "int8" and full and context.search.schedule.qat_epochs:
+        return _export_both(context, checkpoint, architecture)
+    quantization = QuantizationConfig()
+    if precision == "int8":
+        quantization = context.candidates.quantization
+        quantization = quantization if full else replace(quantization, max_int8_drop=None)
+    return _export(context, checkpoint, model, precision, quantization)
 
 
 def accuracy_of(model: Path) -> Accuracy:
-    """Read the accuracy of a candidate's artifact on validation data."""
+    """Return the accuracy of a candidate's artifact on validation images."""
     accuracy = read_manifest(model).accuracy
-    assert accuracy is not None  # a search has validation data
+    assert accuracy is not None  # a search has validation images
     return accuracy
 
 
-def failures(site: Site, model: Path) -> tuple[str, ...]:
+def failures(context: SearchContext, model: Path) -> tuple[str, ...]:
     """Return the limits of the gate that an artifact does not keep against its own FP32 network."""
     comparison = read_manifest(model).comparison
-    return () if comparison is None else judge(comparison, site.gate)
+    return () if comparison is None else judge(comparison, context.gate)
 
 
-def _better_of_both(site: Site, checkpoint: Path, shape: Shape, folder: Path, leave_out: LeaveOut) -> Path:
-    """Export an INT8 finalist calibrated and trained in INT8; what keeps the gate, then the more accurate, is taken."""
+def select_again(context: SearchContext) -> None:
+    """Select between calibration and quantisation-aware training again, since the gate may be another one.
 
-    def calibrated(place: Path) -> Path:
-        return _export(site, checkpoint, place, "int8")
-
-    def trained(place: Path) -> Path:
-        return _export(site, _train_in_int8(site, checkpoint, shape), place, "int8", reference=checkpoint)
-
-    made: list[Path] = []
-    for name, way in (("calibrated", calibrated), ("trained in INT8", trained)):
-        try:
-            made.append(way(folder.with_name(f"int8-{way.__name__}")))
-        except (ExportError, TrainingError) as exc:
-            leave_out(f"{shape.name} int8 (full, {name})", exc)
-    if not made:
-        raise ExportError("it can neither be calibrated nor trained in INT8")
-    return _take(site, _better(site, made), folder)
-
-
-def _better(site: Site, made: Sequence[Path]) -> Path:
-    """Return what keeps the gate, then the more accurate one; of equals the calibrated one, which comes first."""
-    return max(made, key=lambda model: (not failures(site, model), accuracy_of(model).top1))
-
-
-def _take(site: Site, model: Path, folder: Path) -> Path:
-    site.say(f"taken: {model.parent.relative_to(site.out)}")
-    return copy_artifact(model, folder)
-
-
-def choose_again(site: Site) -> None:
-    """Take the other one of calibration and training in INT8 where another gate wants it; forget its latency."""
-    for folder in sorted((site.out / "full").glob("*/int8")):
-        model = folder / target_of(site.target).model_name
-        ways = [folder.with_name(f"int8-{way}") / model.name for way in ("calibrated", "trained")]
-        if not (model.is_file() and all(way.is_file() for way in ways)):
+    The latency of a replaced artifact is forgotten.
+    """
+    for folder in sorted((context.out / "full").glob("*/int8")):
+        model = folder / context.target.model_name
+        both = [folder.with_name(name) / model.name for name in (_CALIBRATED, _QAT)]
+        if not all(one.is_file() for one in (model, *both)):
             continue
-        better = _better(site, ways)
+        better = _better(context, both)
         if read_manifest(better) != read_manifest(model):
-            _take(site, better, folder)
+            _log.info("selected: %s", better.parent.relative_to(context.out))
+            copy_artifact(better, folder)
             folder.with_suffix(".json").unlink(missing_ok=True)
 
 
+def _export_both(context: SearchContext, checkpoint: Path, architecture: Architecture) -> Path:
+    """Export an INT8 finalist with and without quantisation-aware training, and keep the better artifact."""
+    model = context.model((architecture, "int8"), "full")
+    made: list[Path] = []
+    for name in (_CALIBRATED, _QAT):
+        path = model.parent.with_name(name) / model.name
+        try:
+            if name == _QAT:
+                trained = _train_in_int8(context, checkpoint, architecture)
+                made.append(_export(context, trained, path, "int8", QuantizationConfig(), reference=checkpoint))
+            else:
+                made.append(_export(context, checkpoint, path, "int8", context.candidates.quantization))
+        except (ExportError, TrainingError) as exc:
+            context.skip(f"{architecture.name} {name} (full)", exc)
+    if not made:
+        raise ExportError("neither calibration nor quantisation-aware training succeeded")
+    better = _better(context, made)
+    _log.info("selected: %s", better.parent.relative_to(context.out))
+    return copy_artifact(better, model.parent)
+
+
+def _better(context: SearchContext, models: Sequence[Path]) -> Path:
+    """Return the artifact that keeps the gate and then the more accurate one. The first one of equals is returned."""
+    return max(models, key=lambda model: (not failures(context, model), accuracy_of(model).top1))
+
+
 def _export(
-    site: Site,
+    context: SearchContext,
     checkpoint: Path,
-    folder: Path,
+    model: Path,
     precision: Precision,
+    quantization: QuantizationConfig,
     *,
-    max_int8_drop: float | None = None,
     reference: Path | None = None,
 ) -> Path:
-    """Export a checkpoint into a folder, unless it was before, and return the model file.
+    """Export a checkpoint to a model file, unless it is there already.
 
-    No gate is kept here: a candidate that lost too much is a result too, see `failures`.
+    The gate is not enforced here, since a candidate that fails it is a result too (see `failures`).
     """
-    model = folder / target_of(site.target).model_name
     if model.is_file():
         return model
-    training = site.training
-    site.say(f"export: {folder.relative_to(site.out)}")
-    quantization = QuantizationConfig()
-    if precision == "int8" and reference is None:
-        quantization = replace(training.quantization, max_int8_drop=max_int8_drop)
+    _log.info("exporting %s", model.parent.relative_to(context.out))
     return export_checkpoint(
         checkpoint,
-        folder,
-        to=site.target,
+        model.parent,
+        to=context.to,
         precision=precision,
-        calibration=site.data,
-        config=ExportConfig(generated_golden=training.generated_golden),
+        calibration=context.data,
+        config=context.candidates.export,
         quantization=quantization,
         gate=None,
         reference=reference,
     )
 
 
-def _train_in_int8(site: Site, checkpoint: Path, shape: Shape) -> Path:
-    """Train a finalist on as the target's INT8 graph; return that checkpoint."""
+def _train_in_int8(context: SearchContext, checkpoint: Path, architecture: Architecture) -> Path:
+    """Fine-tune a finalist with quantisation-aware training. Returns the checkpoint."""
     return qat(
         checkpoint,
-        site.data,
-        site.out / "full" / shape.name / "qat",
-        site.training.in_int8(shape.size),
-        to=site.target,
-        teacher_path=site.teacher,
-        distillation=site.training.distillation,
-        teacher_cache=site.teacher_cache,
-        quantization=site.training.quantization,
-        hardware=site.hardware,
+        context.data,
+        context.folder(architecture, "full") / "qat",
+        context.qat_training_of(architecture),
+        to=context.to,
+        teacher_path=context.teacher,
+        distillation=context.candidates.distillation,
+        teacher_cache=context.teacher_cache,
+        quantization=context.candidates.quantization,
+        hardware=context.hardware,
     )

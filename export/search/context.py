@@ -1,9 +1,8 @@
-"""Where a search works, with what, and how its candidates are trained."""
+"""The context of a search: its inputs, its settings, its folder, and what follows from them for each candidate."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -11,114 +10,139 @@ from msgspec.structs import replace
 
 from edgefg.artifact.manifest import Accuracy
 from edgefg.data import ImageDataset
-from edgefg.errors import EdgefgError, HardwareError
-from edgefg.export.search.candidates import Precision, Shape, Stage, Target
+from edgefg.errors import EdgefgError, HardwareError, one_line
+from edgefg.export.search.candidates import Architecture, Stage, Variant
+from edgefg.export.targets import target_of
+from edgefg.export.targets.target import Target
+from edgefg.log import get_logger
 from edgefg.preprocess import InputSpec
-from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.options import with_options
 from edgefg.settings.pruning import PruningConfig
-from edgefg.settings.quantization import QuantizationConfig
+from edgefg.settings.quantization import TargetName
+from edgefg.settings.search import CandidateConfig, SearchConfig
 from edgefg.settings.training import TrainingConfig
 
-_MULTIPLE = 16
-# As `edgefg qat` has it.
+_log = get_logger(__name__)
+_SIZE_MULTIPLE = 16
+# The default of `edgefg qat`.
 _QAT_RATE = 3e-5
-_LEAST_SIZE = 16
-# Bytes; more than one artifact, whose remains are gone when a failure is looked at.
-_LEAST_SPACE = 2**28
+# Bytes. More than one artifact: what a failed export wrote is deleted before the free space is looked at.
+_MIN_FREE = 2**28
 
 
-class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """How candidates are trained and exported."""
+class SearchContext(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """The inputs, settings and folder of a search, and the candidates that it skipped."""
 
-    config: TrainingConfig
-    """Of the full distillation; its image and training sizes are each candidate's own."""
-    short_epochs: int
-    """Of the distillation that finds the finalists."""
-    prune_epochs: int
-    """Of the fine-tuning of a pruned finalist; of the others as many in proportion."""
-    train_share: float
-    """Side of the training crops, as a share of the image size."""
-    quantization: QuantizationConfig = QuantizationConfig()
-    """``max_int8_drop`` is for finalists only."""
-    qat_epochs: int = 0
-    """Of quantisation-aware training of INT8 finalists, beside calibration; 0: they are calibrated alone."""
-    distillation: DistillationConfig = DistillationConfig()
-    pruning: PruningConfig = PruningConfig()
-    """How candidates are pruned; how far is each one's own."""
-    generated_golden: bool = False
+    teacher: Path
+    """Checkpoint of the teacher."""
+    teacher_accuracy: Accuracy
+    data: ImageDataset
+    input: InputSpec
+    """The teacher's. Candidates have the same crop rule."""
+    out: Path
+    to: TargetName
+    device: str | None
+    """Device of the inference engine."""
+    machine: str
+    """Describes the machine that measures latencies."""
+    search: SearchConfig
+    candidates: CandidateConfig
+    gate: Gate
+    hardware: Hardware
+    skipped: list[str] = []
 
-    def of(self, size: int, stage: Stage) -> TrainingConfig:
-        """Return the config of a distillation at an image size."""
-        train_size = max(_LEAST_SIZE, round(self.train_share * size / _MULTIPLE) * _MULTIPLE)
-        start = self.config.augmentation.start_size
+    @property
+    def target(self) -> Target:
+        """The deployment target."""
+        return target_of(self.to)
+
+    @property
+    def teacher_cache(self) -> Path | None:
+        """File of the teacher's logits, which all candidates share. None: mixed images would not occur again."""
+        return self.out / "teacher-cache.bin" if self.candidates.training.augmentation.mix == "none" else None
+
+    def folder(self, architecture: Architecture, stage: Stage) -> Path:
+        """Return the folder of an architecture at a stage."""
+        return self.out / stage / architecture.name
+
+    def model(self, variant: Variant, stage: Stage) -> Path:
+        """Return the path of a candidate's model file."""
+        architecture, precision = variant
+        return self.folder(architecture, stage) / precision / self.target.model_name
+
+    def record(self, variant: Variant, stage: Stage) -> Path:
+        """Return the path of a candidate's measurements."""
+        architecture, precision = variant
+        return self.folder(architecture, stage) / f"{precision}.json"
+
+    def input_of(self, architecture: Architecture) -> InputSpec:
+        """Return the input of an architecture."""
+        return replace(self.input, height=architecture.size, width=architecture.size)
+
+    def training_of(self, architecture: Architecture, stage: Stage) -> TrainingConfig:
+        """Return the settings of a distillation."""
+        schedule, config = self.search.schedule, self.candidates.training
+        multiples = round(schedule.train_share * architecture.size / _SIZE_MULTIPLE)
+        train_size = max(1, multiples) * _SIZE_MULTIPLE
+        start = config.augmentation.start_size
         start = start if stage == "full" and start < train_size else 0
-        epochs = self.config.schedule.epochs if stage == "full" else self.short_epochs
+        epochs = config.schedule.epochs if stage == "full" else schedule.short_epochs
         return with_options(
-            self.config, epochs=epochs, image_size=size, train_size=train_size, start_size=start, val_every=epochs
+            config,
+            epochs=epochs,
+            image_size=architecture.size,
+            train_size=train_size,
+            start_size=start,
+            val_every=epochs,
         )
 
-    def in_int8(self, size: int) -> TrainingConfig:
-        """Return the config of quantisation-aware training: short, at a small rate, on plain crops, no average."""
-        config = self.of(size, "full")
-        epochs = max(1, self.qat_epochs)
+    def qat_training_of(self, architecture: Architecture) -> TrainingConfig:
+        """Return the settings of quantisation-aware training: a low rate, plain crops, and no average of weights."""
+        epochs = max(1, self.search.schedule.qat_epochs)
         return with_options(
-            config, epochs=epochs, start_size=0, lr=_QAT_RATE, randaugment=0, hue=0.0, mix="none", ema=0.0,
-            val_every=epochs, freeze_epochs=0,
-        )  # fmt: skip
-
-    def after_pruning(self, size: int, stage: Stage) -> TrainingConfig:
-        """Return the config of the fine-tuning after pruning, at half the rate."""
-        share = 1.0 if stage == "full" else self.short_epochs / self.config.schedule.epochs
-        epochs = max(1, round(self.prune_epochs * share))
-        return with_options(
-            self.of(size, stage),
+            self.training_of(architecture, "full"),
             epochs=epochs,
             start_size=0,
-            lr=self.config.schedule.lr / 2,
+            lr=_QAT_RATE,
+            randaugment=0,
+            hue=0.0,
+            mix="none",
+            ema=0.0,
             val_every=epochs,
             freeze_epochs=0,
         )
 
+    def pruning_training_of(self, architecture: Architecture, stage: Stage) -> TrainingConfig:
+        """Return the settings of the fine-tuning after pruning: half the rate, and fewer epochs for short trials."""
+        schedule, full = self.search.schedule, self.candidates.training.schedule
+        share = 1.0 if stage == "full" else schedule.short_epochs / full.epochs
+        epochs = max(1, round(schedule.prune_epochs * share))
+        return with_options(
+            self.training_of(architecture, stage),
+            epochs=epochs,
+            start_size=0,
+            lr=full.lr / 2,
+            val_every=epochs,
+            freeze_epochs=0,
+        )
 
-class Site(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """Where a search works, and with what."""
+    def pruning_of(self, architecture: Architecture) -> PruningConfig:
+        """Return the settings of pruning to an architecture's share of MACs."""
+        # With the default limit per layer, about half of the operations is the most that can be removed.
+        limit = min(0.95, max(PruningConfig().max_ratio, 1.05 - architecture.macs))
+        return replace(self.candidates.pruning, macs=architecture.macs, max_ratio=limit)
 
-    teacher: Path
-    """A checkpoint."""
-    teacher_accuracy: Accuracy
-    data: ImageDataset
-    input: InputSpec
-    """The teacher's; candidates have its crop rule."""
-    out: Path
-    target: Target
-    training: Training
-    device: str | None
-    """The engine's."""
-    hardware: Hardware
-    gate: Gate
-    """How much worse than its own FP32 network a candidate may be."""
-    machine: str
-    """Where latencies are measured."""
-    say: Callable[[str], None]
+    def skip(self, name: str, error: EdgefgError) -> None:
+        """Record and log that a candidate is skipped.
 
-    @property
-    def teacher_cache(self) -> Path | None:
-        """File of what the teacher said, which all candidates share; None where images are mixed."""
-        return self.out / "teacher-cache.bin" if self.training.config.augmentation.mix == "none" else None
-
-    def spec(self, shape: Shape) -> InputSpec:
-        """Return what a candidate takes."""
-        return replace(self.input, height=shape.size, width=shape.size)
-
-    def stop_if_at_fault(self, failure: EdgefgError) -> None:
-        """Raise a failure that is not a candidate's own: missing hardware or a full disk fails all of them alike."""
-        full = shutil.disk_usage(self.out).free < _LEAST_SPACE
-        if full or isinstance(failure, HardwareError) or isinstance(failure.__cause__, OSError):
-            raise failure
-
-    def record(self, shape: Shape, precision: Precision, stage: Stage) -> Path:
-        """Return where a finished candidate is written down."""
-        return self.out / stage / shape.name / f"{precision}.json"
+        Raises:
+            EdgefgError: the error itself, if all candidates would fail alike: missing hardware, or a full disk.
+        """
+        full = shutil.disk_usage(self.out).free < _MIN_FREE
+        if full or isinstance(error, HardwareError) or isinstance(error.__cause__, OSError):
+            raise error
+        line = f"{name}: {one_line(error)}"
+        self.skipped.append(line)
+        _log.warning("skipped: %s", line)

@@ -1,17 +1,18 @@
-"""The steps that a search takes with one candidate: an untrained graph, a short or full distillation, an artifact.
+"""The steps of a search for one architecture: measure it untrained, distil and prune it, export it, measure it again.
 
-Every step leaves its result below the search's folder and is not taken again where it is there.
+Each step writes its result to the search's folder, and is not repeated if the result is there.
 """
 
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from shutil import rmtree
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -26,261 +27,244 @@ from edgefg.export.distill.distill import distill
 from edgefg.export.prune.channels import remove_channels
 from edgefg.export.prune.cost import CostModel
 from edgefg.export.prune.prune import prune
-from edgefg.export.search.artifacts import LeaveOut, accuracy_of, export_candidate, failures
-from edgefg.export.search.candidates import Candidate, Precision, Shape, Stage
-from edgefg.export.search.context import Site
-from edgefg.export.targets import target_of
+from edgefg.export.search.artifacts import accuracy_of, export_candidate, failures
+from edgefg.export.search.candidates import Architecture, Candidate, Stage, Variant
+from edgefg.export.search.context import SearchContext
 from edgefg.export.tracing.onnx_exporter import write_onnx
 from edgefg.files import write_json
 from edgefg.image_io import read_image
+from edgefg.log import get_logger
 from edgefg.preprocess import InputSpec
-from edgefg.settings.pruning import PruningConfig
-from edgefg.settings.quantization import QuantizationConfig
+from edgefg.progress import track
+from edgefg.settings.quantization import Precision, QuantizationConfig
 from edgefg.training.models.network import Network
 from edgefg.training.weights import load_backbone
 
+_log = get_logger(__name__)
 _FRAMES = 16
 _TURNS, _TIMES = 12, 10
-# Of an untrained graph the time alone matters: what its ranges are is of no account.
+# Enough for untrained networks, of which only the latency is measured: their ranges do not matter.
 _CALIBRATION_IMAGES = 8
+
+Quartiles = tuple[float, float, float]
+"""Of a latency, in milliseconds."""
 
 
 def measure_untrained(
-    site: Site, shapes: Sequence[Shape], precisions: Sequence[Precision], leave_out: LeaveOut
+    context: SearchContext, architectures: Sequence[Architecture], precisions: Sequence[Precision]
 ) -> list[Candidate]:
-    """Measure how long untrained networks take, all of them in turn; those that were measured before are read.
+    """Measure the latency of untrained networks, all in turn. Earlier measurements are read.
 
-    Those that cannot be pruned, quantised or exported are given to ``leave_out``.
+    Networks that cannot be pruned, quantised or exported are skipped.
 
     Raises:
-        WeightsError: a student has no such weights; before anything is done.
-        DataError: one was measured with other weights, or pruned otherwise, before.
+        WeightsError: a student's weights cannot be loaded. Nothing was measured.
+        DataError: a candidate of the same name has other weights or another share of MACs. Nothing was measured.
     """
-    every = [(shape, precision) for shape in shapes for precision in precisions]
-    missing = [key for key in every if not site.record(*key, "untrained").is_file()]
-    for key in every:
-        if key not in missing:
-            _read(site, *key, "untrained")  # raises before anything is done
-    for student in dict.fromkeys(shape.student for shape, _ in missing):
-        load_backbone(student.backbone, len(site.data.labels), student.weights)  # raises before anything is done
-    made = _make_untrained(site, missing, leave_out)
-    if made:
-        site.say(f"measuring {len(made)} untrained networks")
-        times = measure_latency(made, site, {key: site.spec(key[0]) for key in made})
-        for (shape, precision), (low, middle, high) in times.items():
-            _write_down(
-                Candidate(
-                    shape=shape,
-                    precision=precision,
-                    stage="untrained",
-                    latency_ms=middle,
-                    latency_low_ms=low,
-                    latency_high_ms=high,
-                    machine=site.machine,
-                ),
-                site,
-            )
-            shutil.rmtree(made[shape, precision].parent)
-    return finished(site, every, "untrained")
+    variants: list[Variant] = [(architecture, precision) for architecture in architectures for precision in precisions]
+    read_finished(context, variants, "untrained")
+    missing = [variant for variant in variants if not context.record(variant, "untrained").is_file()]
+    for student in dict.fromkeys(architecture.student for architecture, _ in missing):
+        load_backbone(student.backbone, len(context.data.labels), student.weights)
+    for architecture in track(dict.fromkeys(architecture for architecture, _ in missing), "writing untrained networks"):
+        _write_untrained(context, architecture, [precision for one, precision in missing if one == architecture])
+    models = {variant: path for variant in missing if (path := context.model(variant, "untrained")).is_file()}
+    if models:
+        _log.info("measuring %d untrained networks", len(models))
+        for variant, quartiles in measure_latency(context, models, trained=False).items():
+            _save(context, _measured(context, variant, "untrained", quartiles))
+            rmtree(models[variant].parent)
+    return read_finished(context, variants, "untrained")
 
 
-def _make_untrained(
-    site: Site, missing: Sequence[tuple[Shape, Precision]], leave_out: LeaveOut
-) -> dict[tuple[Shape, Precision], Path]:
-    """Write untrained networks; return the files of those that can be made."""
-    made: dict[tuple[Shape, Precision], Path] = {}
-    for shape in dict.fromkeys(shape for shape, _ in missing):
-        folder = site.out / "untrained" / shape.name
-        paths = {one: folder / one / target_of(site.target).model_name for other, one in missing if other == shape}
-        if lacking := {precision: path for precision, path in paths.items() if not path.is_file()}:
-            site.say(f"untrained: {shape.name}")
-            _write_untrained(site, shape, lacking, leave_out)
-        made.update({(shape, precision): path for precision, path in paths.items() if path.is_file()})
-    return made
-
-
-def train(site: Site, shape: Shape, stage: Stage) -> Path:
-    """Distil a shape, and prune it where it asks for that; return its checkpoint. Resumes; see `distill`, `prune`."""
-    trunk = distill(
-        site.teacher,
-        site.data,
-        site.out / stage / shape.trunk,
-        site.training.of(shape.size, stage),
-        student=shape.student.backbone,
-        weights=shape.student.weights,
-        distillation=site.training.distillation,
-        teacher_cache=None if site.training.distillation.needs_maps else site.teacher_cache,
-        hardware=site.hardware,
-    )
-    if shape.macs == 1:
-        return trunk
-    return prune(
-        trunk,
-        site.data,
-        site.out / stage / shape.name,
-        site.training.after_pruning(shape.size, stage),
-        _pruning(site, shape),
-        teacher_path=site.teacher,
-        distillation=site.training.distillation,
-        teacher_cache=site.teacher_cache,
-        hardware=site.hardware,
-    )
-
-
-def try_out(
-    site: Site, shape: Shape, stage: Stage, precisions: Sequence[Precision], leave_out: LeaveOut
+def run_trial(
+    context: SearchContext, architecture: Architecture, stage: Stage, precisions: Sequence[Precision]
 ) -> list[Candidate]:
-    """Train a shape, export it in some precisions and measure each; what was done before is read.
+    """Train an architecture, export it in some precisions and measure each. Finished candidates are read.
 
-    What cannot be exported, or not be trained in INT8, is given to ``leave_out``.
+    Precisions that cannot be exported are skipped.
 
     Raises:
-        TrainingError, ExportError: the shape cannot be trained, or not be pruned.
+        TrainingError, ExportError: the architecture cannot be trained or pruned.
     """
-    missing = [precision for precision in precisions if not site.record(shape, precision, stage).is_file()]
+    variants: list[Variant] = [(architecture, precision) for precision in precisions]
+    missing = [variant for variant in variants if not context.record(variant, stage).is_file()]
     if missing:
-        site.say(f"{stage}: {shape.name}")
-        checkpoint = train(site, shape, stage)
-        models: dict[tuple[Shape, Precision], Path] = {}
-        for precision in missing:
+        _log.info("training %s (%s)", architecture.name, stage)
+        checkpoint = train(context, architecture, stage)
+        models: dict[Variant, Path] = {}
+        for variant in missing:
             try:
-                models[shape, precision] = export_candidate(site, checkpoint, shape, stage, precision, leave_out)
+                models[variant] = export_candidate(context, checkpoint, variant, stage)
             except ExportError as exc:
-                leave_out(f"{shape.name} {precision} ({stage})", exc)
-        for key, quartiles in (measure_latency(models, site) if models else {}).items():
-            _write_down(_candidate(site, *key, stage, quartiles), site)
-    return finished(site, [(shape, precision) for precision in precisions], stage)
+                context.skip(f"{architecture.name} {variant[1]} ({stage})", exc)
+        _measure_trained(context, models, stage)
+    return read_finished(context, variants, stage)
 
 
-def finished(site: Site, keys: Iterable[tuple[Shape, Precision]], stage: Stage) -> list[Candidate]:
-    """Read those candidates that were tried at a stage before."""
-    return [_read(site, *key, stage) for key in keys if site.record(*key, stage).is_file()]
+def train(context: SearchContext, architecture: Architecture, stage: Stage) -> Path:
+    """Distil an architecture and prune it if it is to be pruned. Returns the checkpoint. Interrupted runs resume."""
+    config = context.candidates
+    unpruned = distill(
+        context.teacher,
+        context.data,
+        context.folder(replace(architecture, macs=1.0), stage),
+        context.training_of(architecture, stage),
+        student=architecture.student.backbone,
+        weights=architecture.student.weights,
+        distillation=config.distillation,
+        teacher_cache=None if config.distillation.needs_maps else context.teacher_cache,
+        hardware=context.hardware,
+    )
+    if architecture.macs == 1:
+        return unpruned
+    return prune(
+        unpruned,
+        context.data,
+        context.folder(architecture, stage),
+        context.pruning_training_of(architecture, stage),
+        context.pruning_of(architecture),
+        teacher_path=context.teacher,
+        distillation=config.distillation,
+        teacher_cache=context.teacher_cache,
+        hardware=context.hardware,
+    )
 
 
-def measure_again(site: Site, everything: bool) -> None:
-    """Forget the latencies that another machine measured, or all; those of trained candidates are measured anew.
+def read_finished(context: SearchContext, variants: Iterable[Variant], stage: Stage) -> list[Candidate]:
+    """Read the candidates that finished a stage earlier.
 
-    A candidate whose artifact is gone is forgotten too.
+    Raises:
+        DataError: a candidate of the same name has other weights or another share of MACs.
     """
-    stages: tuple[Stage, ...] = ("untrained", "short", "full")
-    for stage in stages:
-        models: dict[tuple[Shape, Precision], Path] = {}
-        for path in sorted((site.out / stage).glob("*/*.json")):
+    return [_read(context, variant, stage) for variant in variants if context.record(variant, stage).is_file()]
+
+
+def measure_again(context: SearchContext) -> None:
+    """Measure again what another machine measured, or everything if the search asks for it.
+
+    Latencies of untrained networks are only forgotten here, and so are candidates whose artifact was deleted.
+    """
+    for stage in get_args(Stage):
+        models: dict[Variant, Path] = {}
+        for path in sorted((context.out / stage).glob("*/*.json")):
             found = msgspec.json.decode(path.read_bytes(), type=Candidate)
-            lost = stage != "untrained" and not (site.out / found.artifact).is_file()
-            if found.machine == site.machine and not everything and not lost:
+            lost = stage != "untrained" and not (context.out / found.artifact).is_file()
+            if found.machine == context.machine and not context.search.measure_again and not lost:
                 continue
             if stage == "untrained" or lost:
                 path.unlink()
             else:
-                models[found.shape, found.precision] = site.out / found.artifact
+                models[found.variant] = context.out / found.artifact
         if models:
-            site.say(f"measuring {len(models)} trained networks again")
-            for key, quartiles in measure_latency(models, site).items():
-                _write_down(_candidate(site, *key, stage, quartiles), site)
-
-
-def _candidate(
-    site: Site, shape: Shape, precision: Precision, stage: Stage, times: tuple[float, float, float]
-) -> Candidate:
-    """Put together what is known of a trained candidate."""
-    model = site.out / stage / shape.name / precision / target_of(site.target).model_name
-    accuracy = accuracy_of(model)
-    low, middle, high = times
-    return Candidate(
-        shape=shape,
-        precision=precision,
-        stage=stage,
-        latency_ms=middle,
-        latency_low_ms=low,
-        latency_high_ms=high,
-        accuracy=accuracy,
-        drop=100 * (site.teacher_accuracy.top1 - accuracy.top1),
-        artifact=str(model.relative_to(site.out)),
-        machine=site.machine,
-    )
+            _log.info("measuring %d trained networks again", len(models))
+            _measure_trained(context, models, stage)
 
 
 def measure_latency(
-    models: Mapping[tuple[Shape, Precision], Path],
-    site: Site,
-    bare: Mapping[tuple[Shape, Precision], InputSpec] | None = None,
-) -> dict[tuple[Shape, Precision], tuple[float, float, float]]:
-    """Return quartiles of the time of `Classifier.predict`, milliseconds, on photographs; all models take turns.
+    context: SearchContext, models: Mapping[Variant, Path], *, trained: bool = True
+) -> dict[Variant, Quartiles]:
+    """Measure the time of `Classifier.predict` on photographs of the data. All models take turns.
 
-    ``bare`` are the inputs of models that have no manifest yet.
+    Untrained models have no manifest.
     """
-    frames = [read_image(path) for path, _ in site.data.splits["val"][:_FRAMES]]
+    frames = [read_image(path) for path, _ in context.data.splits["val"][:_FRAMES]]
     with ExitStack() as stack:
         calls = []
-        for key, path in models.items():
-            labels, spec = (None, None) if bare is None else (site.data.labels, bare[key])
+        for (architecture, _), path in models.items():
+            labels, spec = (None, None) if trained else (context.data.labels, context.input_of(architecture))
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that nothing proves a bare model
-                classifier = Classifier(path, device=site.device, labels=labels, input=spec)
+                warnings.simplefilter("ignore")  # of a model without a manifest
+                classifier = Classifier(path, device=context.device, labels=labels, input=spec)
             calls.append(in_turn(stack.enter_context(classifier).predict, frames))
         seconds = alternate(calls, turns=_TURNS, times=_TIMES)
     quartiles = 1e3 * np.percentile(seconds, (25, 50, 75), axis=1).T
     return {
-        key: (float(low), float(middle), float(high))
-        for key, (low, middle, high) in zip(models, quartiles, strict=True)
+        variant: (float(low), float(median), float(high))
+        for variant, (low, median, high) in zip(models, quartiles, strict=True)
     }
 
 
-def _write_untrained(site: Site, shape: Shape, made: Mapping[Precision, Path], leave_out: LeaveOut) -> None:
-    """Write the graphs of an untrained network, pruned by magnitude where the shape is pruned."""
-    body, mean, std = load_backbone(shape.student.backbone, len(site.data.labels), shape.student.weights)
-    network, spec = Network(body, mean, std).eval(), site.spec(shape)
+def _measure_trained(context: SearchContext, models: Mapping[Variant, Path], stage: Stage) -> None:
+    """Measure trained candidates and write down what is known of them."""
+    for variant, quartiles in (measure_latency(context, models) if models else {}).items():
+        accuracy = accuracy_of(models[variant])
+        candidate = replace(
+            _measured(context, variant, stage, quartiles),
+            accuracy=accuracy,
+            drop=100 * (context.teacher_accuracy.top1 - accuracy.top1),
+            artifact=str(models[variant].relative_to(context.out)),
+        )
+        _save(context, candidate)
+
+
+def _measured(context: SearchContext, variant: Variant, stage: Stage, quartiles: Quartiles) -> Candidate:
+    architecture, precision = variant
+    low, median, high = quartiles
+    return Candidate(
+        architecture=architecture,
+        precision=precision,
+        stage=stage,
+        latency_ms=median,
+        latency_low_ms=low,
+        latency_high_ms=high,
+        machine=context.machine,
+    )
+
+
+def _write_untrained(context: SearchContext, architecture: Architecture, precisions: Sequence[Precision]) -> None:
+    """Write the model files of an untrained network, pruned by magnitude. Files of an interrupted search are kept."""
+    variants: list[Variant] = [(architecture, precision) for precision in precisions]
+    folders = {variant: context.model(variant, "untrained").parent for variant in variants}
+    missing = [variant for variant in variants if not context.model(variant, "untrained").is_file()]
+    if not missing:
+        return
+    student, spec = architecture.student, context.input_of(architecture)
+    body, mean, std = load_backbone(student.backbone, len(context.data.labels), student.weights)
+    network = Network(body, mean, std).eval()
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
         source = Path(scratch) / "model.onnx"
         try:
-            if shape.macs < 1:
+            if architecture.macs < 1:
                 cost_model = CostModel(copy.deepcopy(network), spec)
-                pruning = replace(_pruning(site, shape), importance="magnitude")
-                remove_channels(network, pruning, cost_model, shape.macs, lambda _: None)
+                pruning = replace(context.pruning_of(architecture), importance="magnitude")
+                remove_channels(network, pruning, cost_model, architecture.macs, lambda _: None)
             write_onnx(network.eval(), spec, source)
         except ExportError as exc:
-            for precision in made:
-                leave_out(f"{shape.name} {precision}", exc)
+            for _, precision in missing:
+                context.skip(f"{architecture.name} {precision}", exc)
             return
-        for precision, path in made.items():
+        for variant in missing:
             try:
-                # Renamed when it is whole: a search that is cut off takes what it finds.
-                with folder_beside(path.parent) as temporary:
-                    _write_graph(site, source, spec, precision, temporary)
-                    temporary.rename(path.parent)
+                # Renamed when it is complete: an interrupted search uses the folders that it finds.
+                with folder_beside(folders[variant]) as temporary:
+                    _write_graph(context, source, spec, variant[1], temporary)
+                    temporary.rename(folders[variant])
             except ExportError as exc:
-                leave_out(f"{shape.name} {precision}", exc)
+                context.skip(f"{architecture.name} {variant[1]}", exc)
 
 
-def _write_graph(site: Site, source: Path, spec: InputSpec, precision: Precision, folder: Path) -> None:
-    """Write an untrained network's model file into a folder."""
+def _write_graph(context: SearchContext, source: Path, spec: InputSpec, precision: Precision, folder: Path) -> None:
+    """Write the model file of an untrained network to a folder."""
     if precision == "int8":
-        paths = choose_balanced(site.data.splits["train"], _CALIBRATION_IMAGES)
+        paths = choose_balanced(context.data.splits["train"], _CALIBRATION_IMAGES)
         inputs = read_calibration(paths, spec).inputs
-        config = QuantizationConfig(reduce_range=site.training.quantization.reduce_range)
-        target_of(site.target).quantizer(source, inputs, config).write(folder)
+        config = QuantizationConfig(reduce_range=context.candidates.quantization.reduce_range)
+        context.target.quantizer(source, inputs, config).write(folder)
     else:
-        target_of(site.target).emit(source, folder)
+        context.target.emit(source, folder)
 
 
-def _pruning(site: Site, shape: Shape) -> PruningConfig:
-    # The default cap of a layer's loss is met well before half of the operations are gone.
-    cap = min(0.95, max(PruningConfig().max_ratio, 1.05 - shape.macs))
-    return replace(site.training.pruning, macs=shape.macs, max_ratio=cap)
+def _save(context: SearchContext, candidate: Candidate) -> None:
+    write_json(context.record(candidate.variant, candidate.stage), candidate)
 
 
-def _write_down(candidate: Candidate, site: Site) -> None:
-    path = site.record(candidate.shape, candidate.precision, candidate.stage)
-    write_json(path, candidate)
-
-
-def _read(site: Site, shape: Shape, precision: Precision, stage: Stage) -> Candidate:
-    """Read a candidate that was written down. Raises `DataError` where one of its name was made otherwise."""
-    found = msgspec.json.decode(site.record(shape, precision, stage).read_bytes(), type=Candidate)
-    if found.shape != shape:
+def _read(context: SearchContext, variant: Variant, stage: Stage) -> Candidate:
+    found = msgspec.json.decode(context.record(variant, stage).read_bytes(), type=Candidate)
+    if found.architecture != variant[0]:
         earlier, asked = (
-            f"{one.student.backbone}={one.student.weights}, MACs {one.macs:g}" for one in (found.shape, shape)
+            f"{one.student.backbone}={one.student.weights} with {one.macs:g} of the MACs"
+            for one in (found.architecture, variant[0])
         )
-        raise DataError(f"{site.out} holds {found.name} as {earlier}, asked was {asked}; give another --out")
-    return replace(found, failures=failures(site, site.out / found.artifact)) if found.artifact else found
+        raise DataError(f"{found.name} in {context.out} is {earlier}, not {asked}. Use another --out")
+    return replace(found, failures=failures(context, context.out / found.artifact)) if found.artifact else found

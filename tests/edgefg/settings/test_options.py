@@ -7,6 +7,7 @@ from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.options import options_of, with_options
 from edgefg.settings.pruning import PruningConfig
+from edgefg.settings.search import SearchConfig, TrialSchedule
 from edgefg.settings.training import FineTuning, Schedule, TrainingConfig
 
 
@@ -31,6 +32,18 @@ def test_option_names_are_unique_across_groups_and_have_a_help_text(settings: ty
     options = options_of(settings)
     assert fields_of(settings()) == list(options)
     assert all(option.help for option in options.values())
+
+
+def test_the_option_of_a_list_may_be_singular() -> None:
+    option = options_of(SearchConfig)["size"]
+    assert (option.flag, option.path) == ("--size", ("sizes",))
+    assert with_options(SearchConfig(), size=(64,), qat_epochs=1) == SearchConfig(
+        sizes=(64,), schedule=TrialSchedule(qat_epochs=1)
+    )
+    with pytest.raises(DataError, match=r"--size \(64, 8\) is out of range: Expected `int` >= 16"):
+        with_options(SearchConfig(), size=(64, 8))
+    with pytest.raises(DataError, match=r"--train-share 85 is out of range: Expected `float` <= 1.0"):
+        with_options(SearchConfig(), train_share=85)
 
 
 def test_options_are_set_in_their_groups() -> None:
