@@ -124,9 +124,7 @@ def export_checkpoint(
         _log.info("checking %s", calibration)
     data = None if calibration is None else load_dataset(calibration, expected=header, skip_corrupt=skip_corrupt)
     samples = quantization.num_samples if calibrates else _GOLDEN_CANDIDATES
-    photographs = (
-        [] if data is None else choose_balanced(data.splits["train"], samples, config.schedule.seed, data.conditions)
-    )
+    photographs = [] if data is None else choose_balanced(data.splits["train"], samples, config.seed, data.conditions)
     job = _Job(
         checkpoint=checkpoint,
         header=header,

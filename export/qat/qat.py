@@ -83,7 +83,7 @@ def qat(
     target, quantization = target_of(to), with_options(quantization)
     target.check("int8", quantization)
     if quantization.keep_layers:
-        raise DataError("--keep-layer does not apply to quantisation-aware training. Remove it.")
+        raise DataError("--keep-layers does not apply to quantisation-aware training. Remove it.")
     predictions = (distillation or DistillationConfig()).without_maps().resolved()
     network, header = load(student_path)
     need_one_graph(network, header, student_path, "quantise")

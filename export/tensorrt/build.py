@@ -254,6 +254,7 @@ def _build_one(source: Source, folder: Path, context: _Context) -> Path:
         input=manifest.input,
         output=manifest.output,
         precision=manifest.precision,
+        weight_bits=manifest.weight_bits,
         provenance=msgspec.structs.replace(manifest.provenance, recipe="; ".join(stages)),
         frames=proof.frames,
         parent_logits=proof.parent_logits,

@@ -208,10 +208,11 @@ def test_the_artifact_s_confidence_uses_the_temperature(loud: Path, data: ImageD
             assert prediction.confidence < softmax(prediction.logits).max()
 
 
-def test_a_plan_of_it_keeps_the_temperature(loud: Path, device: Books) -> None:
+def test_a_plan_of_it_keeps_the_temperature_and_the_width_of_weights(loud: Path, device: Books) -> None:
     report = build_engine([loud])
     source, plan = read_manifest(loud), read_manifest(Path(report.plan))
     assert plan.output == source.output
+    assert plan.weight_bits == source.weight_bits is not None
     assert plan.output.temperature > 3
     assert (plan.comparison, plan.temperature_scaling) == (None, None), "these are of another engine"
 

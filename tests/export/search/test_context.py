@@ -32,7 +32,7 @@ def test_training_follows_the_schedule(context: SearchContext) -> None:
 def test_training_after_pruning_is_short_in_a_short_trial(context: SearchContext) -> None:
     schedule = TrialSchedule(short_epochs=1, prune_epochs=6)
     context = replace(context, search=replace(context.search, schedule=schedule))
-    epochs = [context.pruning_training_of(PRUNED, stage).schedule.epochs for stage in ("full", "short")]  # type: ignore[arg-type]
+    epochs = [context.pruning_training_of(PRUNED, stage).schedule.epochs for stage in ("full", "short")]
     assert epochs == [6, 3]
     assert context.pruning_training_of(PRUNED, "full").schedule.lr == CONFIG.schedule.lr / 2
 

@@ -17,9 +17,11 @@ from edgefg.artifact.hashes import sha256
 from edgefg.artifact.manifest import read_manifest
 from edgefg.errors import DataError, ExportError, TrainingError
 from edgefg.evaluation.verify import VerifyReport
+from edgefg.export.distill.distill import distill
 from edgefg.export.search import artifacts, search, trials
 from edgefg.export.search.candidates import Architecture, Candidate, ParetoFront, Stage, Variant, render
 from edgefg.export.search.context import SearchContext
+from edgefg.export.search.trials import run_trial
 from edgefg.settings.gate import Gate
 from edgefg.settings.options import with_options
 from edgefg.settings.quantization import Precision, QuantizationConfig
@@ -36,7 +38,13 @@ def compress(birds_teacher: Path, two_birds: Path) -> Compress:
     """A search for OpenVINO in a folder, with the tests' settings where nothing else is given."""
 
     def compress(out: Path, data: Path = two_birds, **changed: Any) -> tuple[ParetoFront, VerifyReport | None]:
-        given = {"to": "openvino", "budget_ms": 1e4, "search": SEARCH, "candidates": CANDIDATES, "hardware": HERE}
+        given: dict[str, Any] = {
+            "to": "openvino",
+            "budget_ms": 1e4,
+            "search": SEARCH,
+            "candidates": CANDIDATES,
+            "hardware": HERE,
+        }
         return search.compress(birds_teacher, data, out, **(given | changed))
 
     return compress
@@ -60,7 +68,7 @@ def finished(compress: Compress, tmp_path_factory: pytest.TempPathFactory) -> Fo
     """A search that was interrupted in its second distillation and resumed; not to be changed."""
     out = tmp_path_factory.mktemp("search") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        distil = Counted(trials.distill, stop=1)
+        distil = Counted(distill, stop=1)
         patch.setattr(trials, "distill", distil)
         with pytest.raises(KeyboardInterrupt):
             compress(out)
@@ -336,7 +344,7 @@ def test_no_short_distillation_if_all_can_be_finalists(context: SearchContext, t
 def test_a_failed_trial_is_skipped_at_once(
     context: SearchContext, tried: Trials, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trial = search.run_trial
+    trial = run_trial
 
     def failing(
         context: SearchContext, one: Architecture, stage: Stage, precisions: list[Precision]
