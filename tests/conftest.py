@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ Run = Callable[..., tuple[int, str, str]]
 """`edgefg ARGUMENTS`: exit status, standard output and standard error."""
 Tiny = Callable[[str], Path]
 """Name of a committed artifact → path of a copy."""
+Shared = Callable[[str, Callable[[Path], object]], Path]
+"""Name and what makes it in a folder → the folder, made by the first who asks."""
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 """Code for a fresh interpreter → what it printed."""
 _GROCERY = Path(os.environ.get("EDGEFG_GROCERY") or ROOT.parent / "shared" / "data" / "grocery")
@@ -54,6 +57,38 @@ sys.meta_path.insert(0, Blocker())
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep OpenVINO's compiled models out of the developer's cache."""
     monkeypatch.setenv("EDGEFG_CACHE", str(tmp_path_factory.getbasetemp() / "edgefg-cache"))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Make something once for all test files and all workers of a run; not to be spoilt."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = root / name, root / f"{name}.made"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a test that failed to make it
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exports_are_shared(shared: Shared) -> Iterator[None]:
+    """Export each network to ONNX once."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from tests.export_cache import sharing
+
+    yield from sharing(shared("exports", lambda folder: None))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 
-class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class ExportConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How an artifact is made and proven."""
 
     batch: Annotated[int, Meta(ge=0, description="Batch size of the network. 0: dynamic.")] = 1

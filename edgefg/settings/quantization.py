@@ -17,7 +17,7 @@ WeightBits = Literal[7, 8]
 """Width of INT8 weights. With 7 bits, pairs of products fit the 16-bit sums of x86 CPUs without VNNI."""
 
 
-class QuantizationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+class QuantizationConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a network is quantised to INT8."""
 
     calibrator: Annotated[

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,19 +71,6 @@ def write_checkpoint(path: Path, network: Network, backbone: str, labels: tuple[
     )
     save(path, network, header)
     return path
-
-
-@contextlib.contextmanager
-def reusing(graph: Path) -> Iterator[None]:
-    """Let exports of one checkpoint at batch 1 share one FP32 graph: torch's exporter is most of their time."""
-
-    def copy(network: nn.Module, spec: InputSpec, path: Path, *, batch: int = 1) -> None:
-        assert batch == 1
-        shutil.copyfile(graph, path)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgefg.export.export.write_onnx", copy)
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -165,21 +149,17 @@ def resnet_trt(resnet: tuple[Network, InputSpec], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="session")
-def fp32(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fp32(lite0: Path, birds_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """FP32 IR artifact; not to be spoilt."""
     out = tmp_path_factory.mktemp("fp32") / "a"
-    with reusing(lite0_onnx):
-        return export_checkpoint(lite0, out, to="openvino", precision="fp32", calibration=birds_folder)
+    return export_checkpoint(lite0, out, to="openvino", precision="fp32", calibration=birds_folder)
 
 
 @pytest.fixture(scope="session")
-def int8(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8(lite0: Path, birds_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """INT8 IR artifact; not to be spoilt."""
     out, config = tmp_path_factory.mktemp("int8") / "a", QuantizationConfig(num_samples=24)
-    with reusing(lite0_onnx):
-        return export_checkpoint(
-            lite0, out, to="openvino", precision="int8", calibration=birds_folder, quantization=config
-        )
+    return export_checkpoint(lite0, out, to="openvino", precision="int8", calibration=birds_folder, quantization=config)
 
 
 @pytest.fixture(scope="session")

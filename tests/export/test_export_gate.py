@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -28,7 +27,6 @@ from edgefg.settings.gate import Gate
 from edgefg.settings.quantization import QuantizationConfig
 from edgefg.training.checkpoint import load
 from tests.conftest import Run
-from tests.export.conftest import reusing
 from tests.simulated.books import Books
 
 
@@ -59,19 +57,16 @@ def quantize_as(monkeypatch: pytest.MonkeyPatch, scale: float, shift: tuple[floa
 
 
 @pytest.fixture
-def spoilt(lite0_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
     """INT8 never says ``disc``."""
     quantize_as(monkeypatch, 1, (0, 0, -50, 0))
-    with reusing(lite0_onnx):
-        yield
 
 
 @pytest.fixture
-def loud(lite0: Path, lite0_onnx: Path, birds_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def loud(lite0: Path, birds_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An INT8 artifact whose logits are six times those of its parent: as often right, and far too sure."""
     quantize_as(monkeypatch, 6, (0, 0, 0, 0))
-    with reusing(lite0_onnx):
-        return export_int8(lite0, tmp_path / "loud", birds_folder)
+    return export_int8(lite0, tmp_path / "loud", birds_folder)
 
 
 def logits_on_val(model: Path, data: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
@@ -218,11 +213,10 @@ def test_a_plan_of_it_keeps_the_temperature_and_the_width_of_weights(loud: Path,
 
 
 def test_without_validation_images_nothing_is_compared(
-    lite0: Path, lite0_onnx: Path, data: ImageDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    lite0: Path, data: ImageDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     without = msgspec.structs.replace(data, splits={**data.splits, "val": ()})
-    with reusing(lite0_onnx):
-        model = export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp32", calibration=without)
+    model = export_checkpoint(lite0, tmp_path / "a", to="onnx", precision="fp32", calibration=without)
     manifest = read_manifest(model)
     assert (manifest.accuracy, manifest.comparison, manifest.temperature_scaling) == (None, None, None)
     assert manifest.output.temperature == 1

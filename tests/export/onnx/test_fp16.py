@@ -34,7 +34,6 @@ from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.bcnn import BCNN
-from tests.export.conftest import reusing
 from tests.export.quantizing import quantize_tensorrt
 
 Level = onnxruntime.GraphOptimizationLevel
@@ -271,8 +270,7 @@ def test_a_bilinear_network_bears_real_half_precision(
     )  # fmt: skip
     save(tmp_path / "t.safetensors", network, header)
     write_onnx(network, header.input, tmp_path / "full.onnx")
-    with reusing(tmp_path / "full.onnx"):
-        model = export_checkpoint(tmp_path / "t.safetensors", tmp_path / "a", to="tensorrt-onnx", precision="fp16")
+    model = export_checkpoint(tmp_path / "t.safetensors", tmp_path / "a", to="tensorrt-onnx", precision="fp16")
     assert broken_rules(onnx.load(model)) == []
     expected = torch_logits(network, inputs)
     allowed = 0.01 * np.abs(expected).max()

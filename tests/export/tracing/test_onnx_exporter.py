@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from pathlib import Path
 
@@ -62,15 +63,19 @@ def test_batches(resnet: tuple[Network, InputSpec], batch: int, tmp_path: Path) 
     check_parity(network, tmp_path / "model.onnx", inputs)
 
 
-def test_nothing_is_printed_or_warned(
+def test_nothing_is_printed_or_warned_and_the_bytes_are_the_same_every_time(
     resnet: tuple[Network, InputSpec],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    write_onnx(*resnet, tmp_path / "shared.onnx")
+    monkeypatch.setattr(torch.onnx, "export", inspect.unwrap(torch.onnx.export))  # not from another test
     write_onnx(*resnet, tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
+    assert (tmp_path / "model.onnx").read_bytes() == (tmp_path / "shared.onnx").read_bytes()
 
 
 class _Branching(nn.Module):
