@@ -50,7 +50,7 @@ def test_too_few_bytes(size: int) -> None:
 def test_other_bytes_are_no_plan(data: bytes) -> None:
     if data[:4] == b"ftrt":
         return
-    with pytest.raises(RuntimeUnavailableError, match=r"begins with [0-9a-f]{8}, a TensorRT plan with 66747274"):
+    with pytest.raises(RuntimeUnavailableError, match=r"begins with [0-9a-f]{8}, but a TensorRT plan with 66747274"):
         check_header(data, PATH)
 
 
