@@ -94,4 +94,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist site .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* .import_linter_cache .grimp_cache site .cache build dist site .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,7 +2,8 @@
 
     edgefg doctor
 
-Versions are compared by `packaging` (the extra ``doctor``). Without it the report lists no extras and gives no advice.
+Versions are compared by `packaging` (the extra ``doctor``). Without it the report lists what is installed and missing,
+and only advises to install it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -74,7 +75,7 @@ def usable_cpus() -> int:
 def diagnose(here: Machine) -> Report:
     """Examine a machine."""
     comparable = _can_compare()
-    requirements = _requirements(here) if comparable else []
+    requirements = _requirements(here)
     packages = _packages(here, requirements)
     jetson, gpu, driver = find_jetson(here.root), here.gpu(), find_driver(here.root)
     version = _find(here, "tensorrt")
@@ -134,26 +135,34 @@ def _render_jetson(jetson: Jetson) -> str:
     return f"{jetson.board}: Jetson Linux {jetson.l4t}, {known}" + (f" with {', '.join(brings)}" if brings else "")
 
 
-def _requirements(here: Machine) -> list[tuple[Any, str]]:
-    """Return the requirements of edgefg (`packaging`'s Requirement), each with its extra; developers' are left out."""
-    from packaging.requirements import Requirement
+class _Requirement(NamedTuple):
+    name: str
+    specifier: str
+    extra: str
+    """``core`` if no extra brings it."""
 
+
+# The form of a requirement in a package's metadata: name>=1,<2; extra == "name".
+_REQUIREMENT = re.compile(
+    r"(?P<name>[\w.-]+)(?:\[[^]]*\])?\s*(?P<specifier>[^;]*)(?:;.*extra == ['\"](?P<extra>[\w-]+)['\"])?"
+)
+
+
+def _requirements(here: Machine) -> list[_Requirement]:
+    """Return the requirements of edgefg; developers' are left out."""
     found = []
     for text in here.requires():
-        requirement = Requirement(text)
-        # A marker has the form: extra == "name".
-        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", str(requirement.marker or ""))
-        name = extra[1] if extra else "core"
-        if requirement.name != "edgefg" and name not in _FOR_DEVELOPERS:
-            found.append((requirement, name))
+        match = _REQUIREMENT.match(text)
+        if match and match["name"] != "edgefg" and match["extra"] not in _FOR_DEVELOPERS:
+            found.append(_Requirement(match["name"], match["specifier"].strip(), match["extra"] or "core"))
     return found
 
 
-def _packages(here: Machine, requirements: list[tuple[Any, str]]) -> dict[str, dict[str, str | None]]:
+def _packages(here: Machine, requirements: list[_Requirement]) -> dict[str, dict[str, str | None]]:
     """List the required packages by extra, with their installed versions."""
     found: dict[str, dict[str, str | None]] = {"core": {}} if requirements else {}
-    for requirement, extra in requirements:
-        found.setdefault(extra, {})[requirement.name] = _find(here, requirement.name)
+    for requirement in requirements:
+        found.setdefault(requirement.extra, {})[requirement.name] = _find(here, requirement.name)
     return found
 
 
@@ -177,14 +186,14 @@ def _can_compare() -> bool:
     return True
 
 
-def _outdated(requirements: list[tuple[Any, str]], packages: dict[str, dict[str, str | None]]) -> list[Advice]:
-    """Compare the installed versions with edgefg's requirements; `_about_tensorrt` judges TensorRT."""
+def _outdated(requirements: list[_Requirement], packages: dict[str, dict[str, str | None]]) -> list[Advice]:
+    """Compare the installed versions with edgefg's requirements; `edgefg.nvidia.advise` judges TensorRT."""
     found: dict[str, Advice] = {}
-    for requirement, extra in requirements:
-        name, version = requirement.name, packages[extra][requirement.name]
-        if version is not None and name != "tensorrt" and not fits(version, str(requirement.specifier)):
-            finding = f"{name} {version} does not fit; edgefg needs {requirement.specifier}"
-            found[name] = Advice(finding, f"pip install --upgrade '{name}{requirement.specifier}'")
+    for name, specifier, extra in requirements:
+        version = packages[extra][name]
+        if version is not None and name != "tensorrt" and not fits(version, specifier):
+            finding = f"{name} {version} does not fit; edgefg needs {specifier}"
+            found[name] = Advice(finding, f"pip install --upgrade '{name}{specifier}'")
     return list(found.values())
 
 

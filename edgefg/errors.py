@@ -52,7 +52,7 @@ class HardwareError(TrainingError):
 
 
 class CheckpointError(EdgefgError):
-    """A ``.safetensors`` checkpoint is missing, truncated, of a later schema or of another recipe."""
+    """A ``.safetensors`` checkpoint is missing, truncated, of a later schema or of other settings."""
 
 
 class WeightsError(EdgefgError):

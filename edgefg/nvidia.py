@@ -202,7 +202,7 @@ def _unsupported(version: str) -> str:
 
 
 def _cuda_python(most: int | None) -> str:
-    return "cuda-python>=12.6,<13" if most == 12 else "cuda-python>=12.6"
+    return "cuda-python>=12.6.2,<13" if most == 12 else "cuda-python>=12.6.2"
 
 
 def _text(path: Path) -> str:

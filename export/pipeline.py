@@ -6,7 +6,6 @@ Every stage leaves a file and is skipped where that file is there, so a run that
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from edgefg.export.export import export_checkpoint
 from edgefg.export.prune.prune import ROUNDS, prune
 from edgefg.export.targets import target_of
 from edgefg.files import write_json
+from edgefg.log import get_logger
 from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
 from edgefg.settings.pruning import PruningConfig
@@ -37,6 +37,7 @@ from edgefg.training.teacher import train_teacher
 _KINDS = ("teacher", "student", "pruned")
 # Data without split folders, as folders of links; not "data", where `make demo` keeps the real ones.
 _LINKS = "split"
+_log = get_logger(__name__)
 _GATE = Gate()
 
 
@@ -103,7 +104,6 @@ def run(
     gate: Gate = _GATE,
     skip_corrupt: bool = False,
     restart: bool = False,
-    say: Callable[[str], None] = print,
 ) -> PipelineResult:
     """Run or resume the whole list below ``out``.
 
@@ -114,7 +114,6 @@ def run(
         gate: how much worse than its checkpoint, and than the FP32 artifact, an artifact may be on ``val``.
         skip_corrupt: leave unreadable images out.
         restart: throw away what an earlier run left.
-        say: told what begins.
 
     Raises:
         DataError: ``out`` holds another plan's files, or see the stages.
@@ -125,25 +124,26 @@ def run(
     data = _split_folders(Path(plan.data), out, plan.split, skip_corrupt)
     teacher, student, pruned = (out / f"{kind}.safetensors" for kind in _KINDS)
     if not teacher.exists():
-        say(f"teacher: {plan.backbone}, {plan.teacher_config.schedule.epochs} epochs")
+        _log.info("teacher: %s, %d epochs", plan.backbone, plan.teacher_config.schedule.epochs)
         train_teacher(
             data, out, plan.teacher_config, backbone=plan.backbone, weights=plan.weights, split=plan.split,
             hardware=hardware, skip_corrupt=skip_corrupt,
         )  # fmt: skip
     if not student.exists():
-        say(f"student: {plan.student} distilled, {plan.student_config.schedule.epochs} epochs")
+        _log.info("student: %s distilled, %d epochs", plan.student, plan.student_config.schedule.epochs)
         distill(
             teacher, data, out, plan.student_config, student=plan.student, weights=plan.student_weights,
             hardware=hardware, skip_corrupt=skip_corrupt,
         )  # fmt: skip
     if not pruned.exists():
-        say(f"pruned student: {plan.macs:.0%} of the multiply-accumulates, {plan.prune_config.schedule.epochs} epochs")
+        epochs = plan.prune_config.schedule.epochs
+        _log.info("pruned student: %.0f%% of the multiply-accumulates, %d epochs", 100 * plan.macs, epochs)
         prune(
             student, data, out, plan.prune_config, PruningConfig(macs=plan.macs), teacher_path=teacher,
             hardware=hardware, skip_corrupt=skip_corrupt,
         )  # fmt: skip
     checked = load_dataset(data, plan.split, skip_corrupt=skip_corrupt)
-    reports = [(artifact, _export(artifact, out, checked, plan, gate, say)) for artifact in ARTIFACTS]
+    reports = [(artifact, _export(artifact, out, checked, plan, gate)) for artifact in ARTIFACTS]
     rows = [(artifact.row, _model_file(artifact, out)) for artifact in ARTIFACTS if artifact.row]
     split = "test" if checked.splits["test"] else "val"
     return PipelineResult(data, split, reports, rows, checked.splits[split][0].path)
@@ -159,13 +159,12 @@ def _export(
     data: ImageDataset,
     plan: Plan,
     gate: Gate,
-    say: Callable[[str], None],
 ) -> VerifyReport:
     """Export one artifact unless it is there and of this checkpoint, and verify it."""
     checkpoint = out / f"{artifact.source}.safetensors"
     model = _model_file(artifact, out)
     if not _is_current(model, checkpoint):
-        say(f"export: {artifact.folder}")
+        _log.info("export: %s", artifact.folder)
         export_checkpoint(
             checkpoint,
             out / artifact.folder,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import logging
 import math
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from edgefg.artifact.manifest import build_command, manifest_path, read_manifest
 from edgefg.artifact.plan import OUT_OF_MEMORY, check_fits, check_header, gpu_number
 from edgefg.errors import DeviceMismatchError, EdgefgError, InferenceError, RuntimeUnavailableError, one_line
+from edgefg.log import get_logger
 from edgefg.runtime import TensorSpec
 from edgefg.runtimes.cuda import Cuda, CudaError, open_cuda
 from edgefg.runtimes.tensorrt_context import Profile, RefusedError, Tensors, Worker
@@ -27,7 +27,7 @@ from edgefg.runtimes.tensorrt_context import Profile, RefusedError, Tensors, Wor
 if TYPE_CHECKING:
     import tensorrt as trt
 
-_log = logging.getLogger("edgefg.tensorrt")
+_log = get_logger(__name__)
 # Each has the memory of a network of its own; that many in flight keep a GPU busy, more calls wait for their turn.
 _MOST_WORKERS = 4
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgefg.errors import one_line
+from edgefg.log import get_logger
 from edgefg.runtimes.cuda import Bytes, Cuda, CudaError
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-_log = logging.getLogger("edgefg.tensorrt")
+_log = get_logger(__name__)
 
 
 class RefusedError(Exception):

@@ -44,8 +44,10 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        app(sys.argv[1:])
-        sys.stdout.flush()
+        try:
+            app(sys.argv[1:])
+        finally:
+            sys.stdout.flush()  # here, since an error at interpreter exit would be a traceback
     except CycloptsError as exc:
         _fail(usage_error(exc), 2)
     except ParityError as exc:

@@ -151,6 +151,8 @@ def needs(extra: str) -> Iterator[None]:
         raise DataError(
             f"this command needs {exc.name}, which is not installed: pip install 'edgefg[{extra}]'"
         ) from exc
+    except ImportError as exc:  # a version that lacks a name, or a library that cannot be loaded
+        raise DataError(f"{' '.join(str(exc).split())}. Reinstall: pip install 'edgefg[{extra}]'") from exc
 
 
 def print_json(value: Any) -> None:

@@ -16,6 +16,7 @@ from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.export import ExportConfig
 from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
+from edgefg.settings.options import with_options
 from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.quantization import QuantizationConfig
 from edgefg.settings.search import CandidateConfig, SearchConfig
@@ -66,7 +67,8 @@ def distill(
         from edgefg.export.distill.distill import distill as run
         from edgefg.training.checkpoint import read_header
     size = image_size or read_header(teacher).input.height
-    config = TrainingConfig(image_size=size, schedule=schedule, augmentation=augmentation, fine_tuning=fine_tuning)
+    groups = TrainingConfig(schedule=schedule, augmentation=augmentation, fine_tuning=fine_tuning)
+    config = with_options(groups, image_size=size)
     path = run(
         teacher,
         data,
@@ -137,8 +139,10 @@ def qat(
     quantization: Annotated[
         QuantizationConfig, Without("bias_correction", "max_int8_drop", "keep_layers")
     ] = QuantizationConfig(),
-    schedule: Schedule = Schedule(epochs=3, lr=3e-5),
-    augmentation: Augmentation = Augmentation(),
+    schedule: Annotated[Schedule, Without("ema", "patience")] = Schedule(epochs=3, lr=3e-5),
+    augmentation: Annotated[
+        Augmentation, Without("mix", "mix_alpha", "mix_share", "train_size", "start_size", "crop_epochs")
+    ] = Augmentation(),
     hardware: Hardware = Hardware(),
     skip_corrupt: SkipCorrupt = False,
     restart: Restart = False,

@@ -164,9 +164,7 @@ def pipeline(
         macs=macs,
         split=SplitSpec(seed=split_seed, group=group),
     )
-    result = stages.run(
-        plan, out, hardware=hardware, gate=gate, skip_corrupt=skip_corrupt, restart=restart, say=_log.info
-    )
+    result = stages.run(plan, out, hardware=hardware, gate=gate, skip_corrupt=skip_corrupt, restart=restart)
     _summarise(result, out, json)
 
 

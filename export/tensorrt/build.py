@@ -247,7 +247,7 @@ def _build_one(source: Source, folder: Path, context: _Context) -> Path:
     model, manifest = source
     assert manifest.golden is not None
     proof = golden.read(model.with_name(manifest.golden.file))
-    here, stages = context.here, [manifest.provenance.recipe, f"tensorrt {context.here.tensorrt} on {context.here.gpu}"]
+    here = context.here
     draft = Draft(
         labels=manifest.labels,
         taxonomy=manifest.taxonomy,
@@ -255,7 +255,7 @@ def _build_one(source: Source, folder: Path, context: _Context) -> Path:
         output=manifest.output,
         precision=manifest.precision,
         weight_bits=manifest.weight_bits,
-        provenance=msgspec.structs.replace(manifest.provenance, recipe="; ".join(stages)),
+        provenance=manifest.provenance,
         frames=proof.frames,
         parent_logits=proof.parent_logits,
         plan=_info(source.file, context),

@@ -15,7 +15,7 @@ from edgefg.nvidia import Gpu, TensorRT
 
 REQUIRES = (
     *("numpy>=1.26", "cyclopts>=4.25", 'onnxruntime>=1.20; extra == "onnxruntime"'),
-    *('tensorrt>=10.3; extra == "tensorrt"', 'cuda-python>=12.6; extra == "tensorrt"'),
+    *('tensorrt>=10.3; extra == "tensorrt"', 'cuda-python>=12.6.2; extra == "tensorrt"'),
     *('pycuda>=2024.1; extra == "pycuda"', 'edgefg[report]; extra == "train"', 'torch>=2.9; extra == "train"'),
     *('edgefg[demo]; extra == "dev"', 'hypothesis>=6.100; extra == "dev"', 'setuptools>=77; extra == "dev"'),
 )
@@ -123,11 +123,11 @@ def test_jetpack_6_complete(machine: Examine) -> None:
 def test_jetpack_6_takes_the_cuda_python_of_its_cuda(machine: Examine) -> None:
     for l4t in ("36.4.3", "36.9.0"):  # the second is not known
         report = machine({}, l4t=l4t)
-        assert ("cuda-python is missing; plans need it", "pip install 'cuda-python>=12.6,<13'") in todo(report)
+        assert ("cuda-python is missing; plans need it", "pip install 'cuda-python>=12.6.2,<13'") in todo(report)
     report = machine({"cuda-bindings": "13.5.0"}, l4t="36.4.3", gpu=Gpu(problem="error 35"))
     assert (
         "cuda-python 13.5.0 is newer than the driver, which runs CUDA 12.6",
-        "pip install 'cuda-python>=12.6,<13'",
+        "pip install 'cuda-python>=12.6.2,<13'",
     ) in (todo(report))
 
 
@@ -139,7 +139,7 @@ def test_jetpack_6_takes_the_cuda_python_of_its_cuda(machine: Examine) -> None:
     ],
 )
 def test_jetpack_before_6_1(machine: Examine, l4t: str, jetpack: str, installed: dict[str, str]) -> None:
-    report = machine({"cuda-python": "12.6"} | installed, l4t=l4t, gpu=ORIN, system="python3.10")
+    report = machine({"cuda-python": "12.6.2"} | installed, l4t=l4t, gpu=ORIN, system="python3.10")
     ((finding, command),) = todo(report)
     assert finding == f"JetPack {jetpack} has an older TensorRT; edgefg needs 10.3 or later of 10, or 11"
     assert command.startswith("flash JetPack 6.1 or later")
@@ -205,7 +205,7 @@ def test_a_desktop_that_is_complete(machine: Examine) -> None:
 def test_a_desktop_without_anything(machine: Examine) -> None:
     assert todo(machine({}, driver=X86)) == [
         ("TensorRT is missing; plans need it", "pip install 'tensorrt>=10.3,<12'"),
-        ("cuda-python is missing; plans need it", "pip install 'cuda-python>=12.6'"),
+        ("cuda-python is missing; plans need it", "pip install 'cuda-python>=12.6.2'"),
     ]
 
 
@@ -218,7 +218,7 @@ def test_a_desktop_whose_driver_is_of_cuda_12(machine: Examine) -> None:
         ),
         (
             "cuda-python 13.0.0 is newer than the driver, which runs CUDA 12.8",
-            "pip install 'cuda-python>=12.6,<13'",
+            "pip install 'cuda-python>=12.6.2,<13'",
         ),
     ]
     report = machine({"tensorrt-cu12": "10.16.1.11", "cuda-bindings": "12.9.0"}, driver=X86, gpu=old)
@@ -235,7 +235,7 @@ def test_pycuda_alone_works_but_slower(machine: Examine) -> None:
     report = machine({"tensorrt": "10.16.1", "pycuda": "2026.1"}, driver=X86, gpu=RTX)
     assert report.tensorrt.binding == "pycuda 2026.1"
     assert todo(report) == [
-        ("PyCUDA works, without CUDA graphs; cuda-python is faster", "pip install 'cuda-python>=12.6'")
+        ("PyCUDA works, without CUDA graphs; cuda-python is faster", "pip install 'cuda-python>=12.6.2'")
     ]
 
 
@@ -254,9 +254,10 @@ def test_json_is_the_report(machine: Examine) -> None:
 
 def test_without_packaging_versions_are_not_compared(machine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "packaging", None)
-    report = machine({"tensorrt": "8.6.2", "cuda-python": "12.6"}, l4t="36.4.3", gpu=ORIN)
-    assert (report.packages, report.install, report.tensorrt.supported) == ({}, {}, None)
-    assert report.tensorrt.version == "8.6.2"
+    report = machine({"tensorrt": "8.6.2", "cuda-python": "12.6.2"}, l4t="36.4.3", gpu=ORIN)
+    assert report.packages["onnxruntime"] == {"onnxruntime": "1.32.0"}
+    assert report.packages["train"] == {"torch": "2.14.1"}
+    assert (report.tensorrt.version, report.tensorrt.supported) == ("8.6.2", None)
     assert todo(report) == [
         ("packaging is not installed, so versions are not compared", "pip install 'edgefg[doctor]'"),
     ]
