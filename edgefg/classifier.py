@@ -1,4 +1,4 @@
-"""The classifier: a model file in, predictions out (manifest → preprocess → runtime → decide)."""
+"""The classifier: opens a model file and classifies frames (manifest → preprocess → runtime → decide)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Classifier:
 
     Args:
         path: the model file; its manifest lies beside it (same stem, ``.json``).
-        threads: CPU threads of the engine; None leaves it to the engine.
+        threads: CPU threads of the engine; None: the engine decides.
         device: the engine's device, for instance ``GPU`` with OpenVINO; None is its default.
         top_k: number of classes in each prediction.
         verify: run the golden set before returning, to prove that this device reproduces the artifact.
@@ -40,10 +40,10 @@ class Classifier:
 
     Raises:
         ManifestError: the manifest is missing, truncated or of a later schema.
-        IntegrityError: a file differs from the manifest, or the signature does not hold. Both are checked before the
-            engine sees a byte.
-        DeviceMismatchError: a TensorRT plan was built for another device or TensorRT. The message has the command that
-            builds it again, as `edgefg.export.tensorrt.rebuild` does.
+        IntegrityError: a file differs from the manifest, or the signature is not valid. Both are checked before the
+            engine reads the file.
+        DeviceMismatchError: a TensorRT plan was built for another device or TensorRT. The message names the command
+            that rebuilds it; `edgefg.export.tensorrt.rebuild` does the same in Python.
         RuntimeUnavailableError: the engine is not installed or refused the model.
         ParityError: ``verify`` found a deviation.
 

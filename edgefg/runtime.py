@@ -57,14 +57,14 @@ class Runtime(Protocol):
 
 
 class RuntimeClass(Protocol):
-    """What a runtime states about itself, and how it is opened."""
+    """Class of a runtime: its properties and its constructor."""
 
     companions: tuple[str, ...]
     """Suffixes of the files that belong to a model, beside it and with its stem, for instance ``(".bin",)``."""
     extra: str
     """Extra of edgefg that installs the engine; empty if nothing has to be installed."""
     int8_remedy: str
-    """What to try if an INT8 artifact does not reproduce on another CPU; empty if nothing is known."""
+    """Advice if an INT8 artifact does not reproduce on another CPU; empty if nothing is known."""
 
     def __call__(self, path: Path, *, threads: int | None, device: str | None) -> Runtime:
         """Load ``path`` on ``device`` (None: the engine's default) with ``threads`` CPU threads (None: its choice).

@@ -1,6 +1,6 @@
-"""The ordered list: train → distil → prune → export → verify, as `edgefg pipeline` and `make demo` run it.
+"""The pipeline: train, distil, prune, export and verify in this order.
 
-Every stage leaves a file and is skipped where that file is there, so a run that was cut off goes on where it was.
+A stage whose result exists is skipped; an unfinished one resumes. `edgefg pipeline` and `make demo` run it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _GATE = Gate()
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything that decides what a pipeline's files contain; kept beside them as ``pipeline.json``."""
+    """Inputs and settings that determine a pipeline's files; written beside them as ``pipeline.json``."""
 
     data: str
     backbone: str
@@ -58,16 +58,16 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Artifact(NamedTuple):
-    """One export of the pipeline."""
+    """An artifact that the pipeline exports."""
 
     folder: str
     source: str
     to: TargetName
     precision: Precision
     parent: str | None = None
-    """The artifact that it is compared with."""
+    """Folder of the artifact that it is compared with. None: it is not compared."""
     row: str = ""
-    """Its name in the closing table; empty where it has no row."""
+    """Name of its row in the final table; empty if it has none."""
 
 
 # Every parent comes before what is compared with it; the table's rows are in this order.
@@ -83,15 +83,15 @@ ARTIFACTS = (
 
 
 class PipelineResult(NamedTuple):
-    """What a pipeline made."""
+    """Results of a pipeline."""
 
     data: Path
-    """The data with splits of their own."""
+    """Path of data with splits: the given data, or the links or CSV manifest below ``out``."""
     split: str
-    """What the closing table is measured on: ``test``, or ``val`` where there is no test split."""
+    """Split for the final table: ``test``, or ``val`` if there is no test split."""
     reports: list[tuple[Artifact, VerifyReport]]
     table: list[tuple[str, Path]]
-    """Name and model file of each row of the closing table."""
+    """Name and model file of each row of the final table."""
     image: Path
     """One image of that split."""
 
@@ -105,20 +105,20 @@ def run(
     skip_corrupt: bool = False,
     restart: bool = False,
 ) -> PipelineResult:
-    """Run or resume the whole list below ``out``.
+    """Run or resume all stages in the folder ``out``.
 
     Args:
-        plan: what to make.
+        plan: inputs and settings.
         out: folder for all files.
-        hardware: where to train.
-        gate: how much worse than its checkpoint, and than the FP32 artifact, an artifact may be on ``val``.
+        hardware: device and precision of the training.
+        gate: limits of an artifact's loss on ``val``, against its checkpoint and against the FP32 artifact.
         skip_corrupt: leave unreadable images out.
-        restart: throw away what an earlier run left.
+        restart: delete the checkpoints of an earlier run and train again.
 
     Raises:
-        DataError: ``out`` holds another plan's files, or see the stages.
-        GateError: an artifact is worse than its parent by more than was allowed.
-        ParityError: an artifact does not reproduce what it did.
+        DataError: ``out`` holds files of another plan, or a stage raises it.
+        GateError: an artifact exceeds the limits of ``gate``.
+        ParityError: an artifact does not reproduce its golden set.
     """
     _claim(plan, out, restart)
     data = _split_folders(Path(plan.data), out, plan.split, skip_corrupt)
@@ -160,7 +160,7 @@ def _export(
     plan: Plan,
     gate: Gate,
 ) -> VerifyReport:
-    """Export one artifact unless it is there and of this checkpoint, and verify it."""
+    """Export an artifact, unless an earlier export of this checkpoint is intact, and verify it."""
     checkpoint = out / f"{artifact.source}.safetensors"
     model = _model_file(artifact, out)
     if not _is_current(model, checkpoint):
@@ -192,7 +192,7 @@ def _is_current(model: Path, checkpoint: Path) -> bool:
 
 
 def _claim(plan: Plan, out: Path, restart: bool) -> None:
-    """Write the plan into the folder, or make sure that the folder holds files of an equal plan."""
+    """Write the plan into the folder. Raise `DataError` if the folder holds files of another plan."""
     path = out / "pipeline.json"
     if path.exists() and not restart:
         try:
@@ -223,7 +223,7 @@ def _claim(plan: Plan, out: Path, restart: bool) -> None:
 
 
 def _split_folders(data: Path, out: Path, split: SplitSpec, skip_corrupt: bool) -> Path:
-    """Return data as every stage reads them: class folders as a folder of links, split as training would."""
+    """Return the path of data with splits. Class folders become folders of links, public data a CSV manifest."""
     if public_root(data) is not None:  # which `bench` does not read
         manifest = out / _LINKS / "data.csv"
         if not manifest.is_file():

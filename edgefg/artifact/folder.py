@@ -1,4 +1,7 @@
-"""Folders of artifacts: written beside their final place, synced and renamed, so that they are whole or absent."""
+"""Folders of artifacts: written beside their final place, synced and renamed.
+
+So a folder is either complete or does not exist.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def sync_all(folder: Path) -> None:
 def move_in(model: Path, folder: Path) -> Path:
     """Move a staged artifact into a folder of other files, its manifest last; return where its model file is now.
 
-    After a power cut between two files the old manifest does not fit them: the artifact is refused, not misread.
+    After a power cut between two files, the old manifest does not match the files, so the artifact is refused.
 
     Raises:
         ExportError: the disk is full or read-only.
@@ -57,7 +60,7 @@ def move_in(model: Path, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def as_export_error(out: Path, after: str = "nothing was changed there") -> Iterator[None]:
-    """Raise `ExportError` for a disk that fails, or for an artifact that does not hold, while ``out`` is written."""
+    """Raise `ExportError` if the disk fails or the artifact fails a check while ``out`` is written."""
     try:
         yield
     except OSError as exc:
@@ -83,7 +86,7 @@ def check_target(out: Path) -> None:
 
 
 def _known_names() -> set[str]:
-    """List all that an exported artifact, and the engine that was built of it, may consist of."""
+    """List the names of all files of an exported artifact and of the engine built from it."""
     models = [Path(f"model{suffix}") for suffix in RUNTIMES]
     suffixes = {file.suffix for model in models for file in model_files(model)} | {".json", ".json.sig", GOLDEN}
     return {f"{stem}{suffix}" for stem in (STEM, Path(PLAN).stem) for suffix in suffixes}
@@ -120,7 +123,7 @@ def remove_stale_below(folder: Path) -> None:
 
 
 def swap(temporary: Path, out: Path) -> None:
-    """Rename the finished folder to its final name; an earlier artifact goes only after that."""
+    """Rename the finished folder to its final name, then delete an earlier artifact."""
     old = temporary.with_name(f"{temporary.name}.old")
     replaced = out.exists()
     if replaced:

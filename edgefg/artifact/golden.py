@@ -90,7 +90,7 @@ class GoldenReport(msgspec.Struct, frozen=True):
 
 
 def choose_frames(frames: Sequence[UInt8Array], spec: InputSpec, classes: int) -> tuple[UInt8Array, ...]:
-    """Take frames, in order, while the golden set stays under `MAX_BYTES` even if nothing compresses."""
+    """Take frames, in order, as long as the golden set's uncompressed size stays below `MAX_BYTES`."""
     chosen: list[UInt8Array] = []
     left = MAX_BYTES - 20_000
     for frame in frames:

@@ -114,7 +114,7 @@ class Provenance(_Part, frozen=True, kw_only=True):
     A device never needs their types, and must not refuse an artifact because of an option that it does not know.
     """
     recipe: str = ""
-    """The stages in words, where files before schema 2 say no more."""
+    """The stages in words; only in files before schema 2, which lack `stages`."""
 
 
 class Accuracy(_Part, frozen=True, kw_only=True):
@@ -186,7 +186,7 @@ class ClassDrop(_Part, frozen=True, kw_only=True):
     parent_recall: _Share
     recall: _Share
     chance: _Share
-    """Probability of so many lost images by chance, corrected for the number of classes (`edgefg.evaluation.gate`)."""
+    """Probability of losing at least as many images by chance, Bonferroni-corrected (`edgefg.evaluation.gate`)."""
 
     def render(self) -> str:
         """Return it as a few words for people."""
@@ -194,7 +194,7 @@ class ClassDrop(_Part, frozen=True, kw_only=True):
 
 
 class Flip(_Part, frozen=True, kw_only=True):
-    """Images that the parent has right with one class and the artifact takes for another."""
+    """Images of one class that the parent classifies correctly and the artifact assigns to another."""
 
     label: str
     """Their class, and the parent's answer."""
@@ -223,7 +223,7 @@ class Comparison(_Part, frozen=True, kw_only=True):
     gained: Annotated[int, Meta(ge=0)]
     """Images that the artifact has right and the parent wrong."""
     mcnemar_p: _Share
-    """Probability of so lopsided a difference if both were equally good (exact McNemar test, two-sided)."""
+    """Probability of a difference at least this large if both were equally accurate (exact McNemar test, two-sided)."""
     agreement: _Share
     """Share of images on which both name the same class, right or wrong."""
     logits: float
@@ -231,11 +231,11 @@ class Comparison(_Part, frozen=True, kw_only=True):
     parent_logits_max: float
     """Greatest absolute logit of the parent, to compare with."""
     worst: tuple[ClassDrop, ...]
-    """The classes that lose most images, worst first: five, and all whose loss chance does not explain."""
+    """Classes that lose images, worst first: the worst five, and every class whose loss chance does not explain."""
     flips: tuple[Flip, ...]
     """Which class the lost images are taken for, the most frequent pair first; at most five pairs."""
     gate: Gate | None
-    """The limits that it was held to; None if it was only measured."""
+    """The limits of the gate; None: compared without a gate."""
 
     def render(self) -> str:
         """Return it as a few lines of text for people."""
@@ -305,7 +305,7 @@ def read_manifest(model: Path) -> Manifest:
 
 
 def bare_manifest(model: Path, labels: Sequence[str], spec: InputSpec) -> Manifest:
-    """Make a manifest from labels and input for a model file that has none; it proves nothing about the file.
+    """Make the missing manifest of a model file; its hashes are those of the files as found, so nothing is verified.
 
     Raises:
         ManifestError: there is a manifest, the labels are not distinct, or the file cannot be read.

@@ -1,4 +1,4 @@
-"""Header of a TensorRT plan, and whether the plan belongs to this device: checked before it is deserialised.
+"""Header of a TensorRT plan, and whether the plan can run on this device: checked before it is deserialised.
 
 A plan is executable code for one GPU and one version of TensorRT. Its first bytes contain the version, its manifest
 names the GPU.
@@ -75,7 +75,7 @@ def mismatch(info: PlanInfo | None, written_by: str | None, device: GpuInfo, ten
     """Return why a plan cannot run here; None if it can.
 
     Args:
-        info: the plan's entry in its manifest; None for a bare plan.
+        info: the plan's entry in its manifest; None for a plan without a manifest.
         written_by: the version in its header, see `check_header`.
         device: the GPU here.
         tensorrt: the version here.
@@ -103,7 +103,7 @@ def check_fits(path: Path, info: PlanInfo | None, written_by: str | None, device
 def source_of(plan: Path) -> Path | None:
     """Return the ONNX file that a plan was built from; None where its manifest names none.
 
-    The manifest may belong to another build of the plan by now.
+    After an interrupted rebuild, the manifest may describe another build.
     """
     try:
         info = read_manifest(plan).plan

@@ -1,4 +1,4 @@
-"""Ed25519 signatures, which prove the maker of an artifact before the engine sees a byte of it.
+"""Ed25519 signatures, which prove who made an artifact, before the engine reads it.
 
 The signature lies beside the manifest, as ``<manifest>.sig``: 64 bytes. It signs the bytes of the manifest, which hold
 the SHA-256 of every other file. It needs the package `cryptography`, the extra ``sign``.
@@ -91,14 +91,14 @@ def sign(model: Path, private: Path) -> Path:
 
 
 def verify_signature(model: Path, public: Path) -> None:
-    """Prove that the owner of a key signed the manifest of a model file; `check_artifact` compares the files.
+    """Check that a manifest was signed with the private key of ``public``; `check_artifact` compares the files.
 
     Args:
         model: the model file, or its manifest.
         public: PEM file of an Ed25519 public key.
 
     Raises:
-        IntegrityError: there is no signature, it does not hold, or the key cannot be used.
+        IntegrityError: there is no signature, it is not valid, or the key cannot be used.
     """
     crypto = _cryptography()
     try:

@@ -1,7 +1,7 @@
 """Stage records: how a checkpoint or an artifact was made, one record for each stage. No torch.
 
-Records are typed, and runs are compared by their values. So neither a reworded message nor a new setting with a default
-makes an earlier run look different. A new kind of stage raises the schema of headers and manifests.
+Records are typed, and runs are compared by their values. Rewording a message, or adding a setting with a default, does
+not change the record of an earlier run. A new kind of stage raises the schema of headers and manifests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OptionValue = bool | int | float | str | tuple[str, ...] | None
 
 
 class StartingWeights(msgspec.Struct, frozen=True, kw_only=True):
-    """What a network was initialised with."""
+    """Source of a network's initial weights."""
 
     source: str
     """``hub``, ``none``, a weight package, or a file."""
@@ -33,7 +33,7 @@ class StartingWeights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnlabelledImages(msgspec.Struct, frozen=True, kw_only=True):
-    """Images without labels that joined the training images."""
+    """Images without labels that were added to the training images."""
 
     count: int
     fingerprint: str
@@ -65,12 +65,12 @@ _S = TypeVar("_S", bound="_Stage")
 
 class _Stage(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     parents: tuple[str, ...] = ()
-    """SHA-256 of the checkpoints that went in: first the one that was changed, then its teachers."""
+    """SHA-256 of the input checkpoints: first the one that was changed, then its teachers."""
     versions: dict[str, str] = {}
     """Package → version of the software that did the work."""
 
     def identity(self: _S) -> _S:
-        """Return what the stage was asked to do: the record without results and versions."""
+        """Return the request: the record without results and versions."""
         return replace(self, versions={})
 
     def render(self) -> str:
@@ -111,7 +111,7 @@ class PruneStage(_Stage, frozen=True, kw_only=True, tag="prune"):
     remaining: RelativeCost | None = None
 
     def identity(self) -> PruneStage:
-        """Return what the stage was asked to do: the record without results and versions."""
+        """Return the request: the record without results and versions."""
         return replace(self, versions={}, remaining=None)
 
 

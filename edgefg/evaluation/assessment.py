@@ -1,6 +1,6 @@
-"""Assessment of a model on labelled images: every figure that its predictions give.
+"""Assessment of a model on labelled images: all metrics of its predictions.
 
-Artifacts and checkpoints, FP32 and INT8, all come as `Predictions`.
+Artifacts and checkpoints, FP32 and INT8, are all assessed from `Predictions`.
 """
 
 from __future__ import annotations
@@ -76,10 +76,13 @@ class Against(msgspec.Struct, frozen=True, kw_only=True):
     """Another model on the same images, for instance the FP32 parent of an INT8 artifact."""
 
     model: str
-    """The other model, in whose place ``parent`` stands in ``comparison``."""
+    """The other model; ``comparison`` calls it ``parent``."""
     comparison: Comparison
     classes: tuple[ClassDrop, ...]
-    """The classes that the assessed model recognises less often, the least explicable by chance first."""
+    """The classes that the assessed model recognises less often.
+
+    They are sorted by how improbable the loss is by chance, the least probable first.
+    """
 
 
 class AtRate(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,11 +90,14 @@ class AtRate(msgspec.Struct, frozen=True, kw_only=True):
 
     recall: Proportion
     threshold: float | None
-    """Null if no threshold keeps the limit."""
+    """Null if no threshold satisfies the limit."""
 
 
 class PositiveView(msgspec.Struct, frozen=True, kw_only=True):
-    """Defects or tumours against all else. Thresholds are chosen on the images that they are measured on."""
+    """Positive classes, such as defects, against all others.
+
+    Thresholds are chosen on the images that they are measured on.
+    """
 
     classes: tuple[str, ...]
     positives: int
@@ -113,11 +119,11 @@ class UnknownView(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the known images that reaches the threshold."""
     rejected: Proportion
     roc_auc: float
-    """How often a known image is surer than an unknown one."""
+    """Probability that a known image has a higher confidence than an unknown one."""
 
 
 class Assessment(msgspec.Struct, frozen=True, kw_only=True):
-    """A model on a split."""
+    """All figures of a model on a split."""
 
     model: str
     data: str
@@ -127,7 +133,7 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
     rarest: tuple[str, ...]
     """The classes with fewest training images, or fewest images in this split if that is not known."""
     rare_recall: float
-    """Mean recall of those."""
+    """Mean recall of ``rarest``."""
     confused: tuple[ConfusedPair, ...]
     """All pairs of classes that were confused, most frequent first."""
     taxonomy: tuple[LevelFigures, ...]
@@ -156,7 +162,7 @@ def assess(
     positive: Sequence[str] = (),
     unknown: tuple[str, npt.NDArray[np.float32]] | None = None,
 ) -> Assessment:
-    """Compute every figure that predictions give.
+    """Compute all metrics of a model's predictions.
 
     Args:
         found: the model's predictions.

@@ -8,9 +8,9 @@ Every limit allows for chance, since a validation split has few images, and many
   assumed to lose each image that its parent has right with a probability of 2 % (measured: 0.6 to 1.1 %). The lost
   images of one class must be less probable than 5 % (exact binomial test, Bonferroni correction for the number of
   classes). So three of eight images are significant, among ten classes and among eighty. A single image never is, and
-  two are only if the class has no other.
+  two are significant only if the parent had no other image of the class right.
 - The flips, images that the parent has right and the artifact wrong, fail if they exceed their limit by more than a
-  standard error. Gains do not offset them: an artifact that trades look-alikes is another classifier.
+  standard error. Gains do not offset them: an artifact that gains one class and loses another behaves differently.
 
 McNemar's p and the 95 % interval of the drop are reported, but are not limits: with enough images the smallest drop is
 significant, and with few images a large one is not.
@@ -46,7 +46,10 @@ class Verdict(NamedTuple):
 
     comparison: Comparison
     classes: tuple[ClassDrop, ...]
-    """Every class that loses images, the least explicable by chance first; `comparison` has the worst."""
+    """Every class that loses images; `comparison` has the worst.
+
+    They are sorted by how improbable the loss is by chance, the least probable first.
+    """
     failures: tuple[str, ...]
     """One clause for each limit that does not hold, with the classes concerned; empty if all hold."""
 
@@ -114,9 +117,9 @@ def paired_error(lost: int, gained: int, images: int) -> tuple[float, float]:
 
 
 def chance_of(lost: int, images: int, classes: int) -> float:
-    """Return the probability that some class loses so many images by chance.
+    """Return the probability that at least one class loses this many images by chance.
 
-    It is 1 for a single image, and for two images of a class that has more.
+    It is 1 for a single image, and for two images of a class of which the parent had more right.
 
     Args:
         lost: images that the class lost, less those that it gained.
@@ -152,7 +155,7 @@ def _binomial(k: int, images: int) -> float:
 def _class_drops(
     right: npt.NDArray[np.bool_], parent_right: npt.NDArray[np.bool_], labels: IntArray, names: tuple[str, ...]
 ) -> tuple[ClassDrop, ...]:
-    """Return the classes that lose images, the least explicable by chance first."""
+    """Return the classes that lose images, sorted by how improbable the loss is by chance, the least probable first."""
     images, before, after = (
         np.bincount(labels[kind], minlength=len(names)).tolist() for kind in (slice(None), parent_right, right)
     )

@@ -1,4 +1,4 @@
-"""Assembly of an artifact: model file, manifest and golden set in one folder, whole or absent.
+"""Assembly of an artifact: model file, manifest and golden set in one folder, complete or not written at all.
 
 Everything is written to a hidden folder beside the final one, loaded and checked there through `Classifier`, synced and
 renamed. Runs on devices: no torch.
@@ -55,13 +55,13 @@ class Draft(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     frames: tuple[UInt8Array, ...]
     """Golden frames, see `golden_frames`."""
     parent_logits: FloatArray
-    """``float32 [K, classes]`` of the FP32 parent for the frames, prepared."""
+    """``float32 [K, classes]`` of the FP32 parent for the preprocessed frames."""
     taxonomy: tuple[TaxonomyLevel, ...] = ()
     output: OutputSpec = OutputSpec()
     weight_bits: Literal[7, 8] | None = None
-    """Of INT8."""
+    """Width of INT8 weights."""
     plan: PlanInfo | None = None
-    """Of a TensorRT plan."""
+    """For TensorRT plans only."""
 
 
 def golden_frames(frames: Sequence[UInt8Array], spec: InputSpec, classes: int) -> tuple[UInt8Array, ...]:

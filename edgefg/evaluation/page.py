@@ -32,7 +32,7 @@ class _Photo(NamedTuple):
     jpeg: str
     """Base64."""
     example: bool = False
-    """Of the class that others were taken for, not a mistake."""
+    """Whether this is an example of the predicted class instead of a mistake."""
 
 
 class _Matrix(NamedTuple):
@@ -46,7 +46,7 @@ class _Matrix(NamedTuple):
 
 
 def write_page(path: Path, found: Assessment, predictions: Predictions, other: Predictions | None = None) -> None:
-    """Write the page, whole or not at all. It needs matplotlib and Jinja2 (the extra ``report``).
+    """Write the page atomically. It needs matplotlib and Jinja2 (the extra ``report``).
 
     Args:
         path: the HTML file.

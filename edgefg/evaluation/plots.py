@@ -100,7 +100,9 @@ def risk_coverage(
 
 @_styled
 def confusion(counts: IntArray, names: Sequence[str]) -> str:
-    """Draw a confusion matrix: what is right blue, confusions orange, a stronger colour a greater share of the row.
+    """Draw a confusion matrix: correct predictions in blue, confusions in orange.
+
+    The stronger the colour, the larger the share of the row.
 
     Args:
         counts: ``int64 [classes, classes]``, row the label, column the prediction.

@@ -63,7 +63,7 @@ class Predictions(NamedTuple):
     split: str
     """``train``, ``val``, ``test``, or ``all`` for data without split folders."""
     samples: tuple[Sample, ...]
-    """The images with their class indices, as many as there are logits."""
+    """The images with their class indices, one for each row of ``logits``."""
     logits: FloatArray
     """``float32 [N, classes]``."""
     labels: tuple[str, ...]

@@ -1,6 +1,7 @@
 """Temperature scaling (Guo et al. 2017): one number that calibrates confidences and leaves top-1 unchanged.
 
-Fitted on the artifact's own logits, after quantisation, since that moves them. Runs on devices: no torch, no SciPy.
+Fitted on the artifact's own logits, after quantisation, because quantisation changes them. Runs on devices: no torch,
+no SciPy.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ _PRECISION = 1e-4
 
 
 def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
-    """Return the temperature in [`LOWEST`, `HIGHEST`] of least negative log-likelihood (Guo et al. 2017, section 4.2).
+    """Return the temperature in [`LOWEST`, `HIGHEST`] that minimises the negative log-likelihood.
 
-    The likelihood is convex in 1 / T, so it has one valley along log T too, and a golden-section search finds its
-    bottom. If all N images are right, the optimum is T = 0, as if no image could ever be wrong. Then
-    the targets are smoothed as by Platt (1999, section 2.2): each image is right with a probability of
-    (N + 1) / (N + 2), Laplace's rule of succession. If all images are wrong, the optimum is infinite and 1 is returned.
-    1 is also returned if the temperature that was found makes the likelihood worse.
+    See Guo et al. 2017, section 4.2. The negative log-likelihood is convex in 1 / T, so it has a single minimum in
+    log T too, and a golden-section search finds it. If all N images are right, the optimum is T = 0, which would make
+    every confidence 1. The targets are then smoothed as in Platt (1999, section 2.2): each image is right with a
+    probability of (N + 1) / (N + 2), Laplace's rule of succession. If all images are wrong, the optimum is infinite and
+    1 is returned. 1 is also returned if the temperature that was found makes the likelihood worse.
 
     Args:
         logits: ``float32 [N, classes]``, finite.
@@ -78,7 +79,7 @@ def scale_temperature(logits: FloatArray, labels: IntArray, data: str) -> tuple[
     probabilities = softmax(logits)
     ece = expected_calibration_error(probabilities, labels)
     temperature, parts, ece_after, nll_after = 1.0, 0, ece, nll
-    unchanged = _untellable(logits.argmax(axis=1) == labels)
+    unchanged = _why_not_fitted(logits.argmax(axis=1) == labels)
     if not unchanged:
         unseen = _cross_validated(logits, labels)
         unseen_nll = negative_log_likelihood(unseen, labels)
@@ -99,8 +100,8 @@ def scale_temperature(logits: FloatArray, labels: IntArray, data: str) -> tuple[
     )
 
 
-def _untellable(right: npt.NDArray[np.bool_]) -> str:
-    """Return why no temperature can be fitted to images of which these are right; empty if one can."""
+def _why_not_fitted(right: npt.NDArray[np.bool_]) -> str:
+    """Return why no temperature can be fitted; empty if one can."""
     if len(right) < _LEAST_IMAGES:
         return f"{len(right)} images are too few; at least {_LEAST_IMAGES} are needed, better hundreds"
     return "" if right.any() else f"all {len(right)} images are wrong"

@@ -1,4 +1,7 @@
-"""Timing of alternatives against each other, interleaved, so that a machine that slows down does so for all of them."""
+"""Timing of alternatives against each other.
+
+The calls are interleaved, so that a change of the machine's speed affects all of them.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,6 @@ def alternate(
 
 
 def in_turn(call: Callable[[_Item], object], items: Iterable[_Item]) -> Callable[[], object]:
-    """Return a call that takes one item after the other, again and again."""
+    """Return a function that passes the next item to ``call``, starting over after the last."""
     endless = itertools.cycle(items)
     return lambda: call(next(endless))

@@ -1,4 +1,4 @@
-"""Validation of a fresh artifact, beside its parent, for the figures that its manifest keeps.
+"""Measure a new artifact and its parent on validation images; the manifest records the result.
 
 Runs on devices: the parent is any function of frames, so no torch is needed here.
 """

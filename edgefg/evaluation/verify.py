@@ -32,7 +32,7 @@ _GATE = Gate()
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of `verify`: files and golden set hold, or it would have raised."""
+    """Result of `verify`: it exists only if files and golden set passed."""
 
     artifact: str
     runtime: str

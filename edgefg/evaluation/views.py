@@ -45,9 +45,9 @@ class Operating(NamedTuple):
     """A threshold and its effect: an image is called positive if its score reaches the threshold."""
 
     threshold: float
-    """Infinite if no finite threshold keeps the limit."""
+    """Infinite if no finite threshold satisfies the limit."""
     found: int
-    """Positive images that reach it."""
+    """Positive images that reach the threshold."""
     positives: int
     """Positive images in all."""
 
@@ -62,9 +62,9 @@ class Rejection(NamedTuple):
 
     threshold: float
     kept: float
-    """Share of the known images that reaches it."""
+    """Share of the known images that reach the threshold."""
     rejected: int
-    """Unknown images below it."""
+    """Unknown images below the threshold."""
     unknown: int
     """Unknown images in all."""
 
@@ -93,7 +93,7 @@ def confusions(predicted: _Indices, labels: _Indices, classes: int) -> tuple[Con
 def group_predictions(probabilities: _Values, groups: Sequence[str]) -> tuple[IntArray, IntArray]:
     """Name the coarser group of each image: the one whose classes have the greatest summed probability.
 
-    That is how `edgefg.decision` rolls a rejected prediction up.
+    `edgefg.decision` uses the same rule for rejected predictions.
 
     Args:
         probabilities: ``[N, classes]``, rows that sum to 1.

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 
 class DistillationConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a student learns from its teachers."""
+    """Losses with which a student learns from its teachers, and the size of the teachers' crops."""
 
     loss: Annotated[
         Literal["kl", "dkd", "dist"],

@@ -24,7 +24,7 @@ from edgefg.training.models.ensemble import Ensemble, Member
 from edgefg.training.models.network import Network
 
 Average = Literal["predictions", "weights"]
-"""What is averaged."""
+"""Quantity that is averaged."""
 # Header fields that networks must share to have their weights averaged. Batch norms depend on the image size.
 _SAME_ARCHITECTURE = ("kind", "method", "options", "backbone", "channels", "mean", "std", "input")
 

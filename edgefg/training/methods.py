@@ -60,7 +60,7 @@ def build(method: str, backbone: nn.Module, mean: Triple, std: Triple, options: 
 
 
 class MethodDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """A method, for people."""
+    """Description of a method for `edgefg methods`."""
 
     name: str
     summary: str

@@ -2,7 +2,7 @@
 
 Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2 and appendix D:
 the empirical correction, layer by layer, each measured with the layers before it corrected. The FP32 graph is
-corrected and then quantised again, so that the correction serves float and int32 biases alike.
+corrected and then quantised again, so that the correction works for float and for int32 biases.
 
 NNCF has a correction of its own, so OpenVINO's models are not corrected here.
 """

@@ -4,13 +4,13 @@ Four calibrators, to be compared by measurement:
 
 * ``minmax``: the extremes over all images;
 * ``percentile``: the 0.001th and the 99.999th percentile of all values of all images together. On each side, one value
-  in 100,000 is clipped, rounded down, and zero stays inside. With fewer than 100,000 values it is ``minmax``. On a
-  symmetric grid, the end farther from zero sets the scale;
+  in 100,000 (rounded down) is clipped; the range always contains zero. With fewer than 100,000 values it is ``minmax``.
+  On a symmetric grid, the end farther from zero sets the scale;
 * ``mse``: the clipping range of the least mean squared quantisation error, over 121 shares of each extreme on the grid
   that is used, int8 symmetric or uint8 asymmetric (Banner et al. 2019, "Post training 4-bit quantization of
   convolutional networks for rapid-deployment", section 3, searched in a histogram);
 * ``entropy``: the clipping range of the least Kullback–Leibler divergence (Migacz 2017, "8-bit Inference with
-  TensorRT"). It takes rare values for outliers, and has cost EfficientNet-Lite0 44 points on ImageNet elsewhere. Use it
+  TensorRT"). It treats rare values as outliers, and has cost EfficientNet-Lite0 44 points on ImageNet elsewhere. Use it
   for comparisons only.
 
 All but ``minmax`` are chosen here, from histograms over all images. ONNX Runtime has no ``mse``, an ``entropy`` that
@@ -140,9 +140,10 @@ def choose_range(calibrator: Calibrator, histogram: Histogram, *, symmetric: boo
 
 
 def percentile_range(histogram: Histogram) -> tuple[float, float]:
-    """Return the 0.001th and the 99.999th percentile, as far outwards as their bins and the extremes reach.
+    """Return the 0.001th and the 99.999th percentile.
 
-    Zero is inside: the range of a ReLU begins there.
+    They are rounded outwards to the edges of their bins, but not beyond the extremes. Zero is inside: the range
+    of a ReLU begins there.
     """
     clipped = int(histogram.counts.sum()) // _ONE_IN
     first, last = (int(np.argmax(np.cumsum(counts) > clipped)) for counts in (histogram.counts, histogram.counts[::-1]))

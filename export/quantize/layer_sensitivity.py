@@ -1,4 +1,4 @@
-"""Sensitivity of each layer to INT8: the logits with only that layer quantised against FP32's.
+"""Sensitivity of each layer to INT8: logits with only that layer quantised, compared with FP32.
 
     edgefg sensitivity runs/x/student.safetensors DATA --to tensorrt-onnx
 

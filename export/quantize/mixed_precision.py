@@ -1,9 +1,9 @@
 """Mixed precision: which layers have to stay in floating point so that INT8 costs no more accuracy than is allowed.
 
-One greedy search for every target. NNCF's ``quantize_with_accuracy_control`` would serve OpenVINO only, ranks and
-reverts by rules of its own, and could not tell TensorRT's graph from ONNX Runtime's. Here the order comes from the scan
-(`edgefg.export.quantize.layer_sensitivity`), and the number of kept layers doubles, so that a network of 50 layers is
-quantised and measured at most eight times.
+One greedy search for every target. NNCF's ``quantize_with_accuracy_control`` would serve OpenVINO only, uses its own
+ranking, and does not know the differences between the graphs of TensorRT and ONNX Runtime. Here the order comes from
+the scan (`edgefg.export.quantize.layer_sensitivity`), and the number of kept layers doubles, so that a network of 50
+layers is quantised and measured at most eight times.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def find_kept(quantizer: Quantizer, samples: Sequence[Sample], spec: InputSpec, 
 
     Args:
         quantizer: writes INT8 model files of the network; each is measured and deleted.
-        samples: labelled images, the validation split. A choice made on them flatters them a little.
+        samples: labelled images, the validation split. Layers are chosen on them, so accuracy on them is
+            then slightly too high.
         spec: the network's input.
         limit: percentage points.
 

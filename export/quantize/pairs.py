@@ -42,7 +42,8 @@ def activation_params(model: onnx.ModelProto) -> dict[str, QuantParams]:
 def with_own_zeros(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a QDQ graph in which no two nodes share the constant of a zero point.
 
-    ONNX Runtime 1.32 cannot open shared ones with `edgefg.runtimes.onnxruntime.EXACT_SUMS` on a CPU that needs it.
+    With `edgefg.runtimes.onnxruntime.EXACT_SUMS` on a CPU without VNNI, ONNX Runtime 1.32 cannot open graphs with
+    shared zero points.
     """
     own = ir.from_proto(model)
     for node in own.graph:

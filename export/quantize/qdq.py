@@ -106,7 +106,10 @@ class QDQQuantizer(Quantizer):
 
 
 def _feeding(model: onnx.ModelProto, layers: Collection[str]) -> list[str]:
-    """Name the nodes between kept layers and the layer or residual sum before: their pairs would round the input."""
+    """Name the nodes between a kept layer and the preceding layer or sum.
+
+    Q/DQ pairs there would round the layer's input.
+    """
     graph = Graph(model)
     found = []
     for node in graph.nodes:

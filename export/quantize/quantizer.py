@@ -41,7 +41,7 @@ class Quantizer(abc.ABC):
     Args:
         source: FP32 ONNX of ``uint8 [batch, height, width, 3]``; it must stay where it is.
         inputs: calibration images, ``uint8 [K, height, width, 3]`` RGB.
-        config: how to quantise. ``reduce_range`` is decided: None counts as False.
+        config: how to quantise. ``reduce_range`` is True or False; None counts as False.
         batch: the file's fixed batch size; 0 if it is free.
     """
 

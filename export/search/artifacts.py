@@ -58,7 +58,7 @@ def failures(context: SearchContext, model: Path) -> tuple[str, ...]:
 
 
 def select_again(context: SearchContext) -> None:
-    """Select between calibration and quantisation-aware training again, since the gate may be another one.
+    """Select between calibration and quantisation-aware training again, because the gate may have changed.
 
     The latency of a replaced artifact is forgotten.
     """
@@ -96,7 +96,7 @@ def _export_both(context: SearchContext, checkpoint: Path, architecture: Archite
 
 
 def _better(context: SearchContext, models: Sequence[Path]) -> Path:
-    """Return the artifact that keeps the gate and then the more accurate one. The first one of equals is returned."""
+    """Return the artifact that passes the gate and then the more accurate one. The first one of equals is returned."""
     return max(models, key=lambda model: (not failures(context, model), accuracy_of(model).top1))
 
 

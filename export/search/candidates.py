@@ -115,11 +115,11 @@ class ParetoFront(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the chosen candidate. None: no candidate is feasible."""
 
     def is_feasible(self, candidate: Candidate) -> bool:
-        """Whether a candidate keeps the budget, the largest loss and the gate."""
+        """Whether a candidate is within the budget and the largest loss, and passes the gate."""
         return self.keeps_limits(candidate) and not candidate.failures
 
     def keeps_limits(self, candidate: Candidate) -> bool:
-        """Whether a candidate keeps the budget and the largest loss, regardless of the gate."""
+        """Whether a candidate is within the budget and the largest loss, regardless of the gate."""
         return candidate.latency_ms <= self.budget_ms and candidate.drop is not None and candidate.drop <= self.max_drop
 
 
@@ -230,8 +230,9 @@ def most_accurate(candidates: Iterable[Candidate]) -> Candidate | None:
 def closest(front: ParetoFront) -> Candidate | None:
     """Return the candidate that is closest to being feasible. None: no candidate was measured.
 
-    Of trained candidates, it is a feasible one, or else the one whose larger excess is the smallest. The excess of the
-    latency is relative to the budget, that of the loss relative to ten points. If none was trained, it is the fastest.
+    Of trained candidates, it is a feasible one, or else the one that exceeds its limits least (the larger of the two
+    excesses counts). The excess of the latency is relative to the budget, that of the loss relative to ten points. If
+    none was trained, it is the fastest.
     """
 
     def excess(candidate: Candidate) -> tuple[bool, float]:
@@ -274,6 +275,9 @@ def _rank(candidate: Candidate) -> tuple[float, float]:
 
 
 def _dominates(one: Candidate, other: Candidate) -> bool:
-    """Whether ``one`` is at least as fast and as accurate as ``other`` of the same stage, and better in one of both."""
+    """Whether ``one`` is at least as fast and as accurate as ``other``, and better in at least one of them.
+
+    Candidates of different stages do not dominate each other.
+    """
     at_least = one.latency_ms <= other.latency_ms and _top1(one) >= _top1(other)
     return one.stage == other.stage and at_least and (one.latency_ms, _top1(one)) != (other.latency_ms, _top1(other))

@@ -60,7 +60,10 @@ class SearchContext(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
     @property
     def teacher_cache(self) -> Path | None:
-        """File of the teacher's logits, which all candidates share. None: mixed images would not occur again."""
+        """File of the teacher's logits, which all candidates share.
+
+        None if images are mixed, because mixed images do not recur.
+        """
         return self.out / "teacher-cache.bin" if self.candidates.training.augmentation.mix == "none" else None
 
     def folder(self, architecture: Architecture, stage: Stage) -> Path:

@@ -3,9 +3,9 @@
     edgefg compress runs/x/teacher.safetensors DATA --to openvino --budget 3ms --max-drop 1 --out runs/fit
 
 Candidates are backbone × image size × pruning × precision. All of them are measured untrained. Those within the budget
-are distilled for a few epochs, unless all of them can be finalists, and the best are trained in full. Latencies are
-those of `Classifier.predict` on this machine, accuracies those on validation images. All results stay on disk: the same
-command resumes an interrupted search, and a search with another budget or more candidates uses them.
+are distilled for a few epochs. This step is skipped if all of them can be finalists. The best are then trained in full.
+Latencies are those of `Classifier.predict` on this machine, accuracies those on validation images. All results stay on
+disk: the same command resumes an interrupted search, and a search with another budget or more candidates uses them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _GATE = Gate(max_drop=100)
 
 
 class _Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """What all candidates in a folder have in common."""
+    """Inputs and settings that all candidates in a folder share."""
 
     version: int
     teacher: str

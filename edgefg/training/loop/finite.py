@@ -1,4 +1,4 @@
-"""Find out whether an error in a training step follows from numbers that are not finite.
+"""Find out whether an error in a training step was caused by NaN or infinite values.
 
 After a bad step, the first error may be raised far from its cause, for instance when sampling from probabilities or
 cropping to empty boxes. Its message does not mention NaN, so the step is repeated while layer outputs are checked.

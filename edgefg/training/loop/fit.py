@@ -58,7 +58,7 @@ def fit(
         network: the network.
         header: the run: its settings, the network's input and, as ``kind``, the name of the run's files.
         data: ``train`` and ``val`` are used. ``test`` is never touched.
-        objective: loss of a batch. Its own parameters, if it has any, are trained along.
+        objective: loss of a batch. Its own parameters, if it has any, are trained too.
         out: folder for ``<kind>.resume.safetensors``, ``<kind>.csv`` and the TensorBoard log.
         new_modules: untrained modules, whose learning rate is multiplied by ``head_lr_ratio``.
         hardware: where to run.
@@ -179,7 +179,10 @@ class _Loop(NamedTuple):
         return replace(progress, epochs_done=done)
 
     def share_gradients(self) -> None:
-        """Average the gradients of the objective's parameters over the processes: only the network is wrapped."""
+        """Average the gradients of the objective's parameters over the processes.
+
+        Fabric does this for the network only.
+        """
         if self.fabric.world_size > 1:
             for parameter in self.objective.parameters():
                 self.fabric.all_reduce(parameter.grad)
@@ -209,7 +212,7 @@ class _Loop(NamedTuple):
         return total / images_seen
 
     def loss_is_scaled(self) -> bool:
-        """Whether a gradient scaler is at work, as for float16. It skips steps whose gradients overflow."""
+        """Whether a gradient scaler is active, as for float16. It skips steps whose gradients overflow."""
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)  # only some of Fabric's plugins have one
         # With a scale below 1, the scale is not the cause of the overflow.
         return scaler is not None and scaler.get_scale() >= 1
@@ -251,7 +254,7 @@ class _Loop(NamedTuple):
     def score(
         self, samples: Sequence[Sample], spec: InputSpec, progress: RunProgress, workers: int, state: Path
     ) -> metrics.Scores | None:
-        """Score the network after one more epoch than ``progress`` counts.
+        """Score the network after the epoch that follows ``progress.epochs_done``.
 
         Raises:
             TrainingError: its logits are not finite.

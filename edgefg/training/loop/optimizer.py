@@ -1,4 +1,4 @@
-"""The optimiser: parameter groups, learning rates over depth and time, and freezing."""
+"""The optimiser: parameter groups, learning rates by depth and by step, and freezing."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _groups(
     config: TrainingConfig,
     of_objective: Sequence[nn.Parameter],
 ) -> list[dict[str, Any]]:
-    """Group the parameters by learning rate and weight decay, which norms and biases do not have."""
+    """Group the parameters by learning rate and weight decay; norms and biases have no weight decay."""
     fine_tuning = config.fine_tuning
     new = {id(parameter) for root in new_modules for parameter in root.parameters()}
     depth = layer_depths(network)

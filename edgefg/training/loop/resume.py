@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
 
 class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a run is."""
+    """Progress of a run."""
 
     epochs_done: int = 0
     best_epoch: int = 0
@@ -38,7 +38,7 @@ class _State(msgspec.Struct, kw_only=True):
     header: Header
     progress: RunProgress
     precision: dict[str, int | float] = {}
-    """State of Fabric's precision plugin: the loss scale of float16, else nothing."""
+    """State of Fabric's precision plugin: the loss scale of float16, empty otherwise."""
 
 
 def save_state(
@@ -48,7 +48,7 @@ def save_state(
     precision: Precision,
     progress: RunProgress,
 ) -> None:
-    """Write the state after an epoch, whole or not at all."""
+    """Write the state after an epoch atomically."""
     tensors = {
         f"{part}.{name}": tensor.detach().cpu().contiguous()
         for part, module in modules.items()

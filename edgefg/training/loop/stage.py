@@ -1,4 +1,4 @@
-"""The frame of a training stage: check the run, fit the network, leave a checkpoint and no state."""
+"""A training stage: check the run, train, write the checkpoint and delete the resume state."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class TrainableNetwork(nn.Module):
-    """What the training loop needs of a network besides ``forward``, with defaults that suit most networks."""
+    """Interface that the training loop uses besides ``forward``, with defaults that suit most networks."""
 
     forward_methods: ClassVar[tuple[str, ...]] = ()
     """Methods besides ``forward`` that an objective calls. They run in the precision of the training."""

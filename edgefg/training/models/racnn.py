@@ -40,7 +40,7 @@ _PLACES = 17
 
 
 class Phase(Enum):
-    """What is trained in an epoch."""
+    """Phase of an epoch: the trained modules and their loss."""
 
     CLASSIFY = "backbones, classifiers and fusion, on the cross entropies"
     PEAK = "the proposal networks, on the most responsive region"
