@@ -179,6 +179,7 @@ def _without_detours(model: onnx.ModelProto, kept: set[str]) -> onnx.ModelProto:
     RemoveUnusedNodesPass()(graph)
     TopologicalSortPass()(graph)  # the converter appends its casts
     connected: onnx.ModelProto = onnx_ir.to_proto(graph)
+    del connected.graph.value_info[:]  # types that anyone can infer, and that a later change would contradict
     return connected
 
 
