@@ -187,7 +187,7 @@ def test_what_cannot_be_is_refused(trt: Path, student: Path, birds: Path, data: 
 
 
 def test_the_command_line(run: Run, student: Path, birds: Path, tmp_path: Path) -> None:
-    arguments = [
+    arguments: list[object] = [
         *("qat", student, birds, "--to", "tensorrt-onnx", "--out", tmp_path, "--teacher", student, "--num-samples", 16),
         *("--epochs", 1, "--batch-size", 16, "--workers", 0, "--accelerator", "cpu"),
     ]
@@ -196,7 +196,8 @@ def test_the_command_line(run: Run, student: Path, birds: Path, tmp_path: Path) 
     assert "quantising for TensorRT" in err
     status, out, err = run(*arguments)
     assert (status, "exists, made from the same data" in err, "quantising for" in err) == (0, True, False)
-    status, out, err = run(*arguments, "--epochs", 2)
+    arguments[arguments.index("--epochs") + 1] = 2
+    status, out, err = run(*arguments)
     assert (status, len(err.strip().splitlines()[-1:])) == (2, 1)
     assert "was made with epochs 1, now 2" in err
 
