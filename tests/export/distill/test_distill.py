@@ -246,7 +246,7 @@ def test_boxes_of_parts_do_not_hold_back_the_augmentation(
         trained.append(data)
         return tmp_path
 
-    monkeypatch.setattr(f"edgefg.export.{stage}.train_and_save", spied)
+    monkeypatch.setattr(f"edgefg.export.{stage}.{stage}.train_and_save", spied)
     if stage == "distill":
         distill(birds_teacher, two_birds, tmp_path, CONFIG, student="test_efficientnet", weights="none", hardware=HERE)
     else:

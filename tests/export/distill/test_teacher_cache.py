@@ -130,7 +130,7 @@ def test_all_rows_of_a_large_file_are_found(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "teacher_cache.bin"
     TeacherCache(path, "a teacher", 2)(CROPS, Oracle())
     for at_once in (1, ROW, 2 * ROW + 1, 3 * ROW):
-        monkeypatch.setattr("edgefg.export.distill.teacher_cache._READ_AT_ONCE", at_once)
+        monkeypatch.setattr("edgefg.export.distill.teacher_cache._CHUNK", at_once)
         oracle = Oracle()
         torch.testing.assert_close(TeacherCache(path, "a teacher", 2)(CROPS, oracle), Oracle()(CROPS))
         assert oracle.asked == 0
