@@ -68,7 +68,7 @@ def test_gradients_that_are_not_finite_stop_with_the_batch(
 
     monkeypatch.setattr(Network, "loss", with_an_infinite_slope)
     with pytest.raises(
-        TrainingError, match=r"the norm of the gradients is not finite at epoch 1, step 1; the batch: .*\.jpg"
+        TrainingError, match=r"the norm of the gradients is not finite at epoch 1, step 1, in the batch .*\.jpg"
     ):
         run(few, tmp_path, hardware)
 
