@@ -106,7 +106,7 @@ def test_what_is_no_checkpoint(tmp_path: Path, network: Network, header: Header)
     with pytest.raises(CheckpointError, match="is not a checkpoint of edgefg"):
         load(path)
     checkpoint.write_tensors(path, {"a": torch.zeros(1)}, '{"schema": 99, "new": 1}')
-    with pytest.raises(CheckpointError, match="has schema 99; this edgefg reads up to"):
+    with pytest.raises(CheckpointError, match="has schema 99, but this edgefg reads up to"):
         load(path)
     checkpoint.write_tensors(path, {"a": torch.zeros(1)}, '{"schema": 1}')
     with pytest.raises(CheckpointError, match="header is damaged"):
