@@ -78,7 +78,7 @@ def test_a_graph_that_stays_fp32_states_why_and_keeps_every_rule(
     assert why.endswith("keep FP32")
     report = check(tmp_path / "m.onnx")
     assert (report.broken, report.float32) == ((), why)
-    assert report.render().endswith(f": all hold; FP32 where it is not int8: {why}")
+    assert report.render().endswith(f": all hold; floating point is FP32: {why}")
     assert check(resnet_trt[1]).float32 == ""
 
 
@@ -88,7 +88,7 @@ def test_refused_graph_is_an_error(
     monkeypatch.setattr("edgefg.export.onnx.rules._OPSETS", range(13, 15))
     with pytest.raises(
         ExportError,
-        match=r"TensorRT would refuse the quantised graph: graph: opset \(refused\): opset 19; needed opset 13 to 20",
+        match=r"TensorRT would refuse the quantised graph: graph: opset \(refused\): opset 19; expected opset 13 to 20",
     ):
         quantize_tensorrt(lite0_onnx, tmp_path / "m.onnx", calibration.inputs[:2])
 
