@@ -309,7 +309,7 @@ def test_bad_input_is_refused_before_the_work(lite0: Path, birds_folder: Path, t
         export_checkpoint(truncated, out, to="onnx", precision="fp32")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("x")
-    with pytest.raises(ExportError, match="no artifact alone"):
+    with pytest.raises(ExportError, match=r"is not an artifact \(it holds notes\.txt\)"):
         export_checkpoint(tmp_path / "absent.safetensors", tmp_path / "full", to="onnx", precision="fp32")
     assert not out.exists()
 

@@ -266,7 +266,7 @@ def test_timings_outlive_a_failure(model: Path, cache: Path) -> None:
 
 def test_only_what_a_key_signed_is_built(model: Path, tmp_path: Path, device: Books, run: Run) -> None:
     public = new_key(tmp_path / "private.pem")
-    with pytest.raises(IntegrityError, match=r"model\.json\.sig: No such file.* that `edgefg sign` signed"):
+    with pytest.raises(IntegrityError, match=r"model\.json\.sig: No such file.*; sign the artifact by `edgefg sign`"):
         build_engine([model], trusted_key=public)
     sign(model, tmp_path / "private.pem")
     assert run("build", model, "--trusted-key", public)[0] == 0
