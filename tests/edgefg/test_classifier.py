@@ -166,7 +166,9 @@ def test_bad_arguments(arguments: dict[str, int]) -> None:
 def test_engine_of_another_input_size(name: str, tiny: Tiny, rewrite: Rewrite) -> None:
     model = tiny(name)
     rewrite(model, input=InputSpec(height=64, width=72), golden=None)
-    with pytest.raises(ManifestError, match=r"takes uint8 \[1, 64, 64, 3\], its manifest says uint8 \[N, 64, 72, 3\]"):
+    with pytest.raises(
+        ManifestError, match=r"takes uint8 \[1, 64, 64, 3\], but its manifest has uint8 \[N, 64, 72, 3\]"
+    ):
         Classifier(model)
 
 

@@ -192,9 +192,9 @@ def test_new_keys_are_private_and_never_overwrite(tmp_path: Path) -> None:
     assert public == tmp_path / "public.pem"
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
     before = private.read_bytes(), public.read_bytes()
-    with pytest.raises(DataError, match=r"private\.pem is there already"):
+    with pytest.raises(DataError, match=r"private\.pem exists; keys are never overwritten"):
         new_key(private)
-    with pytest.raises(DataError, match=r"public\.pem is there already"):
+    with pytest.raises(DataError, match=r"public\.pem exists; keys are never overwritten"):
         new_key(tmp_path / "other.pem")
     assert (private.read_bytes(), public.read_bytes()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["private.pem", "public.pem"]  # no half of a pair
