@@ -301,7 +301,7 @@ def test_bad_input_is_refused_before_the_work(lite0: Path, birds_folder: Path, t
         export_checkpoint(lite0, out, to="onnx", precision="fp64")  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="'coreml' is not a target"):
         export_checkpoint(lite0, out, to="coreml", precision="fp32")  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="is not there"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         export_checkpoint(tmp_path / "absent.safetensors", out, to="onnx", precision="fp32")
     truncated = tmp_path / "t.safetensors"
     truncated.write_bytes(lite0.read_bytes()[:1000])

@@ -198,7 +198,7 @@ def test_new_keys_are_private_and_never_overwrite(tmp_path: Path) -> None:
         new_key(tmp_path / "other.pem")
     assert (private.read_bytes(), public.read_bytes()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["private.pem", "public.pem"]  # no half of a pair
-    with pytest.raises(DataError, match="public key's name"):
+    with pytest.raises(DataError, match="is the name of the public key"):
         new_key(public)
     with pytest.raises(DataError, match="cannot write the keys"):
         new_key(tmp_path / "no" / "private.pem")

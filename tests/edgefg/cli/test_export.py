@@ -109,7 +109,7 @@ def test_a_reason_for_fp32_is_told(run: Run, quantized: Path, tmp_path: Path) ->
     onnx.save(model, tmp_path / "m.onnx")
     status, out, _ = run("check", tmp_path / "m.onnx")
     assert (status, out.count("\n")) == (0, 1)
-    assert out.endswith("rules: all hold; FP32 where it is not int8: activations reach 70000\n")
+    assert out.endswith("rules: all hold; floating point is FP32: activations reach 70000\n")
     status, out, _ = run("check", tmp_path / "m.onnx", "--json")
     assert (status, json.loads(out)["float32"]) == (0, "activations reach 70000")
 

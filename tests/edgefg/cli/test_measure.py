@@ -173,7 +173,7 @@ def test_bench_prints_a_table_then_one_json_line(run: Run, tiny: Tiny, tmp_path:
         (["evaluate", "{checkpoint}", "{birds}", "--split", "holdout"], "no split 'holdout'; choose from train, val"),
         (["explain", "{tiny}", "{birds}", "--out", "{out}"], "is not a checkpoint"),
         (["explain", "{checkpoint}", "/no/such.jpg", "--out", "{out}"], "/no/such.jpg does not exist"),
-        (["explain", "/no/such.safetensors", "{birds}", "--out", "{out}"], "is not there"),
+        (["explain", "/no/such.safetensors", "{birds}", "--out", "{out}"], "does not exist"),
         (["explain", "{checkpoint}", "{birds}", "--out", "{file}"], "cannot write"),
     ],
 )
