@@ -81,7 +81,7 @@ def test_bad_input_ends_2_with_one_line(
     for rows in ("bcnn", "se"):  # se is compared with plain, which is there
         status, said = call("--rows", rows, "--epochs", "20")
         assert (status, len(said.splitlines())) == (2, 1)
-        assert "was trained for 10 epochs at 128 px, not 20 at 128; give another --out" in said
+        assert "was trained for 10 epochs at 128 px, not 20 at 128. Give another --out" in said
     status, said = call("--rows", "bcnn", "--report")
     assert status == 0
     assert "| bcnn | 60.0 % (1 folds) | 30.0 % | +10.0 |" in said
