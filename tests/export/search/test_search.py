@@ -21,7 +21,6 @@ from edgefg.export.distill.distill import distill
 from edgefg.export.search import artifacts, search, trials
 from edgefg.export.search.candidates import Architecture, Candidate, ParetoFront, Stage, Variant, render
 from edgefg.export.search.context import SearchContext
-from edgefg.export.search.trials import run_trial
 from edgefg.settings.gate import Gate
 from edgefg.settings.options import with_options
 from edgefg.settings.quantization import Precision, QuantizationConfig
@@ -344,7 +343,7 @@ def test_no_short_distillation_if_all_can_be_finalists(context: SearchContext, t
 def test_a_failed_trial_is_skipped_at_once(
     context: SearchContext, tried: Trials, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trial = run_trial
+    trial: Any = vars(search)["run_trial"]  # that of the fixture
 
     def failing(
         context: SearchContext, one: Architecture, stage: Stage, precisions: list[Precision]
