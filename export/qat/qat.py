@@ -103,7 +103,7 @@ def qat(
     )
     header = _header_of(header, stage)
     trained: TrainableNetwork = network
-    # A finished run is for `train_and_save` to recognise, by its header alone.
+    # `train_and_save` recognises a finished run by its header, so nothing is calibrated for it.
     if restart or not (out / f"{header.kind}.safetensors").exists():
         chosen = choose_balanced(data.splits["train"], quantization.num_samples, config.schedule.seed, data.conditions)
         _log.info("reading %d calibration images", len(chosen))
