@@ -39,10 +39,22 @@ def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     os.environ.setdefault("NNCF_CI", "1")  # NNCF's own switch for its telemetry
     silent = contextlib.redirect_stdout(io.StringIO())
-    with warnings.catch_warnings(), silent, without_telemetry(), kept_signal_stack():
+    with warnings.catch_warnings(), silent, without_telemetry(), kept_signal_stack(), _kept_root_logger():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
             yield
         finally:
             logging.disable(before)
+
+
+@contextlib.contextmanager
+def _kept_root_logger() -> Iterator[None]:
+    """Restore the root logger: a conversion that fails in OpenVINO leaves it at ERROR, with a filter."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, root.filters.copy(), root.handlers.copy()
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers

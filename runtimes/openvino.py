@@ -89,8 +89,9 @@ class OpenVINORuntime:
 
     def close(self) -> None:
         """Drop the requests and the compiled model."""
-        self._requests = queue.LifoQueue()
-        self._compiled = None
+        with kept_signal_stack():  # the last reference gives this thread the stack of the one that compiled
+            self._requests = queue.LifoQueue()
+            self._compiled = None
 
 
 class _Worker:

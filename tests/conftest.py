@@ -19,6 +19,7 @@ from edgefg import cli
 from edgefg.artifact.hashes import file_info
 from edgefg.artifact.manifest import Manifest, decode_manifest, encode_manifest, manifest_path
 from edgefg.preprocess import UInt8Array
+from tests.signal_stack import signal_stack
 from tests.synthetic import MARKS, draw
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +58,14 @@ sys.meta_path.insert(0, Blocker())
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep OpenVINO's compiled models out of the developer's cache."""
     monkeypatch.setenv("EDGEFG_CACHE", str(tmp_path_factory.getbasetemp() / "edgefg-cache"))
+
+
+@pytest.fixture(autouse=True)
+def _same_signal_stack() -> Iterator[None]:
+    """Fail where a test leaves a signal stack of OpenVINO: a later signal would end the whole run."""
+    before = signal_stack()
+    yield
+    assert signal_stack() == before, "compile with tests.export.openvino_cpu, or inside edgefg.signals"
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,23 @@ def test_errors_pass_and_everything_is_restored(
         warnings.warn("warned again", stacklevel=1)
 
 
+def test_the_root_logger_is_restored() -> None:
+    """A failed `openvino.convert_model` leaves the root logger at ERROR, and the application's warnings are lost."""
+    root = logging.getLogger()
+    level, handlers, filters = root.level, root.handlers.copy(), root.filters.copy()
+
+    def fail() -> None:
+        with quiet():
+            root.setLevel(logging.ERROR)
+            root.addFilter(lambda _: False)
+            root.addHandler(logging.NullHandler())
+            raise RuntimeError("no conversion")
+
+    with pytest.raises(RuntimeError, match="no conversion"):
+        fail()
+    assert (root.level, root.handlers, root.filters) == (level, handlers, filters)
+
+
 def test_telemetry_cannot_be_imported_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "openvino_telemetry", raising=False)
     with without_telemetry(), pytest.raises(ImportError):

@@ -8,26 +8,21 @@ import sys
 import pytest
 
 from edgefg.signals import _Stack, kept_signal_stack
+from tests.signal_stack import signal_stack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the stack's layout is Linux's")
 
 
-def _current() -> tuple[int | None, int]:
-    found = _Stack()
-    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
-    return found.pointer, found.size
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_stack_is_as_it_was(fails: bool) -> None:
-    before = _current()
+    before = signal_stack()
     memory = ctypes.create_string_buffer(1 << 16)
     other = _Stack(ctypes.addressof(memory), 0, len(memory))
 
     def run() -> None:
         with kept_signal_stack():
             assert ctypes.CDLL(None).sigaltstack(ctypes.byref(other), None) == 0
-            assert _current() == (ctypes.addressof(memory), len(memory))
+            assert signal_stack() == (ctypes.addressof(memory), len(memory))
             if fails:
                 raise KeyboardInterrupt
 
@@ -36,4 +31,4 @@ def test_the_stack_is_as_it_was(fails: bool) -> None:
             run()
     else:
         run()
-    assert _current() == before
+    assert signal_stack() == before

@@ -36,6 +36,7 @@ from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
 from edgefg.training.weights import package_state
 from tests.export.conftest import LITE0, write_checkpoint
+from tests.export.openvino_cpu import compile_for_cpu
 from tests.export.quantizing import quantizer_of
 
 
@@ -351,7 +352,7 @@ def test_every_calibrator_of_openvino_keeps_agreement(
 ) -> None:
     inputs = np.stack([prepare(read_image(s.path), load(lite0)[1].input) for s in data.splits["train"]])
     model = quantizer_of("openvino", lite0_onnx, inputs, calibrator=calibrator).write(tmp_path)
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = compile_for_cpu(model)
     found = np.concatenate([compiled(row[None])[0] for row in unseen])
     assert _agreement(found, torch_logits(load(lite0)[0], unseen)) >= 0.9
 

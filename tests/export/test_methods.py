@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from torch import nn
@@ -23,6 +22,7 @@ from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
+from tests.export.openvino_cpu import compile_for_cpu
 
 GRAY = (127.0,) * 3
 SIDE = 64
@@ -64,7 +64,7 @@ def test_onnx_and_openvino_compute_what_torch_computes(name: str, unseen: UInt8A
     path = tmp_path / "model.onnx"
     write_onnx(network, InputSpec(height=SIDE, width=SIDE), path, batch=1)
     check_parity(network, path, inputs)
-    engine = openvino.compile_model(convert(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    engine = compile_for_cpu(convert(path))
     expected = torch_logits(network, inputs)
     # The pictures must differ for the network, or equal logits would prove nothing.
     assert np.ptp(expected, axis=0).max() > 1e-3 * np.abs(expected).max()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -34,6 +33,7 @@ from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.bcnn import BCNN
+from tests.export.openvino_cpu import compile_for_cpu
 from tests.export.quantizing import quantize_tensorrt
 
 Level = onnxruntime.GraphOptimizationLevel
@@ -67,7 +67,7 @@ def _logits(path: Path, inputs: UInt8Array, level: Any = Level.ORT_ENABLE_ALL) -
 
 
 def _openvino_logits(path: Path, inputs: UInt8Array) -> np.ndarray:
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = compile_for_cpu(path)
     return np.concatenate([compiled([row[None]])[0] for row in inputs])
 
 

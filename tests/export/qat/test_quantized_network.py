@@ -33,6 +33,7 @@ from edgefg.settings.export import ExportConfig
 from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.quantization import QuantizationConfig, TargetName
 from edgefg.training.checkpoint import Quantized, load, read_header, save
+from tests.export.openvino_cpu import compile_for_cpu
 from tests.export.qat.conftest import CONFIG, HERE, SPEC, quantised, quantize, write_student
 
 
@@ -57,7 +58,7 @@ def test_openvino_runs_it_in_int8(student: Path, birds: Path, inputs: UInt8Array
     network, header = load_quantized(path)
     assert header.quantized is not None
     assert header.quantized.reduce_range
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = compile_for_cpu(model)
     layers = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
     kinds = Counter(
         info["runtimePrecision"].astype(str)

@@ -16,6 +16,7 @@ from edgefg.export.targets import openvino as target
 from edgefg.export.targets import target_of
 from edgefg.export.targets.openvino import convert, write_ir
 from edgefg.preprocess import UInt8Array
+from tests.export.openvino_cpu import compile_for_cpu
 from tests.export.quantizing import assert_reduced_but_depthwise, quantizer_of
 
 
@@ -28,9 +29,7 @@ def test_an_ir_computes_what_the_onnx_file_does(lite0_onnx: Path, unseen: UInt8A
     path = target_of("openvino").emit(lite0_onnx, tmp_path)
     assert path == tmp_path / "model.xml"
     assert path.with_suffix(".bin").is_file()
-    ir, onnx = (
-        openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}) for file in (path, lite0_onnx)
-    )
+    ir, onnx = (compile_for_cpu(file) for file in (path, lite0_onnx))
     np.testing.assert_allclose(ir(unseen[:1])[0], onnx(unseen[:1])[0], rtol=1e-5)
 
 

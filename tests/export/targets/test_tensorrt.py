@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 from onnx import numpy_helper
 
@@ -17,6 +16,7 @@ from edgefg.export.onnx.graph import Graph
 from edgefg.export.onnx.rules import broken_rules, skip_tensors
 from edgefg.export.quantize.quantizer import lacks_vnni
 from edgefg.preprocess import UInt8Array
+from tests.export.openvino_cpu import compile_for_cpu
 from tests.export.quantizing import logits_of, quantize_tensorrt
 
 
@@ -101,7 +101,7 @@ def test_the_plans_accuracy_is_estimated_on_two_cpu_runtimes(lite0_onnx: Path, t
     and 0.18; 57 of 58 decided classes are the same in both, 56 to 57 the same as in FP32.
     """
     expected, first = logits_of(lite0_onnx, unseen), logits_of(trt, unseen)
-    compiled = openvino.Core().compile_model(trt, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = compile_for_cpu(trt)
     second = np.concatenate([compiled([row[None]])[0] for row in unseen])
     largest = np.abs(expected).max()
     ordered = np.sort(expected, axis=1)
