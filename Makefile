@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= .ci/constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 DEMO := runs/demo
-# Processes of `make test`.
+# Processes of `make test` and `make test-slow`.
 WORKERS ?= 2
 # Whose names our code uses is checked against these (tests/runtimes/test_vendor_names.py): lowest and last of each major.
 BINDINGS := trt10-lowest=tensorrt-cu12-bindings==10.3.0 trt10=tensorrt-cu12-bindings==10.16.1.11 \
@@ -58,9 +58,10 @@ demo: $(VENV)/.demo
 	  --against $(DEMO)/teacher.safetensors --report $(DEMO)/report.html > $(DEMO)/report.txt
 	@echo "Open the report of the INT8 student beside its teacher: $(abspath $(DEMO)/report.html)"
 
-# A process for each of two cores; most of the tests' work is not in kernels that would share a thread pool.
+# A process for each of two cores; most of the tests' work is not in kernels that would share a thread pool. Child
+# processes import the package many times, so its bytecode is kept whatever the environment says.
 test: $(VENV)/.dev $(TEST_NEEDS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 # Each has an environment of its own. uv resolves the lower bounds of pyproject.toml.
 LOWEST := .venv-lowest
@@ -77,7 +78,7 @@ test-gpu:
 	$(PYTHON) -m pytest -q -m gpu tests/gpu
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/.dev docs
 	$(BIN)/ruff check .

@@ -18,8 +18,8 @@ from edgefg.artifact.manifest import Manifest, read_manifest
 from edgefg.benchmarks.device import describe, load_average
 from edgefg.benchmarks.measurement import BenchReport, ColdStart, Frame, Measurement
 from edgefg.benchmarks.process import MeasuringProcess
-from edgefg.benchmarks.stats import percentile, summarize
-from edgefg.benchmarks.worker import Job, Round, RoundResult
+from edgefg.benchmarks.stats import percentile, summarize_latency
+from edgefg.benchmarks.worker import MeasuringJob, Round, RoundResult
 from edgefg.classifier import Classifier
 from edgefg.data import load_split
 from edgefg.decision import Timings
@@ -77,7 +77,7 @@ def bench(
     turns = _turns(iterations, warmup, rounds, seconds, workers)
     images = _photographs(data, split, manifests, skip_corrupt) if data is not None else ()
     load_before = load_average()
-    jobs = [Job(path=str(p), threads=threads, device=device, frame=frame, images=images) for p in paths]
+    jobs = [MeasuringJob(path=str(p), threads=threads, device=device, frame=frame, images=images) for p in paths]
     measured = _measure(jobs, manifests, turns)
     load_after = load_average()
     if data is not None:
@@ -117,7 +117,7 @@ def _turns(iterations: int, warmup: int, rounds: int, seconds: float | None, wor
     return [Round(iterations=count, warmup=warmup, seconds=share, workers=workers) for count in counts]
 
 
-def _measure(jobs: Sequence[Job], manifests: Sequence[Manifest], turns: Sequence[Round]) -> list[Measurement]:
+def _measure(jobs: Sequence[MeasuringJob], manifests: Sequence[Manifest], turns: Sequence[Round]) -> list[Measurement]:
     """Start all processes, one after the other, and let them take turns."""
     with contextlib.ExitStack() as stack:
         processes = []
@@ -132,17 +132,17 @@ def _measure(jobs: Sequence[Job], manifests: Sequence[Manifest], turns: Sequence
     return [_measurement(*of) for of in zip(_names(jobs), jobs, manifests, processes, results, strict=True)]
 
 
-def _names(jobs: Sequence[Job]) -> list[str]:
+def _names(jobs: Sequence[MeasuringJob]) -> list[str]:
     """Name each artifact by its folder and file, or by its whole path if that is ambiguous."""
     short = [f"{path.resolve().parent.name}/{path.name}" for path in (Path(job.path) for job in jobs)]
     return short if len(set(short)) == len(short) else [job.path for job in jobs]
 
 
 def _measurement(
-    name: str, job: Job, manifest: Manifest, process: MeasuringProcess, results: Sequence[RoundResult]
+    name: str, job: MeasuringJob, manifest: Manifest, process: MeasuringProcess, results: Sequence[RoundResult]
 ) -> Measurement:
     ready = process.ready
-    latency = summarize([result.total for result in results])
+    latency = summarize_latency([result.total for result in results])
     concurrent = [r.concurrent_per_second for r in results if r.concurrent_per_second is not None]
     return Measurement(
         name=name,

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from edgefg import errors
-from edgefg.benchmarks.worker import BOOTSTRAP, Failure, Job, Ready, Round, RoundResult
+from edgefg.benchmarks.worker import BOOTSTRAP, Failure, MeasuringJob, Ready, Round, RoundResult
 from edgefg.errors import EdgefgError, RuntimeUnavailableError
 
 _Answer = TypeVar("_Answer", Ready, RoundResult)
@@ -30,7 +30,7 @@ class MeasuringProcess:
         RuntimeUnavailableError: the process ended without an answer.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: MeasuringJob) -> None:
         self._path = job.path
         command = [sys.executable, "-c", BOOTSTRAP, msgspec.json.encode(job).decode()]
         start = time.perf_counter()

@@ -41,7 +41,7 @@ def percentile(values: Sequence[float], q: float) -> float:
     return float(np.percentile(np.asarray(values, np.float64), q, method="linear"))
 
 
-def summarize(rounds: Sequence[Sequence[float]]) -> Latency:
+def summarize_latency(rounds: Sequence[Sequence[float]]) -> Latency:
     """Describe the latencies, in milliseconds, of one or more rounds; each round has at least one."""
     values = [value for round_ in rounds for value in round_]
     median = percentile(values, 50)

@@ -93,7 +93,7 @@ def render(summary: Summary) -> str:
 
 
 def write(summary: Summary, path: Path) -> None:
-    """Write the summary as indented JSON, whole or not at all. Raises `DataError` if it cannot be written."""
+    """Write the summary atomically as indented JSON. Raises `DataError` if it cannot be written."""
     try:
         write_json(path, summary)
     except OSError as exc:

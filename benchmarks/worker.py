@@ -1,8 +1,8 @@
 """The process that measures one artifact, started by `edgefg.benchmarks.process`: cold start first, then rounds.
 
-It takes a `Job` as JSON in its first argument and answers with one JSON line (`Ready` or `Failure`). Then it answers
-each `Round` line with one `RoundResult` line, until its input ends. Between rounds it sleeps, so that several of them
-take turns on one machine.
+It takes a `MeasuringJob` as JSON in its first argument and answers with one JSON line (`Ready` or `Failure`). Then it
+answers each `Round` line with one `RoundResult` line, until its input ends. Between rounds it sleeps, so that several
+of them take turns on one machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from edgefg.benchmarks.worker import main; main(seconds)
 """
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class MeasuringJob(msgspec.Struct, frozen=True, kw_only=True):
     """The artifact to measure, and how."""
 
     path: str
@@ -96,7 +96,7 @@ def main(import_seconds: float) -> None:
     # Prints of the engines must not end up between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    job = msgspec.json.decode(sys.argv[1], type=Job)
+    job = msgspec.json.decode(sys.argv[1], type=MeasuringJob)
     try:
         _serve(job, import_seconds, answers)
     except EdgefgError as exc:
@@ -105,7 +105,7 @@ def main(import_seconds: float) -> None:
         os._exit(130)
 
 
-def _serve(job: Job, import_seconds: float, answers: IO[bytes]) -> None:
+def _serve(job: MeasuringJob, import_seconds: float, answers: IO[bytes]) -> None:
     start = time.perf_counter()
     with Classifier(job.path, threads=job.threads, device=job.device) as classifier:
         loaded = time.perf_counter()

@@ -19,7 +19,18 @@ from typing import NamedTuple
 import msgspec
 
 from edgefg import __version__
-from edgefg.nvidia import Advice, Gpu, Jetson, TensorRT, advise, find_driver, find_jetson, fits, is_supported, read_gpu
+from edgefg.nvidia import (
+    Advice,
+    Gpu,
+    Jetson,
+    TensorRTStatus,
+    advise,
+    find_driver,
+    find_jetson,
+    fits,
+    is_supported,
+    read_gpu,
+)
 from edgefg.runtime import engines
 
 _FOR_DEVELOPERS = ("demo", "dev")
@@ -43,7 +54,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Version of NVIDIA's driver."""
     jetson: Jetson | None
     gpu: Gpu
-    tensorrt: TensorRT
+    tensorrt: TensorRTStatus
     advice: tuple[Advice, ...]
 
 
@@ -81,7 +92,7 @@ def diagnose(here: Machine) -> Report:
     version = _find(here, "tensorrt")
     bindings = ((name, _find(here, name)) for name in ("cuda-python", "pycuda"))  # as the runtime takes them
     binding = next((f"{name} {found}" for name, found in bindings if found), None)
-    tensorrt = TensorRT(version=version, supported=is_supported(version) if comparable else None, binding=binding)
+    tensorrt = TensorRTStatus(version=version, supported=is_supported(version) if comparable else None, binding=binding)
     return Report(
         edgefg=__version__,
         python=platform.python_version(),

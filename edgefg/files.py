@@ -38,7 +38,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a struct as indented UTF-8 JSON with a final newline, whole or not at all; see `atomic_file`."""
+    """Write a struct atomically as indented UTF-8 JSON with a final newline; see `atomic_file`."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 

@@ -293,7 +293,7 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
 
 
 def mcnemar_p(correct_a: BoolArray, correct_b: BoolArray) -> float:
-    """Probability of so lopsided a disagreement if two classifiers were equally good (exact McNemar test).
+    """Return the two-sided p-value of the exact McNemar test that two classifiers are equally accurate.
 
     Args:
         correct_a: ``bool [N]``, which images the first classifier has right.

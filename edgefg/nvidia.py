@@ -68,7 +68,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """Why it cannot be used."""
 
 
-class TensorRT(msgspec.Struct, frozen=True, kw_only=True):
+class TensorRTStatus(msgspec.Struct, frozen=True, kw_only=True):
     """TensorRT and its binding to CUDA, which plans need."""
 
     version: str | None
@@ -142,7 +142,7 @@ def is_supported(tensorrt: str | None) -> bool | None:
     return None if tensorrt is None else fits(tensorrt, _SUPPORTED_TENSORRT)
 
 
-def advise(root: Path, jetson: Jetson | None, driver: str | None, gpu: Gpu, tensorrt: TensorRT) -> list[Advice]:
+def advise(root: Path, jetson: Jetson | None, driver: str | None, gpu: Gpu, tensorrt: TensorRTStatus) -> list[Advice]:
     """List what plans lack here; nothing on a machine without NVIDIA GPU and without TensorRT."""
     if jetson is None and driver is None and gpu.name is None:
         if tensorrt.version is None:
@@ -163,7 +163,7 @@ def advise(root: Path, jetson: Jetson | None, driver: str | None, gpu: Gpu, tens
     return found
 
 
-def _about_tensorrt(root: Path, jetson: Jetson | None, gpu: Gpu, tensorrt: TensorRT) -> list[Advice]:
+def _about_tensorrt(root: Path, jetson: Jetson | None, gpu: Gpu, tensorrt: TensorRTStatus) -> list[Advice]:
     version = tensorrt.version
     if jetson is not None:
         return _about_jetson_tensorrt(root, jetson, version)

@@ -50,7 +50,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kept_root_logger() -> Iterator[None]:
-    """Restore the root logger: a conversion that fails in OpenVINO leaves it at ERROR, with a filter."""
+    """Restore the root logger: a conversion that fails in OpenVINO leaves it at ERROR, with a filter and a handler."""
     root = logging.getLogger()
     level, filters, handlers = root.level, root.filters.copy(), root.handlers.copy()
     try:

@@ -20,9 +20,9 @@ class _Stack(ctypes.Structure):
 def kept_signal_stack() -> Iterator[None]:
     """Restore the thread's alternate signal stack when the block ends.
 
-    OpenVINO's CPU plugin installs one of its own when a model is compiled, and frees the memory when the last model is
-    dropped, without taking the stack back: the next signal that Python handles (SIGTERM from systemd, SIGCHLD from a
-    finished child) then ends the process with a segmentation fault.
+    OpenVINO's CPU plugin installs one of its own when a model is compiled. When the model is dropped, it frees that
+    stack and sets the one before it, which may be that of another model and freed as well. The next signal that Python
+    handles (SIGTERM from systemd, SIGCHLD from a finished child) then ends the process with a segmentation fault.
     """
     if not sys.platform.startswith("linux"):
         yield

@@ -89,9 +89,8 @@ class OpenVINORuntime:
 
     def close(self) -> None:
         """Drop the requests and the compiled model."""
-        with kept_signal_stack():  # the last reference gives this thread the stack of the one that compiled
-            self._requests = queue.LifoQueue()
-            self._compiled = None
+        self._requests = queue.LifoQueue()
+        self._compiled = None
 
 
 class _Worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -19,8 +20,13 @@ from edgefg import cli
 from edgefg.artifact.hashes import file_info
 from edgefg.artifact.manifest import Manifest, decode_manifest, encode_manifest, manifest_path
 from edgefg.preprocess import UInt8Array
+from edgefg.quiet import without_telemetry
 from tests.signal_stack import signal_stack
 from tests.synthetic import MARKS, draw
+
+# Tests import OpenVINO by themselves: it must not fork this process to send events each time that it converts a model.
+with contextlib.suppress(ImportError), without_telemetry():
+    import openvino  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 # An editable install may point to another clone; child processes, too, have to import this one.
@@ -60,12 +66,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("EDGEFG_CACHE", str(tmp_path_factory.getbasetemp() / "edgefg-cache"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _first_signal_stack() -> tuple[int | None, int]:
+    return signal_stack()
+
+
 @pytest.fixture(autouse=True)
-def _same_signal_stack() -> Iterator[None]:
+def _same_signal_stack(_first_signal_stack: tuple[int | None, int]) -> Iterator[None]:
     """Fail where a test leaves a signal stack of OpenVINO: a later signal would end the whole run."""
-    before = signal_stack()
     yield
-    assert signal_stack() == before, "compile with tests.export.openvino_cpu, or inside edgefg.signals"
+    assert signal_stack() == _first_signal_stack, "compile inside edgefg.signals.kept_signal_stack"
 
 
 @pytest.fixture(scope="session")

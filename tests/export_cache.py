@@ -1,7 +1,9 @@
 """One export per network for the whole test run: torch's ONNX exporter takes seconds and most tests repeat its work.
 
-The key is the network itself (its modules, attributes, code and weights) together with the exporter's arguments, so a
-test gets what the exporter would return. A network that holds anything without a comparable form is exported directly.
+The key is the network itself (its modules, attributes and code) together with the exporter's arguments. The tensors of
+the network at hand take the place of those that were exported before the exporter's own optimiser runs, so a test gets
+what the exporter would return, but for the numbers in the names of nodes that the optimiser adds. A network that holds
+anything without a comparable form is exported directly.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 import msgspec
 import onnx
+import onnx_ir
 import pytest
 import torch
 from torch import fx, nn
@@ -40,6 +43,7 @@ _PARTS: dict[Any, Callable[[Any], Iterable[Any]]] = {
     types.CodeType: lambda value: (value.co_code, value.co_names, value.co_consts),
     nn.Module: lambda value: (),  # a child, which comes by itself
 }
+_STORED = "stored."
 # Attributes of a module that are compared otherwise.
 _ELSEWHERE = {"_parameters", "_buffers", "_modules", "_graph", "_code", "_lineno_map", "_prologue_start"}
 
@@ -49,24 +53,32 @@ class _NotComparable(TypeError):
 
 
 def fingerprint(network: nn.Module, *arguments: Any) -> str:
-    """Return a hash that is equal for networks and arguments that export to the same graph.
+    """Return a hash that is equal for networks and arguments that export to the same graph but for values of tensors.
 
     Raises:
         TypeError: the network or an argument holds something without a comparable form.
     """
     digest = hashlib.sha256()
+    first: dict[int, str] = {}  # tensors with several names
+    _add(digest.update, [first.setdefault(id(value), name) for name, value in _named(network)])
     for name, module in network.named_modules(remove_duplicate=False):
         _add(digest.update, name)
         _add(digest.update, type(module))
+        values = {key: value for key, value in vars(module).items() if key not in _ELSEWHERE}
         if isinstance(module, fx.GraphModule):
             _add(digest.update, module.code)
+            values = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
         else:
             _add(digest.update, type(module).forward)
-            _add(digest.update, {key: value for key, value in vars(module).items() if key not in _ELSEWHERE})
+        _add(digest.update, values)
         for own in (module._parameters, module._buffers):
-            _add(digest.update, dict(own))
+            _add(digest.update, {key: value if value is None else _form(value) for key, value in own.items()})
     _add(digest.update, arguments)
     return digest.hexdigest()
+
+
+def _form(value: torch.Tensor) -> tuple[Any, ...]:
+    return value.dtype, tuple(value.shape), value.stride(), value.requires_grad
 
 
 def _add(update: _Update, value: Any) -> None:
@@ -88,18 +100,64 @@ def _add(update: _Update, value: Any) -> None:
 
 
 class _Stored:
-    """An exported network in files: what `to_graph` reads of torch's `ONNXProgram`."""
+    """An exported network in files, with the tensors of another: what `to_graph` reads of torch's `ONNXProgram`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: nn.Module) -> None:
         self._folder = folder
+        self._tensors = _tensors_of(network)
 
     @property
     def model_proto(self) -> onnx.ModelProto:
-        return onnx.load(self._folder / "model.onnx")
+        program = torch.onnx.ONNXProgram(onnx_ir.load(self._folder / "model.onnx"), None)
+        _rename(program.model, lambda name: name.removeprefix(_STORED))
+        names = self._tensors.keys() & program.model.graph.initializers.keys()
+        program.apply_weights({name: self._tensors[name] for name in names})
+        program.optimize()
+        return program.model_proto
 
     @property
     def exported_program(self) -> torch.export.ExportedProgram:
-        return torch.export.load(self._folder / "program.pt2")
+        program = torch.export.load(self._folder / "program.pt2")
+        for stored in (program.state_dict, program.constants):
+            for name in stored.keys() & self._tensors.keys():
+                stored[name] = self._tensors[name]
+        return program
+
+
+def _tensors_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all parameters and buffers, under every name that they have."""
+    return {name: _copy(value) for name, value in _named(network)}
+
+
+def _named(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from network.named_parameters(remove_duplicate=False)
+    yield from network.named_buffers(remove_duplicate=False)
+
+
+def _copy(value: torch.Tensor) -> torch.Tensor:
+    copied = value.detach().clone()
+    return nn.Parameter(copied, value.requires_grad) if isinstance(value, nn.Parameter) else copied
+
+
+def _store(program: torch.onnx.ONNXProgram | None, network: nn.Module, folder: Path) -> None:
+    """Write what `_Stored` reads.
+
+    Raises:
+        TypeError: the graph has an initializer that is no tensor of the network, so it may be computed from one.
+    """
+    assert program is not None
+    assert program.exported_program is not None
+    if unknown := program.model.graph.initializers.keys() - {name for name, _ in _named(network)}:
+        raise _NotComparable(f"{unknown} are not tensors of the network")
+    torch.export.save(program.exported_program, folder / "program.pt2")
+    _rename(program.model, lambda name: f"{_STORED}{name}")
+    onnx.save(program.model_proto, folder / "model.onnx")
+
+
+def _rename(model: onnx_ir.Model, change: Callable[[str], str]) -> None:
+    """Rename the initializers: before the optimiser runs, an operator's result may have the name of one of them."""
+    for name, value in list(model.graph.initializers.items()):
+        value.name = change(name)
 
 
 def sharing(folder: Path) -> Iterator[None]:
@@ -117,12 +175,11 @@ def sharing(folder: Path) -> Iterator[None]:
         with (into / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (into / "model.onnx").exists():
-                program = export(network, example, **options)
-                assert program is not None
-                assert program.exported_program is not None
-                torch.export.save(program.exported_program, into / "program.pt2")
-                onnx.save(program.model_proto, into / "model.onnx")
-        return _Stored(into)
+                try:
+                    _store(export(network, example, **{**options, "optimize": False}), network, into)
+                except _NotComparable:
+                    return export(network, example, **options)
+        return _Stored(into, network)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", stored)

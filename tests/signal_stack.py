@@ -9,7 +9,7 @@ from edgefg.signals import _Stack
 
 
 def signal_stack() -> tuple[int | None, int]:
-    """Address and size; the same for every thread and time where there is no such stack."""
+    """Address and size; ``(None, 0)`` on other systems than Linux."""
     if not sys.platform.startswith("linux"):
         return None, 0
     found = _Stack()

@@ -20,12 +20,13 @@ import numpy as np
 
 from edgefg.benchmarks.device import load_average
 from edgefg.benchmarks.report import json_line
-from edgefg.benchmarks.stats import Latency, summarize
+from edgefg.benchmarks.stats import Latency, summarize_latency
 from edgefg.classifier import Classifier
 from edgefg.errors import EdgefgError, RuntimeUnavailableError
 from edgefg.evaluation.tables import table
 from edgefg.evaluation.timing import alternate
 from edgefg.preprocess import UInt8Array
+from edgefg.signals import kept_signal_stack
 
 
 class Overhead(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +63,7 @@ def measure_overhead(path: Path, *, threads: int | None = None, iterations: int 
         # The request gets the very values that predict prepares, without preparing them.
         bare = bare_request(path, np.ascontiguousarray(frame[np.newaxis, :, :, ::-1]), threads)
         seconds = alternate([lambda: classifier.predict(frame), bare], turns=iterations, warm_up=warmup)
-    ours, theirs = (summarize([series]) for series in (1e3 * seconds).tolist())
+    ours, theirs = (summarize_latency([series]) for series in (1e3 * seconds).tolist())
     return Overhead(
         path=str(path),
         threads=threads,
@@ -86,7 +87,8 @@ def bare_request(path: Path, batch: UInt8Array, threads: int | None) -> Callable
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
-    request = ov.Core().compile_model(path, "CPU", config).create_infer_request()
+    with kept_signal_stack():
+        request = ov.Core().compile_model(path, "CPU", config).create_infer_request()
     request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
     return functools.partial(_infer, request, batch)
 

@@ -57,8 +57,8 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Run(NamedTuple):
-    """One training."""
+class TeacherRun(NamedTuple):
+    """The training of one teacher."""
 
     row: str
     fold: int
@@ -99,7 +99,7 @@ class Row(msgspec.Struct, kw_only=True):
     """Top-1 less plain's on the same fold."""
 
 
-def runs(rows: list[str], folds: list[int]) -> list[Run]:
+def runs(rows: list[str], folds: list[int]) -> list[TeacherRun]:
     """List the trainings of some rows, the first fold of all before the others.
 
     Raises:
@@ -111,11 +111,11 @@ def runs(rows: list[str], folds: list[int]) -> list[Run]:
     for fold in folds:
         for row in rows:
             if row in METHODS or fold == 0:
-                planned.append(Run(row, fold, METHODS[row] if row in METHODS else INGREDIENTS[row]))
+                planned.append(TeacherRun(row, fold, METHODS[row] if row in METHODS else INGREDIENTS[row]))
     return planned
 
 
-def train(run: Run, folds: Path, out: Path, core: int, schedule: tuple[str, ...]) -> None:
+def train(run: TeacherRun, folds: Path, out: Path, core: int, schedule: tuple[str, ...]) -> None:
     """Train one on one core, its output in ``log.txt`` beside the checkpoint."""
     folder = run.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,9 +140,9 @@ def train(run: Run, folds: Path, out: Path, core: int, schedule: tuple[str, ...]
     )
 
 
-def train_all(planned: list[Run], folds: Path, out: Path, cores: list[int], schedule: tuple[str, ...]) -> None:
+def train_all(planned: list[TeacherRun], folds: Path, out: Path, cores: list[int], schedule: tuple[str, ...]) -> None:
     """Work through the runs with one process a core."""
-    waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[TeacherRun] = queue.SimpleQueue()
     for run in planned:
         waiting.put(run)
 
@@ -161,12 +161,12 @@ def train_all(planned: list[Run], folds: Path, out: Path, cores: list[int], sche
         worker.join()
 
 
-def _with_plain(planned: list[Run]) -> list[Run]:
+def _with_plain(planned: list[TeacherRun]) -> list[TeacherRun]:
     """Add to some runs those of plain on the same folds, which they are compared with."""
-    return list(dict.fromkeys([*planned, *(Run("plain", run.fold, METHODS["plain"]) for run in planned)]))
+    return list(dict.fromkeys([*planned, *(TeacherRun("plain", run.fold, METHODS["plain"]) for run in planned)]))
 
 
-def need_schedule(planned: list[Run], out: Path, image_size: int, epochs: int) -> None:
+def need_schedule(planned: list[TeacherRun], out: Path, image_size: int, epochs: int) -> None:
     """Raise `DataError` if an existing checkpoint, of a run or of plain, was trained by another schedule."""
     for run in _with_plain(planned):
         path = run.folder(out) / "teacher.safetensors"
@@ -177,7 +177,7 @@ def need_schedule(planned: list[Run], out: Path, image_size: int, epochs: int) -
             )
 
 
-def collect(planned: list[Run], out: Path) -> list[Row]:
+def collect(planned: list[TeacherRun], out: Path) -> list[Row]:
     """Read the accuracy on the held-out folds from the checkpoints that are there, each on the folds plain has too."""
     scores: dict[str, dict[int, _Accuracy]] = {}
     for run in _with_plain(planned):

@@ -25,7 +25,7 @@ GOLDEN = ".golden.npz"
 
 
 def copy_artifact(model: Path, out: Path) -> Path:
-    """Copy the artifact of a model file to a folder, whole or not at all; return the copy's model file."""
+    """Copy the artifact of a model file to a folder atomically; return the copy's model file."""
     with folder_beside(out) as temporary:
         shutil.copytree(model.parent, temporary, dirs_exist_ok=True)
         sync_all(temporary)

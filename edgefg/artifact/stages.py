@@ -160,7 +160,11 @@ def encode_stages(stages: Sequence[StageRecord]) -> tuple[dict[str, Any], ...]:
 
 
 def decode_stages(stages: Sequence[dict[str, Any]]) -> tuple[StageRecord, ...]:
-    """Return the records that a manifest keeps. Raises `ManifestError` if a later edgefg wrote other kinds."""
+    """Return the records that a manifest keeps.
+
+    Raises:
+        ManifestError: a later edgefg wrote kinds or settings that this one does not know.
+    """
     try:
         return msgspec.convert(stages, tuple[StageRecord, ...])
     except msgspec.ValidationError as exc:

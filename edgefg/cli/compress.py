@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from edgefg.cli.app import Without, command, needs, print_json
-from edgefg.cli.options import Device, Json, Out, Restart, SkipCorrupt, Target, Weights
+from edgefg.cli.options import DeviceOption, Json, Out, Restart, SkipCorrupt, TargetOption, Weights
 from edgefg.log import get_logger
 from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.export import ExportConfig
@@ -133,7 +133,7 @@ def qat(
     data: Path,
     /,
     *,
-    to: Target,
+    to: TargetOption,
     out: Out,
     teacher: Path | None = None,
     quantization: Annotated[
@@ -186,7 +186,7 @@ def compress(
     search: SearchConfig = SearchConfig(),
     quantization: Annotated[QuantizationConfig, Without("keep_layers")] = QuantizationConfig(),
     export: Annotated[ExportConfig, Without("batch", "seed", "fit_temperature")] = ExportConfig(),
-    device: Device = None,
+    device: DeviceOption = None,
     gate: Annotated[Gate, Without("max_drop")] = Gate(max_drop=100),
     pruning: Annotated[
         PruningConfig,

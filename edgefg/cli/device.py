@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgefg.cli.app import command, needs, print_json
-from edgefg.cli.options import Count, Device, Flag, Json, OptionalCount, Threads, TrustedKey
-from edgefg.errors import DataError, DeviceMismatchError, IntegrityError
+from edgefg.cli.options import Count, DeviceOption, Flag, Json, OptionalCount, Threads, TrustedKey
+from edgefg.errors import DataError, DeviceMismatchError, IntegrityError, ManifestError
 from edgefg.log import get_logger
 from edgefg.settings.gate import Gate
 
@@ -92,7 +92,7 @@ def predict(
     *,
     top_k: Count = 3,
     threads: Threads = None,
-    device: Device = None,
+    device: DeviceOption = None,
     rebuild: Flag = False,
     trusted_key: TrustedKey = None,
     json: Json = False,
@@ -159,7 +159,7 @@ def verify(
     data: Path | None = None,
     split: str | None = None,
     gate: Gate = Gate(),
-    device: Device = None,
+    device: DeviceOption = None,
     json: Json = False,
 ) -> None:
     """Check that an artifact is complete and reproduces its golden set.
@@ -215,7 +215,6 @@ def inspect(path: Path, /, *, json: Json = False) -> None:
 def _print_fields(described: Any, indent: str = "") -> None:
     """Print the fields of a manifest or a header; long lists are shortened."""
     from edgefg.artifact.manifest import Comparison, Provenance, TemperatureScaling
-    from edgefg.artifact.stages import decode_stages, render_stages
 
     for name in described.__struct_fields__:
         value = getattr(described, name)
@@ -224,7 +223,7 @@ def _print_fields(described: Any, indent: str = "") -> None:
             _print_fields(value, "  ")
             continue
         if name == "stages" and value:
-            text = "\n" + render_stages(decode_stages(value) if isinstance(value[0], dict) else value)
+            text = f"\n{_rendered_stages(value)}"
         elif name == "members":
             text = "".join(f"\n{member.backbone}, {member.method}" for member in value)
         elif isinstance(value, (Comparison, TemperatureScaling)):
@@ -232,6 +231,16 @@ def _print_fields(described: Any, indent: str = "") -> None:
         else:
             text = _shortened(value)
         print(f"{indent}{name}:", text.replace("\n", f"\n  {indent}"))
+
+
+def _rendered_stages(stages: Any) -> str:
+    """Return the stages of a header, or of a manifest that a later edgefg may have written."""
+    from edgefg.artifact.stages import decode_stages, render_stages
+
+    try:
+        return render_stages(decode_stages(stages) if isinstance(stages[0], dict) else stages)
+    except ManifestError:
+        return "\n".join(str(stage) for stage in stages)
 
 
 def _shortened(value: object) -> str:

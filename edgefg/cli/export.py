@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from edgefg.cli.app import Without, command, needs, print_json
-from edgefg.cli.options import Count, Flag, Json, Out, SkipCorrupt, Target
+from edgefg.cli.options import Count, Flag, Json, Out, SkipCorrupt, TargetOption
 from edgefg.errors import DataError
 from edgefg.settings.export import ExportConfig
 from edgefg.settings.gate import Gate
@@ -21,7 +21,7 @@ def export(
     checkpoint: Path,
     /,
     *,
-    to: Target,
+    to: TargetOption,
     out: Out,
     calibration: Path | None = None,
     precision: Precision = "fp32",
@@ -68,7 +68,7 @@ def sensitivity(
     data: Path,
     /,
     *,
-    to: Target,
+    to: TargetOption,
     quantization: Annotated[
         QuantizationConfig, Without("bias_correction", "max_int8_drop", "keep_layers")
     ] = QuantizationConfig(num_samples=32),
@@ -146,9 +146,8 @@ def sign(artifact: Path, /, *, key: Path | None = None, new_key: Path | None = N
         new_key: Create a key pair and sign with it. The private key is written to this file, the public one to
             public.pem beside it.
     """
-    with needs("sign"):
-        from edgefg.artifact.signature import new_key as make
-        from edgefg.artifact.signature import sign as run
+    from edgefg.artifact.signature import new_key as make
+    from edgefg.artifact.signature import sign as run
 
     if key is not None and new_key is not None:
         raise DataError("--key and --new-key exclude each other. Give one of them")

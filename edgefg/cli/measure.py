@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from cyclopts import Parameter
 
 from edgefg.cli.app import command, needs, print_json
-from edgefg.cli.options import Count, Device, Json, Out, SkipCorrupt, Threads
+from edgefg.cli.options import Count, DeviceOption, Json, Out, SkipCorrupt, Threads
 from edgefg.errors import DataError
 from edgefg.log import get_logger
 
@@ -57,7 +57,7 @@ def evaluate(
     unknown: Path | None = None,
     report: Path | None = None,
     threads: Threads = None,
-    device: Device = None,
+    device: DeviceOption = None,
     skip_corrupt: SkipCorrupt = False,
     json: Json = False,
 ) -> None:
@@ -153,7 +153,7 @@ def bench(
     workers: Count = 1,
     frame: Literal["network", "camera"] = "network",
     threads: Threads = None,
-    device: Device = None,
+    device: DeviceOption = None,
     skip_corrupt: SkipCorrupt = False,
     report: Annotated[Path | None, Parameter(name="--out")] = None,
 ) -> None:
@@ -218,14 +218,14 @@ def _predictions(model: Path, request: _Request, unknown: Path | None) -> _Found
         return _by_checkpoint(model, request, files)
     from edgefg.classifier import Classifier
     from edgefg.data import load_split
-    from edgefg.evaluation.predictions import logits_of, predict_files, predict_split
+    from edgefg.evaluation.predictions import artifact_logits, predict_files, predict_split
 
     data, split, threads, device, skip_corrupt = request
     with Classifier(model, threads=threads, device=device) as classifier:
         found = predict_split(classifier, data, split, skip_corrupt=skip_corrupt)
         logits = None
         if files:
-            [logits], _, skipped = predict_files([logits_of(classifier)], files, skip_corrupt=skip_corrupt)
+            [logits], _, skipped = predict_files([artifact_logits(classifier)], files, skip_corrupt=skip_corrupt)
             found = found._replace(skipped=(*found.skipped, *skipped))
         try:
             origin = classifier.manifest.provenance
@@ -241,7 +241,7 @@ def _by_checkpoint(model: Path, request: _Request, unknown: Sequence[Path]) -> _
     with needs("train"):
         from edgefg.data import load_dataset
         from edgefg.training.checkpoint import load
-        from edgefg.training.inference import logits_of
+        from edgefg.training.inference import network_logits
     from edgefg.evaluation.predictions import Predictions, predict_files
 
     network, header = load(model)
@@ -251,7 +251,7 @@ def _by_checkpoint(model: Path, request: _Request, unknown: Sequence[Path]) -> _
     if split not in present:
         raise DataError(f"{request.data} has no split {split!r}; choose from {', '.join(present)}")
 
-    model_logits = [logits_of(network, header.input)]
+    model_logits = [network_logits(network, header.input)]
     unseen = predict_files(model_logits, unknown, skip_corrupt=request.skip_corrupt) if unknown else None
     samples = loaded.splits[split]
     predictions = Predictions(

@@ -26,7 +26,7 @@ Out = Annotated[Path, Parameter(help="Output folder.")]
 Json = Annotated[bool, _flag, Parameter(help="Print the result as JSON.")]
 SkipCorrupt = Annotated[bool, _flag, Parameter(help="Leave out unreadable images instead of stopping.")]
 Restart = Annotated[bool, _flag, Parameter(help="Start over instead of resuming an unfinished run in OUT.")]
-Device = Annotated[str | None, Parameter(help="Device of the inference engine, for instance GPU with OpenVINO.")]
+DeviceOption = Annotated[str | None, Parameter(help="Device of the inference engine, for instance GPU with OpenVINO.")]
 Threads = Annotated[
     int | None, Parameter(validator=_POSITIVE, help="CPU threads of the inference engine. Default: the engine's own.")
 ]
@@ -48,6 +48,6 @@ Weights = Annotated[
         " an installed weight package."
     ),
 ]
-Target = Annotated[
+TargetOption = Annotated[
     TargetName, Parameter(help="OpenVINO IR, ONNX for ONNX Runtime, or ONNX to build with TensorRT on the device.")
 ]

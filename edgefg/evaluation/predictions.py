@@ -91,7 +91,7 @@ class Predictions(NamedTuple):
         return softmax(self.logits, self.temperature)
 
 
-def logits_of(classifier: Classifier) -> LogitsFunction:
+def artifact_logits(classifier: Classifier) -> LogitsFunction:
     """Return an artifact's logits as a function of frames."""
     return lambda frames: np.stack([prediction.logits for prediction in classifier.predict_batch(frames)])
 
@@ -158,7 +158,7 @@ def predict_split(
     name, images = load_split(
         data, split, classifier.labels, origin.split, trained_on=origin.dataset, skip_corrupt=skip_corrupt
     )
-    found = predict_files([logits_of(classifier)], [image.path for image in images], skip_corrupt=skip_corrupt)
+    found = predict_files([artifact_logits(classifier)], [image.path for image in images], skip_corrupt=skip_corrupt)
     return Predictions(
         model=str(classifier.path),
         split=name,

@@ -16,7 +16,7 @@ from edgefg.artifact.manifest import Accuracy, Comparison, TemperatureScaling
 from edgefg.classifier import Classifier
 from edgefg.errors import GateError
 from edgefg.evaluation.gate import compare
-from edgefg.evaluation.predictions import LogitsFunction, logits_of, predict_files
+from edgefg.evaluation.predictions import LogitsFunction, artifact_logits, predict_files
 from edgefg.evaluation.temperature import scale_temperature
 from edgefg.metrics import score
 from edgefg.settings.gate import Gate
@@ -57,7 +57,7 @@ def validate(
         ParityError: the parent gave a logit that is not finite.
         DataError, InferenceError: see `edgefg.evaluation.predictions.predict_files`.
     """
-    models = [logits_of(classifier)] if parent is None else [logits_of(classifier), parent]
+    models = [artifact_logits(classifier)] if parent is None else [artifact_logits(classifier), parent]
     logits, *others = predict_files(models, [path for path, _ in samples]).logits
     labels: npt.NDArray[np.int64] = np.array([label for _, label in samples], np.int64)
     comparison = None

@@ -22,7 +22,7 @@ from edgefg.data import load_split
 from edgefg.data.split import Sample
 from edgefg.errors import DataError
 from edgefg.evaluation.gate import compare
-from edgefg.evaluation.predictions import logits_of, predict_files
+from edgefg.evaluation.predictions import artifact_logits, predict_files
 from edgefg.evaluation.validation import require_gate
 from edgefg.metrics import score
 from edgefg.settings.gate import Gate
@@ -146,10 +146,10 @@ def _samples(classifier: Classifier, data: Path | Sequence[Sample], split: str |
 def _logits(classifier: Classifier, parent: Path | None, device: str | None, files: list[Path]) -> list[FloatArray]:
     """Return the artifact's logits and, if there is a parent, the parent's."""
     if parent is None:
-        return predict_files([logits_of(classifier)], files).logits
+        return predict_files([artifact_logits(classifier)], files).logits
     with Classifier(parent, device=device) as other:
         _check_labels(classifier, other)
-        return predict_files([logits_of(classifier), logits_of(other)], files).logits
+        return predict_files([artifact_logits(classifier), artifact_logits(other)], files).logits
 
 
 def _check_labels(artifact: Classifier, parent: Classifier) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
@@ -90,3 +91,18 @@ def with_options(settings: _Settings, **values: Any) -> _Settings:
         if option.choices:
             raise DataError(f"{given} is not a choice. Use one of {', '.join(map(str, option.choices))}") from exc
         raise DataError(f"{given} is out of range: {reason}") from exc
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield name and both values of each leaf that differs between two settings, given by `msgspec.to_builtins`.
+
+    An element of a list has the list's name; what one side lacks is None.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            yield from differences(old.get(key), new.get(key), key)
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        for pair in itertools.zip_longest(old, new):
+            yield from differences(*pair, name)
+    elif old != new:
+        yield name, old, new

@@ -6,7 +6,6 @@ plan is applied to a new backbone before the tensors are loaded.
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,6 +21,7 @@ from edgefg.artifact.stages import OptionValue, StageRecord, TrainedStage
 from edgefg.errors import CheckpointError
 from edgefg.files import atomic_file
 from edgefg.preprocess import InputSpec
+from edgefg.settings.options import differences
 from edgefg.settings.quantization import TargetName
 from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import TrainingConfig
@@ -109,13 +109,13 @@ class _SchemaOnly(msgspec.Struct):
 
 
 def save(path: Path, network: nn.Module, header: Header) -> None:
-    """Write a checkpoint, whole or not at all. Raises `CheckpointError` if that fails."""
+    """Write a checkpoint atomically. Raises `CheckpointError` if that fails."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_tensors(path, tensors, msgspec.json.encode(header).decode())
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: str) -> None:
-    """Write named tensors with a JSON header, whole or not at all."""
+    """Atomically write named tensors and a JSON header."""
     try:
         with atomic_file(path) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata={_KEY: header})
@@ -158,8 +158,8 @@ def run_difference(stored: Header, wanted: Header) -> str:
     """
     if stored.schema < 2:
         return "settings that an earlier version of edgefg did not record"
-    difference = _first_difference(_identity(stored), _identity(wanted))
-    return "" if difference is None else "{} {}, now {}".format(*difference)
+    first = next(differences(_identity(stored), _identity(wanted)), None)
+    return "" if first is None else "{} {}, now {}".format(*first)
 
 
 def _identity(header: Header) -> dict[str, Any]:
@@ -179,18 +179,6 @@ def _identity(header: Header) -> dict[str, Any]:
     return tree
 
 
-def _first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """Return the name and the values of the first leaf that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(old.get(key), new.get(key), key) for key in (old | new)]
-    elif isinstance(old, list | tuple) and isinstance(new, list | tuple):
-        pairs = [(*pair, name) for pair in itertools.zip_longest(old, new)]
-    else:
-        return None if old == new else (name, old, new)
-    differences = (_first_difference(*pair) for pair in pairs)
-    return next((found for found in differences if found is not None), None)
-
-
 def load(path: Path) -> tuple[Network, Header]:
     """Load a network, in evaluation mode, and its header. Raises `CheckpointError`."""
     header = read_header(path)
@@ -200,18 +188,18 @@ def load(path: Path) -> tuple[Network, Header]:
             f" `edgefg export {path} --to {header.quantized.to} --precision int8` writes"
         )
     try:
-        network = rebuild(header, safetensors.torch.load_file(path))
+        network = network_of(header, safetensors.torch.load_file(path))
     except (RuntimeError, AttributeError, SafetensorError) as exc:
         raise CheckpointError(f"the tensors of {path} do not fit the {header.backbone} of its header: {exc}") from exc
     return network.eval(), header
 
 
-def rebuild(header: Header, tensors: dict[str, torch.Tensor]) -> Network:
+def network_of(header: Header, tensors: dict[str, torch.Tensor]) -> Network:
     """Build the network of a header, apply the channel plan, and load the tensors."""
     if header.members:
         return Ensemble(
             [
-                Member(rebuild(member, _below(f"members.{number}.", tensors)), member.input)
+                Member(network_of(member, _below(f"members.{number}.", tensors)), member.input)
                 for number, member in enumerate(header.members)
             ]
         )

@@ -143,7 +143,7 @@ def draw(frame: UInt8Array, attention: FrameAttention, spec: InputSpec, best: Se
 
 
 def write_png(path: Path, image: UInt8Array) -> None:
-    """Write a PNG, whole or not at all. Raises `DataError` if that fails."""
+    """Write a PNG atomically. Raises `DataError` if that fails."""
     encoded = cv2.imencode(".png", image)[1]
     try:
         with atomic_file(path) as temporary:

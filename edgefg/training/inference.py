@@ -10,7 +10,7 @@ from edgefg.evaluation.predictions import LogitsFunction
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 
 
-def logits_of(network: nn.Module, spec: InputSpec) -> LogitsFunction:
+def network_logits(network: nn.Module, spec: InputSpec) -> LogitsFunction:
     """Return a network's logits, ``float32 [N, classes]``, as a function of frames, each ``uint8 [H, W, 3]`` BGR.
 
     Args:

@@ -17,8 +17,8 @@ from edgefg.training.models.network import Batch, Network, Step
 class Objective(nn.Module):
     """Loss of a training step.
 
-    Its parameters, if it has any, are trained along. They and its buffers are part of the run's state, and not of the
-    checkpoint.
+    Its parameters, if it has any, are trained together with the network's. The run's state holds them and its buffers;
+    the checkpoint does not.
     """
 
     def forward(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

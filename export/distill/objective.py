@@ -67,7 +67,7 @@ class DistillationObjective(Objective):
     An image without label (`UNLABELLED`) has no cross entropy, nor has an image that was mixed with one.
 
     The convolutions that map the student's features to the teachers' channels are parameters of this module. They are
-    trained along, and are part of the run's state but not of the student.
+    trained together with the student. The run's state holds them; the student's checkpoint does not.
 
     Args:
         teachers: the teachers.

@@ -69,7 +69,7 @@ def activation_overflow(source: Path, data: Sequence[UInt8Array], *, beside: Col
             from onnxruntime.quantization import create_calibrator
 
             tool = create_calibrator(source, None, str(Path(folder) / "augmented.onnx"))
-            tool.collect_data(Batches(data))
+            tool.collect_data(BatchReader(data))
             ranges: dict[str, Any] = dict(tool.compute_data().items())
     except Exception as exc:  # ONNX Runtime raises a family of its own and Python's
         raise ExportError(f"the network's activations could not be measured: {one_line(exc)[:300]}") from exc
@@ -82,8 +82,8 @@ def activation_overflow(source: Path, data: Sequence[UInt8Array], *, beside: Col
     return ""
 
 
-class Batches:
-    """Batches as ONNX Runtime's calibrators read them."""
+class BatchReader:
+    """Hands batches to ONNX Runtime's calibrators."""
 
     def __init__(self, data: Iterable[UInt8Array]) -> None:
         self._data = iter(data)

@@ -35,7 +35,7 @@ from edgefg.settings.hardware import Hardware
 from edgefg.settings.options import with_options
 from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.training import TrainingConfig
-from edgefg.training.checkpoint import SCHEMA, Header, channel_plan, load, read_header, rebuild, run_difference, save
+from edgefg.training.checkpoint import SCHEMA, Header, channel_plan, load, network_of, read_header, run_difference, save
 from edgefg.training.data.augment import TrainingImages
 from edgefg.training.data.loader import training_loader
 from edgefg.training.loop.stage import train_and_save
@@ -278,7 +278,7 @@ def _check_rebuild(network: Network, header: Header) -> None:
     """Raise `ExportError` unless the channel plan rebuilds the network: better now than after the fine-tuning."""
     image = torch.zeros(1, header.input.height, header.input.width, 3, dtype=torch.uint8)
     try:
-        rebuilt = rebuild(header, network.state_dict()).eval()
+        rebuilt = network_of(header, network.state_dict()).eval()
         with torch.inference_mode():
             same = torch.equal(rebuilt(image), network.eval()(image))
     except (AttributeError, RuntimeError, CheckpointError) as exc:

@@ -21,7 +21,7 @@ from edgefg.export.quantize.pairs import QuantParams, with_own_zeros
 from edgefg.export.targets import target_of
 from edgefg.export.targets.target import Target
 from edgefg.export.tracing.onnx_exporter import to_graph, torch_logits
-from edgefg.export.tracing.trainable_graph import WEIGHTED, operator_of, source_of, trace, value_of
+from edgefg.export.tracing.trainable_graph import WEIGHTED, operator_of, origin_of, trace, value_of
 from edgefg.log import get_logger
 from edgefg.preprocess import InputSpec, UInt8Array
 from edgefg.settings.quantization import QuantizationConfig, TargetName
@@ -68,7 +68,7 @@ class QuantizedNetwork(TrainableNetwork):
         for name, params in activations.items():
             _insert(graph, nodes[name], name, ActivationQuantizer(params))
         for node in nodes.values():
-            if operator_of(node) in WEIGHTED and _is_quantized(source_of(node.args[0])):
+            if operator_of(node) in WEIGHTED and _is_quantized(origin_of(node.args[0])):
                 self._quantize_weights(node.args[1], reduce_range)
         graph.recompile()
 
@@ -176,7 +176,7 @@ def write_quantized(
         ExportError: the exporter or the target's converter failed, or the graph gives other logits than the network.
     """
     _log.info("exporting the trained quantisers to ONNX")
-    model = with_own_zeros(to_graph(network, spec, batch=batch)[0])
+    model = with_own_zeros(to_graph(network, spec, batch=batch))
     check_quantized_parity(network, model, inputs, batch)
     return target.emit_qdq(model, folder, inputs, batch=batch)
 

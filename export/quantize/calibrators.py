@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgefg.export.onnx.fp16 import Batches
+from edgefg.export.onnx.fp16 import BatchReader
 from edgefg.export.onnx.rules import INPUT
 from edgefg.preprocess import UInt8Array
 from edgefg.progress import track
@@ -89,7 +89,7 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="edgefg-") as folder, quiet():
         graph = str(Path(folder) / "augmented.onnx")
         tool = create_calibrator(source, op_types, graph, CalibrationMethod.MinMax)
-        tool.collect_data(Batches(track(data, "calibrating")))
+        tool.collect_data(BatchReader(track(data, "calibrating")))
         ranges = tool.compute_data()
     if calibrator == "minmax":
         return ranges
@@ -134,9 +134,9 @@ def choose_range(calibrator: Calibrator, histogram: Histogram, *, symmetric: boo
         histogram: the tensor's values.
         symmetric: whether the grid is int8 around zero. Else it is uint8 with a zero point.
     """
-    if calibrator == "percentile":
-        return percentile_range(histogram)
-    return mse_range(histogram, symmetric=symmetric) if calibrator == "mse" else entropy_range(histogram)
+    if calibrator == "mse":
+        return mse_range(histogram, symmetric=symmetric)
+    return {"percentile": percentile_range, "entropy": entropy_range}[calibrator](histogram)
 
 
 def percentile_range(histogram: Histogram) -> tuple[float, float]:

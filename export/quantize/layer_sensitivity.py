@@ -112,17 +112,17 @@ def scan(quantizer: Quantizer, inputs: UInt8Array) -> Scan:
         ExportError: a layer cannot be quantised.
     """
     data = batches(inputs, quantizer.batch or 1)
-    expected = np.concatenate(list(logits_of(quantizer.source, data)))[: len(inputs)]
+    expected = np.concatenate(list(file_logits(quantizer.source, data)))[: len(inputs)]
     rows = []
     with tempfile.TemporaryDirectory(prefix="edgefg-") as scratch:
         for layer in track(quantizer.layers, "scanning layers"):
             model = quantizer.write_single(Path(scratch), layer)
-            found = np.concatenate(list(logits_of(model, data)))[: len(inputs)]
+            found = np.concatenate(list(file_logits(model, data)))[: len(inputs)]
             rows.append(_compare(layer, found, expected))
     return Scan(quantizer.target, len(inputs), tuple(sorted(rows, key=lambda row: row.sqnr)))
 
 
-def logits_of(model: Path, data: Iterable[UInt8Array]) -> Iterator[_Floats]:
+def file_logits(model: Path, data: Iterable[UInt8Array]) -> Iterator[_Floats]:
     """Yield the logits, ``float32 [batch, classes]``, of a model file for each batch."""
     opened = runtime.load(model)
     try:

@@ -18,7 +18,7 @@ import numpy as np
 from edgefg.data.calibration import batches, choose_balanced, read_calibration
 from edgefg.data.split import Sample
 from edgefg.errors import ExportError
-from edgefg.export.quantize.layer_sensitivity import logits_of, scan
+from edgefg.export.quantize.layer_sensitivity import file_logits, scan
 from edgefg.export.quantize.quantizer import Quantizer
 from edgefg.image_io import read_image
 from edgefg.log import get_logger
@@ -121,5 +121,5 @@ def _top1(model: Path, samples: Sequence[Sample], spec: InputSpec, batch: int) -
             rows = np.stack([prepare(read_image(path), spec) for path, _ in samples[first : first + size]])
             yield from batches(rows, batch or len(rows))
 
-    found = np.concatenate([logits.argmax(axis=1) for logits in logits_of(model, data())])[: len(samples)]
+    found = np.concatenate([logits.argmax(axis=1) for logits in file_logits(model, data())])[: len(samples)]
     return float((found == [label for _, label in samples]).mean())

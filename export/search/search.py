@@ -38,12 +38,12 @@ from edgefg.export.search.candidates import (
 )
 from edgefg.export.search.context import SearchContext
 from edgefg.export.search.trials import measure_again, measure_untrained, read_finished, run_trial
-from edgefg.export.targets import target_of
+from edgefg.export.targets import TARGETS, target_of
 from edgefg.files import write_json
 from edgefg.log import get_logger
 from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
-from edgefg.settings.options import options_of, with_options
+from edgefg.settings.options import differences, options_of, with_options
 from edgefg.settings.quantization import QuantizationConfig, TargetName
 from edgefg.settings.search import CandidateConfig, SearchConfig, TrialSchedule
 from edgefg.training.checkpoint import load, read_header
@@ -158,9 +158,11 @@ def compress(
 
 def _check_settings(to: TargetName, search: SearchConfig, quantization: QuantizationConfig) -> None:
     """Raise if an option has no effect or contradicts another one, before anything is written."""
-    if to == "tensorrt-onnx":
-        raise DataError(f"--to {to} cannot be measured on this machine. Use openvino or onnx")
-    target_of(to).check("int8", quantization)
+    target = target_of(to)
+    if target.engine is None:
+        measurable = " or ".join(name for name, one in TARGETS.items() if one.engine is not None)
+        raise DataError(f"--to {to} cannot be measured on this machine. Use {measurable}")
+    target.check("int8", quantization)
     options = options_of(QuantizationConfig)
     unused = [options[name].flag for name in options if name in quantization.changed() - {"num_samples"}]
     unused += ["--qat-epochs"] if search.schedule.qat_epochs else []
@@ -188,8 +190,9 @@ def _claim(identity: _Identity, out: Path) -> None:
     """Write the search's identity to its folder. Raises `DataError` if the folder holds another search."""
     try:
         if (out / _IDENTITY).exists():
-            if differing := _differences(_read_identity(out), identity):
-                raise DataError(f"{out} holds a search with another {' and '.join(differing)}. Use another --out")
+            found = differences(msgspec.to_builtins(_read_identity(out)), msgspec.to_builtins(identity))
+            if names := dict.fromkeys(name for name, _, _ in found):
+                raise DataError(f"{out} holds a search with another {' and '.join(names)}. Use another --out")
             return
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out} is not empty and does not hold a search. Use another --out")
@@ -208,20 +211,10 @@ def _read_identity(out: Path) -> _Identity:
     return identity
 
 
-def _differences(one: msgspec.Struct, other: msgspec.Struct) -> list[str]:
-    """Name the fields in which two structs of one type differ, those of nested structs included."""
-    found: list[str] = []
-    for name in one.__struct_fields__:
-        left, right = getattr(one, name), getattr(other, name)
-        if left != right:
-            found += _differences(left, right) if isinstance(left, msgspec.Struct) else [name]
-    return found
-
-
 def _machine(to: TargetName) -> str:
     """Describe what latencies depend on: processor, cores and engine."""
-    device = describe()
-    engine = "onnxruntime" if to == "onnx" else to
+    device, engine = describe(), target_of(to).engine
+    assert engine is not None  # see `_check_settings`
     return f"{device.cpu}, {device.cores} cores, {engine} {device.versions.get(engine)}"
 
 

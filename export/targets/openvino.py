@@ -107,15 +107,15 @@ def _range_estimator(calibrator: Calibrator) -> Any:
     """Return NNCF's range estimator that comes nearest to a calibrator; see the module."""
     from nncf.quantization import range_estimator as nncf
 
-    if calibrator != "percentile":
-        known = nncf.RangeEstimatorParametersSet
-        return known.MINMAX if calibrator == "minmax" else known.HISTOGRAM
-    quantile = nncf.StatisticsType.QUANTILE
-    low, high = (
-        nncf.StatisticsCollectorParameters(statistics_type=quantile, aggregator_type=aggregator)
-        for aggregator in (nncf.AggregatorType.MIN, nncf.AggregatorType.MAX)
-    )
-    return nncf.RangeEstimatorParameters(low, high)
+    if calibrator == "percentile":
+        quantile = nncf.StatisticsType.QUANTILE
+        low, high = (
+            nncf.StatisticsCollectorParameters(statistics_type=quantile, aggregator_type=aggregator)
+            for aggregator in (nncf.AggregatorType.MIN, nncf.AggregatorType.MAX)
+        )
+        return nncf.RangeEstimatorParameters(low, high)
+    known = nncf.RangeEstimatorParametersSet
+    return {"minmax": known.MINMAX, "mse": known.HISTOGRAM}[calibrator]
 
 
 def _ignored(model: Any, keep: Collection[str], layers_only: bool) -> Any:
@@ -137,6 +137,7 @@ class OpenVINO(Target):
 
     name = "openvino"
     title = "OpenVINO"
+    engine = "openvino"
     suffix = ".xml"
     calibrators = ("minmax", "percentile", "mse")
     saturates = True

@@ -32,6 +32,8 @@ class Target(abc.ABC):
     name: ClassVar[TargetName]
     title: ClassVar[str]
     """Name for people, such as "ONNX Runtime"."""
+    engine: ClassVar[str | None] = "onnxruntime"
+    """Distribution that runs the model file on a workstation; None if a device has to build a plan first."""
     suffix: ClassVar[str] = ".onnx"
     """Suffix of the model file."""
     precisions: ClassVar[tuple[Precision, ...]] = get_args(Precision)

@@ -118,6 +118,7 @@ class TensorRT(Target):
 
     name = "tensorrt-onnx"
     title = "TensorRT"
+    engine = None
     runs_on_cpu = False
 
     def _quantizer(self, source: Path, inputs: UInt8Array, config: QuantizationConfig, *, batch: int) -> Quantizer:

@@ -28,7 +28,7 @@ from edgefg.evaluation.verify import VerifyReport, verify
 from edgefg.export.tensorrt.builder import build_plan, cached_plan, describe, keep_plan
 from edgefg.export.tensorrt.fastest import select_fastest
 from edgefg.export.tensorrt.sources import (
-    Precision,
+    BuildPrecision,
     Source,
     copy_source,
     folder_for,
@@ -94,7 +94,7 @@ def build_engine(
     models: Sequence[Path],
     *,
     out: Path | None = None,
-    precision: Precision = "auto",
+    precision: BuildPrecision = "auto",
     settings: BuildConfig | None = None,
     rebuild: bool = False,
     trusted_key: Path | None = None,

@@ -17,7 +17,7 @@ from edgefg.artifact.hashes import FileInfo
 from edgefg.artifact.manifest import HardwareCompatible
 from edgefg.cache import cache_directory
 from edgefg.errors import BuildError, DataError, RuntimeUnavailableError
-from edgefg.export.tensorrt.worker import BuildConfig, BuildDevice, Job, Message, Outcome, Step
+from edgefg.export.tensorrt.worker import BuildConfig, BuildDevice, BuildJob, BuildStep, Message, Outcome
 from edgefg.files import atomic_file
 from edgefg.log import get_logger
 
@@ -94,7 +94,7 @@ def build_plan(onnx: Path, target: Path, precision: str, settings: BuildConfig, 
     """
     cache = cache_directory()
     timings = cache / "plans" / f"{_digest(here.gpu, here.compute_capability, here.tensorrt)}.timing" if cache else None
-    job = Job(
+    job = BuildJob(
         onnx=str(onnx),
         target=str(target),
         precision=precision,
@@ -105,7 +105,7 @@ def build_plan(onnx: Path, target: Path, precision: str, settings: BuildConfig, 
     _ladder(job)
 
 
-def _ladder(job: Job) -> None:
+def _ladder(job: BuildJob) -> None:
     """Build with less and less workspace until memory suffices."""
     while True:
         _log.info("building %s with %d MiB of workspace; this takes minutes", job.precision, job.workspace)
@@ -123,14 +123,14 @@ def _ladder(job: Job) -> None:
         job = msgspec.structs.replace(job, workspace=max(_LEAST_WORKSPACE, job.workspace // 2))
 
 
-def _build(job: Job) -> Outcome:
+def _build(job: BuildJob) -> Outcome:
     outcomes: list[Outcome] = []
     shown: dict[str, int] = {}
 
     def hear(message: Message) -> None:
         if isinstance(message, Outcome):
             outcomes.append(message)
-        elif isinstance(message, Step):
+        elif isinstance(message, BuildStep):
             tenth = 10 * message.done // max(message.steps, 1)
             if shown.get(message.phase, 0) < tenth:
                 shown[message.phase] = tenth

@@ -13,7 +13,7 @@ from edgefg.artifact.signature import signature_path, verify_signature
 from edgefg.errors import BuildError, DataError, ManifestError
 from edgefg.files import sync
 
-Precision = Literal["auto", "int8", "fp16", "fp32"]
+BuildPrecision = Literal["auto", "int8", "fp16", "fp32"]
 """Which of several models to build; ``auto`` builds all of them."""
 
 
@@ -29,7 +29,7 @@ class Source(NamedTuple):
         return next(file for file in self.manifest.files if file.name == self.manifest.model)
 
 
-def read_sources(models: Sequence[Path], precision: Precision, trusted_key: Path | None) -> list[Source]:
+def read_sources(models: Sequence[Path], precision: BuildPrecision, trusted_key: Path | None) -> list[Source]:
     """Read ONNX artifacts, check them, and return those of a precision; see `build_engine`."""
     sources = []
     for model in models:

@@ -1,7 +1,7 @@
 """Builds a TensorRT plan in a process of its own, since a build that fails can crash its process.
 
 `edgefg.export.tensorrt.builder` starts it, with the arguments ``describe`` or ``build job.json``. Each line on standard
-output is one JSON message: `BuildDevice`, `Step` or `Outcome`.
+output is one JSON message: `BuildDevice`, `BuildStep` or `Outcome`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BuildConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Memory limit of a layer while it runs, MiB; None starts at three quarters of the free memory."""
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
     """One build."""
 
     onnx: str
@@ -62,7 +62,7 @@ class BuildDevice(msgspec.Struct, frozen=True, tag="device"):
     tensorrt: str
 
 
-class Step(msgspec.Struct, frozen=True, tag="step"):
+class BuildStep(msgspec.Struct, frozen=True, tag="step"):
     """Progress of a build."""
 
     phase: str
@@ -78,7 +78,7 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
     out_of_memory: bool = False
 
 
-Message = BuildDevice | Step | Outcome
+Message = BuildDevice | BuildStep | Outcome
 
 
 def describe() -> BuildDevice:
@@ -89,7 +89,7 @@ def describe() -> BuildDevice:
     return BuildDevice(device.name, device.compute_capability, device.memory, free, trt.__version__)
 
 
-def build(job: Job, send: Callable[[Message], None]) -> Outcome:
+def build(job: BuildJob, send: Callable[[Message], None]) -> Outcome:
     """Build one plan and write it to ``job.target``."""
     import tensorrt as trt
 
@@ -105,7 +105,7 @@ def _failed(errors: list[str]) -> Outcome:
     return Outcome(False, said, out_of_memory=any(OUT_OF_MEMORY.search(error) for error in errors))
 
 
-def _build(trt: Any, job: Job, send: Callable[[Message], None], errors: list[str]) -> Outcome:
+def _build(trt: Any, job: BuildJob, send: Callable[[Message], None], errors: list[str]) -> Outcome:
     settings = job.settings
     logger = _logger(trt, errors)
     builder: trt.Builder = trt.Builder(logger)
@@ -206,7 +206,7 @@ def _monitor(trt: Any, send: Callable[[Message], None]) -> trt.IProgressMonitor:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name in self._outermost:
-                send(Step(phase_name, step + 1, self._outermost[phase_name]))
+                send(BuildStep(phase_name, step + 1, self._outermost[phase_name]))
             return True
 
         def phase_finish(self, phase_name: str) -> None:
@@ -240,6 +240,6 @@ def main() -> None:
         if sys.argv[1] == "describe":
             _send(describe())
         else:
-            _send(build(msgspec.json.decode(Path(sys.argv[2]).read_bytes(), type=Job), _send))
+            _send(build(msgspec.json.decode(Path(sys.argv[2]).read_bytes(), type=BuildJob), _send))
     except (EdgefgError, ImportError, OSError) as exc:
         _send(Outcome(False, one_line(exc)))

@@ -50,11 +50,16 @@ def write_onnx(network: nn.Module, spec: InputSpec, path: Path, *, batch: int = 
         ExportError: the exporter does not support the network, or the graph fails `check_graph`.
     """
     with contiguous_planes(network):
-        model, _ = to_graph(network, spec, batch=batch)
+        model = to_graph(network, spec, batch=batch)
     path.write_bytes(model.SerializeToString())
 
 
-def to_graph(
+def to_graph(network: nn.Module, spec: InputSpec, *, batch: int = 1) -> onnx.ModelProto:
+    """Export a network as `write_onnx` does, and return the graph. Raises `ExportError` as it does."""
+    return _checked(_run_exporter(network, spec, batch))
+
+
+def to_graph_and_program(
     network: nn.Module, spec: InputSpec, *, batch: int = 1
 ) -> tuple[onnx.ModelProto, torch.export.ExportedProgram]:
     """Export a network as `write_onnx` does; return the graph and the program that it was translated from.
@@ -65,25 +70,34 @@ def to_graph(
     Raises:
         ExportError: as `write_onnx`.
     """
+    onnx_program = _run_exporter(network, spec, batch)
+    program = onnx_program.exported_program
+    assert program is not None  # of a dynamo export
+    return _checked(onnx_program), program
+
+
+def _run_exporter(network: nn.Module, spec: InputSpec, batch: int) -> torch.onnx.ONNXProgram:
     # With two images, torch.export does not mistake a free batch for the constant 1.
     example = torch.zeros(batch or 2, spec.height, spec.width, 3, dtype=torch.uint8)
     free: dict[str, Any] = {} if batch else {"dynamic_shapes": {"images": {0: torch.export.Dim("batch")}}}
     try:
         with quiet():
-            program = torch.onnx.export(
+            onnx_program = torch.onnx.export(
                 network, (example,), dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"],
                 external_data=False, optimize=True, verbose=False, **free,
             )  # fmt: skip
     except Exception as exc:  # the exporter raises a family of its own, torch's and Python's
         raise ExportError(f"the network does not export to ONNX: {one_line(exc)[:300]}") from exc
-    if program is None:
+    if onnx_program is None:
         raise ExportError("the network does not export to ONNX: the exporter returned nothing. Update torch.")
-    model = program.model_proto
+    return onnx_program
+
+
+def _checked(onnx_program: torch.onnx.ONNXProgram) -> onnx.ModelProto:
+    model = onnx_program.model_proto
     _strip(model)
     check_graph(model)
-    exported = program.exported_program
-    assert exported is not None  # of a dynamo export
-    return model, exported
+    return model
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from edgefg.errors import ExportError, one_line
-from edgefg.export.tracing.onnx_exporter import contiguous_planes, to_graph
+from edgefg.export.tracing.onnx_exporter import contiguous_planes, to_graph_and_program
 from edgefg.preprocess import InputSpec
 from edgefg.quiet import quiet
 from edgefg.training.models.network import Network
@@ -65,7 +65,7 @@ def trace(network: Network, spec: InputSpec, *, fold_scale: bool) -> Traced:
         _fold_scale(graph)
     _clean(graph)
     # The exporter rewrites the graph and renames its tensors: only its program has the names of the ONNX graph.
-    model, rewritten = to_graph(graph, spec, batch=0)
+    model, rewritten = to_graph_and_program(graph, spec, batch=0)
     return Traced(_module_of(rewritten), model)
 
 
@@ -106,7 +106,7 @@ def operator_of(node: Any) -> Any:
     return getattr(node.target, "overloadpacket", None) if isinstance(node, fx.Node) else None
 
 
-def source_of(node: Any) -> Any:
+def origin_of(node: Any) -> Any:
     """Return the node that computed the values of a tensor, which layout operators only move."""
     while operator_of(node) in _HANDED_ON and not _fills(node):
         node = node.args[0]

@@ -12,7 +12,7 @@ from edgefg.artifact.manifest import GoldenInfo, read_manifest
 from edgefg.benchmarks import harness
 from edgefg.benchmarks.measurement import BenchReport
 from edgefg.benchmarks.report import json_line, render
-from edgefg.benchmarks.worker import Job, Ready, Round, RoundResult
+from edgefg.benchmarks.worker import MeasuringJob, Ready, Round, RoundResult
 from edgefg.errors import DataError
 from edgefg.preprocess import UInt8Array
 from tests.benchmarks.conftest import MakeArtifact
@@ -20,8 +20,8 @@ from tests.benchmarks.conftest import MakeArtifact
 _TURN = Round(iterations=3, warmup=1, seconds=None, workers=1)
 
 
-def _job(path: Path, **changes: Any) -> Job:
-    job = Job(path=str(path), threads=None, device=None, frame="network", images=())
+def _job(path: Path, **changes: Any) -> MeasuringJob:
+    job = MeasuringJob(path=str(path), threads=None, device=None, frame="network", images=())
     return msgspec.structs.replace(job, **changes)
 
 
@@ -59,7 +59,7 @@ def test_processes_take_turns_there_and_back(null_artifact: MakeArtifact, monkey
         start_ms = 4.0
         ready = Ready(import_ms=1, load_ms=1, first_predict_ms=1, runtime="null 1", frame=(16, 16))
 
-        def __init__(self, job: Job) -> None:
+        def __init__(self, job: MeasuringJob) -> None:
             self.name = Path(job.path).parent.name
 
         def run(self, turn: Round) -> RoundResult:

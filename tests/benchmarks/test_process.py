@@ -10,14 +10,14 @@ import pytest
 from edgefg import IntegrityError, RuntimeUnavailableError
 from edgefg.benchmarks import process
 from edgefg.benchmarks.process import MeasuringProcess
-from edgefg.benchmarks.worker import BOOTSTRAP, Job, Round
+from edgefg.benchmarks.worker import BOOTSTRAP, MeasuringJob, Round
 from tests.benchmarks.conftest import MakeArtifact
 
 _TURN = Round(iterations=3, warmup=1, seconds=None, workers=1)
 
 
-def _job(path: Path, **changes: object) -> Job:
-    job = Job(path=str(path), threads=None, device=None, frame="network", images=())
+def _job(path: Path, **changes: object) -> MeasuringJob:
+    job = MeasuringJob(path=str(path), threads=None, device=None, frame="network", images=())
     return msgspec.structs.replace(job, **changes)
 
 

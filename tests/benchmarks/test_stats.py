@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgefg.benchmarks.stats import percentile, summarize
+from edgefg.benchmarks.stats import percentile, summarize_latency
 
 
 def test_percentiles_by_hand() -> None:
@@ -15,12 +15,12 @@ def test_percentiles_by_hand() -> None:
 
 
 def test_summary_of_rounds_by_hand() -> None:
-    latency = summarize([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]])
+    latency = summarize_latency([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]])
     assert (latency.count, latency.p50, latency.mean) == (6, 3.5, 4.0)
     assert (latency.minimum, latency.maximum) == (1.0, 9.0)
     assert latency.p90 == pytest.approx(7.0)
     assert latency.spread == pytest.approx((5 - 2) / 3.5)
-    assert summarize([[1.0, 2.0]]).spread == 0
+    assert summarize_latency([[1.0, 2.0]]).spread == 0
 
 
 def test_no_value_is_said() -> None:

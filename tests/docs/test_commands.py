@@ -19,13 +19,8 @@ from cyclopts import CycloptsError
 
 from edgefg.cli import app
 from tests.conftest import ROOT, Run
-from tests.docs.pages import Block, blocks, is_historical, pages
+from tests.docs.pages import Block, blocks, is_historical, pages, pyproject
 from tests.synthetic import MARKS, draw, write_dataset
-
-try:
-    import tomllib
-except ModuleNotFoundError:
-    import tomli as tomllib  # Python 3.10
 
 # Of other programs.
 OTHER_OPTIONS = {"--no-deps"}
@@ -68,7 +63,7 @@ def check_command(words: list[str]) -> None:
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         assert set(words[1:]) <= set(targets), words
     elif program == "pip" and words[1] == "install":
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        extras = pyproject()["project"]["optional-dependencies"]
         for name in re.findall(r"\.\[([a-z,-]+)\]", " ".join(words)):
             assert set(name.split(",")) <= set(extras), words
     elif program.startswith("python") and words[1] == "-m" and words[2].startswith(("edgefg", "tests")):

@@ -9,12 +9,7 @@ import pytest
 
 from edgefg.artifact.manifest import Manifest
 from tests.conftest import ROOT
-from tests.docs.pages import pages
-
-try:
-    import tomllib
-except ModuleNotFoundError:
-    import tomli as tomllib  # Python 3.10
+from tests.docs.pages import pages, pyproject
 
 PAGES = [*pages(), ROOT / "CHANGELOG.md"]
 EXPERIMENTS = ROOT / "docs" / "experiments"
@@ -87,7 +82,7 @@ def test_the_latency_picture_shows_recorded_figures() -> None:
 
 
 def test_the_layers_of_the_design_are_the_contract() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    contracts = pyproject()["tool"]["importlinter"]["contracts"]
     expected = next(contract["layers"] for contract in contracts if contract["id"] == "layers")
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- layers: pyproject.toml -->\n```text\n(.*?)```", text, flags=re.DOTALL)

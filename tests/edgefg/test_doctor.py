@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from edgefg.doctor import Machine, Report, diagnose, render
-from edgefg.nvidia import Gpu, TensorRT
+from edgefg.nvidia import Gpu, TensorRTStatus
 
 REQUIRES = (
     *("numpy>=1.26", "cyclopts>=4.25", 'onnxruntime>=1.20; extra == "onnxruntime"'),
@@ -68,7 +68,7 @@ def test_a_machine_without_gpu_lacks_nothing(machine: Examine) -> None:
     assert report.jetson is None
     assert report.driver is None
     assert not report.advice
-    assert report.tensorrt == TensorRT(version=None, supported=None, binding=None)
+    assert report.tensorrt == TensorRTStatus(version=None, supported=None, binding=None)
     assert "no NVIDIA GPU can be used: neither" in render(report)
     assert "to do" not in render(report)
 
@@ -113,7 +113,7 @@ def test_jetson_linux_names_its_jetpack(machine: Examine, l4t: str, jetpack: str
 
 def test_jetpack_6_complete(machine: Examine) -> None:
     report = machine({"tensorrt": "10.3.0", "cuda-bindings": "12.9.10"}, l4t="36.4.3", gpu=ORIN)
-    assert report.tensorrt == TensorRT(version="10.3.0", supported=True, binding="cuda-python 12.9.10")
+    assert report.tensorrt == TensorRTStatus(version="10.3.0", supported=True, binding="cuda-python 12.9.10")
     assert not report.advice
     text = render(report)
     assert "JetPack 6.2 with CUDA 12.6, TensorRT 10.3" in text

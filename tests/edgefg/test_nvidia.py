@@ -43,7 +43,7 @@ def test_a_machine_without_nvidia(tmp_path: Path) -> None:
     assert nvidia.find_driver(tmp_path) is None
     assert (
         nvidia.advise(
-            tmp_path, None, None, Gpu(problem="none"), nvidia.TensorRT(version=None, supported=None, binding=None)
+            tmp_path, None, None, Gpu(problem="none"), nvidia.TensorRTStatus(version=None, supported=None, binding=None)
         )
         == []
     )

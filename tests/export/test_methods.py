@@ -16,7 +16,7 @@ from edgefg.export.export import export_checkpoint
 from edgefg.export.targets.openvino import convert
 from edgefg.export.tracing.onnx_exporter import PARITY, check_parity, torch_logits, write_onnx
 from edgefg.image_io import read_image
-from edgefg.preprocess import InputSpec, UInt8Array
+from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.settings.split import SplitSpec
 from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.methods import build
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "VGG-16": ("plain", "torchvision:vgg16", {}),
     "ResNet-50": ("plain", "resnet50", {}),
 }
-QUICK = ("cbam", "bcnn two streams", "bcnn compact")
+QUICK = ("bcnn two streams",)
 
 
 def network_of(name: str) -> Network:
@@ -86,11 +86,10 @@ def test_a_checkpoint_becomes_an_artifact(name: str, data: ImageDataset, tmp_pat
     model = export_checkpoint(
         tmp_path / "teacher.safetensors", tmp_path / "artifact", to="openvino", precision="fp32", calibration=data.root
     )
+    frame = read_image(data.splits["val"][0].path)
+    expected = torch_logits(network, prepare(frame, InputSpec(height=SIDE, width=SIDE))[np.newaxis])[0]
     with Classifier(model) as classifier:
-        prediction = classifier.predict(read_image(data.splits["val"][0].path))
-        assert prediction.label in data.labels
-        stage = classifier.manifest.provenance.stages[0]
-        assert (stage["kind"], stage["backbone"], stage["method"]) == ("train", backbone, method)
+        assert np.abs(classifier.predict(frame).logits - expected).max() <= PARITY * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("batch", [0, 3])

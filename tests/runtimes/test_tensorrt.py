@@ -72,6 +72,7 @@ def predict_together(classifier: Classifier, each: int) -> None:
     run_together(work)
 
 
+@pytest.mark.slow
 @BINDINGS
 def test_8_threads_of_1000_predictions(plan: Path, pycuda: bool) -> None:
     with simulated_device(pycuda=pycuda) as books:

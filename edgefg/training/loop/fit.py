@@ -36,7 +36,7 @@ from edgefg.training.data.loader import evaluation_loader, training_loader
 from edgefg.training.loop.finite import layers_stay_finite
 from edgefg.training.loop.history import History
 from edgefg.training.loop.optimizer import create_optimizer, lr_at, set_lr, unfreeze
-from edgefg.training.loop.resume import Run, RunProgress, load_state, save_state
+from edgefg.training.loop.resume import RunProgress, UnfinishedRun, load_state, save_state
 from edgefg.training.models.network import Batch, TrainableNetwork
 from edgefg.training.objective import Objective
 
@@ -77,7 +77,7 @@ def fit(
     network.to(fabric.device)
     modules = {"network": network, "objective": objective.to(fabric.device)}
     optimizer = create_optimizer(network, new_modules, config, objective)
-    run = Run(out / f"{header.kind}.resume.safetensors", header)
+    run = UnfinishedRun(out / f"{header.kind}.resume.safetensors", header)
     if schedule.ema:
         average = get_ema_multi_avg_fn(schedule.ema)  # type: ignore[no-untyped-call]
         modules["ema"] = AveragedModel(network, multi_avg_fn=average, use_buffers=True)

@@ -16,7 +16,7 @@ from edgefg.errors import CheckpointError, TrainingError
 from edgefg.training.checkpoint import Header, read_header_json, run_difference, write_tensors
 
 
-class Run(NamedTuple):
+class UnfinishedRun(NamedTuple):
     """An unfinished run."""
 
     path: Path
@@ -42,7 +42,7 @@ class _State(msgspec.Struct, kw_only=True):
 
 
 def save_state(
-    run: Run,
+    run: UnfinishedRun,
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     precision: Precision,
@@ -63,7 +63,7 @@ def save_state(
 
 
 def load_state(
-    run: Run, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, precision: Precision
+    run: UnfinishedRun, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, precision: Precision
 ) -> RunProgress:
     """Load the state of an unfinished run into the other arguments, if there is one, and return its progress.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import msgspec
 import pytest
 
 from edgefg.artifact.manifest import Accuracy
+from edgefg.cli.compress import compress
 from edgefg.export.search.candidates import ParetoFront
+from edgefg.export.targets import TARGETS
 from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.export import ExportConfig
 from edgefg.settings.gate import Gate
@@ -141,3 +144,8 @@ def test_compress_ends_with_1_if_no_candidate_is_feasible(
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     status, printed, _ = run(*COMPRESS.split(), "--out", tmp_path, "--json")
     assert (status, msgspec.json.decode(printed, type=ParetoFront)) == (1, front)
+
+
+def test_compress_offers_the_targets_that_run_on_a_workstation() -> None:
+    hint = typing.get_type_hints(compress)["to"]
+    assert typing.get_args(hint) == tuple(name for name, target in TARGETS.items() if target.engine is not None)

@@ -6,11 +6,13 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from edgefg.artifact.manifest import Manifest, read_manifest
 from edgefg.doctor import Report
 from tests.conftest import BLOCKER, Run, Tiny
 
@@ -64,6 +66,15 @@ def test_verify_and_inspect(run: Run, tiny: Tiny) -> None:
     assert json.loads(out)["model"] == "model.xml"
     status, out, _ = run("inspect", tiny("ir"))
     assert "precision: fp32" in out
+
+
+def test_inspect_shows_the_stages_of_a_later_version(run: Run, tiny: Tiny, rewrite: Callable[..., Manifest]) -> None:
+    model = tiny("ir")
+    provenance = read_manifest(model).provenance
+    rewrite(model, provenance=msgspec.structs.replace(provenance, stages=({"kind": "rotate", "angle": 3},)))
+    status, out, _ = run("inspect", model)
+    assert status == 0
+    assert "'angle': 3" in out
 
 
 def test_doctor_on_this_machine(run: Run) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from edgefg import Classifier
 from edgefg.errors import DataError
-from edgefg.evaluation.predictions import evaluate, logits_of, predict_files
+from edgefg.evaluation.predictions import artifact_logits, evaluate, predict_files
 from edgefg.image_io import read_image
 from edgefg.metrics import Scores
 from edgefg.progress import T, progress_shown_by
@@ -104,7 +104,7 @@ def test_several_models_see_the_same_frames_and_each_image_is_read_once(
 
     monkeypatch.setattr("edgefg.evaluation.predictions.read_image", read)
     with Classifier(tiny("onnx")) as one, Classifier(tiny("onnx-batch4")) as other:
-        first, second = predict_files([logits_of(one), logits_of(other)], files).logits
+        first, second = predict_files([artifact_logits(one), artifact_logits(other)], files).logits
         expected = [one.predict(read_image(file)).logits for file in files]
     assert sorted(reads) == sorted(files)
     np.testing.assert_allclose(first, expected, atol=1e-5)

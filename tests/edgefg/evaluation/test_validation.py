@@ -11,7 +11,7 @@ import pytest
 
 from edgefg import Classifier
 from edgefg.errors import GateError
-from edgefg.evaluation.predictions import logits_of
+from edgefg.evaluation.predictions import artifact_logits
 from edgefg.evaluation.validation import require_gate, validate
 from edgefg.image_io import read_image
 from edgefg.preprocess import UInt8Array
@@ -36,7 +36,7 @@ def test_figures_against_a_parent_of_the_same_network(
     tiny: Callable[[str], Path], samples: list[tuple[Path, int]]
 ) -> None:
     with Classifier(tiny("onnx")) as classifier, Classifier(tiny("ir")) as parent:
-        found = validate(classifier, samples, "val of birds", parent=logits_of(parent), gate=Gate(max_drop=0))
+        found = validate(classifier, samples, "val of birds", parent=artifact_logits(parent), gate=Gate(max_drop=0))
         hits = [classifier.predict(read_image(path)).index == label for path, label in samples]
     assert found.accuracy.images == 32
     assert found.accuracy.top1 == pytest.approx(np.mean(hits))

@@ -1,11 +1,15 @@
+from typing import Any
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgefg.errors import DataError
 from edgefg.settings.distillation import DistillationConfig
 from edgefg.settings.gate import Gate
 from edgefg.settings.hardware import Hardware
-from edgefg.settings.options import options_of, with_options
+from edgefg.settings.options import differences, options_of, with_options
 from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.search import SearchConfig, TrialSchedule
 from edgefg.settings.training import FineTuning, Schedule, TrainingConfig
@@ -65,3 +69,23 @@ def test_wrong_values_are_named(values: dict, complaint: str) -> None:
     with pytest.raises(DataError) as refusal:
         with_options(TrainingConfig(), **values)
     assert complaint in str(refusal.value)
+
+
+# Without None, which stands for what one side lacks.
+_TREES = st.recursive(
+    st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@given(_TREES, _TREES)
+def test_settings_differ_where_a_leaf_does(old: Any, new: Any) -> None:
+    assert not list(differences(old, old))
+    assert bool(list(differences(old, new))) == (old != new)
+
+
+def test_differences_have_the_name_of_the_option() -> None:
+    old, new = (msgspec.to_builtins(config) for config in (TrainingConfig(), TrainingConfig(schedule=Schedule(lr=0.1))))
+    assert [name for name, *_ in differences(old, new)] == ["lr"]
+    assert list(differences({"sizes": [64]}, {"sizes": [64, 96]})) == [("sizes", None, 96)]
+    assert list(differences({}, {"macs": 0.5})) == [("macs", None, 0.5)]

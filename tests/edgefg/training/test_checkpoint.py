@@ -16,7 +16,7 @@ from edgefg.preprocess import InputSpec
 from edgefg.settings.pruning import PruningConfig
 from edgefg.settings.split import SplitSpec
 from edgefg.training import checkpoint
-from edgefg.training.checkpoint import SCHEMA, Header, apply_channels, channel_plan, load, read_header, rebuild, save
+from edgefg.training.checkpoint import SCHEMA, Header, apply_channels, channel_plan, load, network_of, read_header, save
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
 from tests.export.prune.pruning import SPEC, gradients_of
@@ -81,7 +81,7 @@ def test_a_plan_rebuilds_backbones_with_wrappers_and_other_norms(backbone: str, 
     header = msgspec.structs.replace(header, backbone=backbone, channels=channel_plan(network, original_network))
     header = msgspec.json.decode(msgspec.json.encode(header), type=Header)
     images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8)
-    rebuilt = rebuild(header, network.state_dict()).eval()
+    rebuilt = network_of(header, network.state_dict()).eval()
     assert torch.equal(rebuilt(images), network.eval()(images))
 
 

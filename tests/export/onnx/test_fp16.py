@@ -119,7 +119,14 @@ def test_every_bias_can_be_counted_in_fp16(full: Path, half: Path) -> None:
     assert 0 < coarser < 0.02 * channels
 
 
-@pytest.mark.parametrize("level", [Level.ORT_DISABLE_ALL, Level.ORT_ENABLE_BASIC, Level.ORT_ENABLE_ALL])
+@pytest.mark.parametrize(
+    "level",
+    [
+        pytest.param(Level.ORT_DISABLE_ALL, marks=pytest.mark.slow),
+        pytest.param(Level.ORT_ENABLE_BASIC, marks=pytest.mark.slow),
+        Level.ORT_ENABLE_ALL,
+    ],
+)
 def test_numbers_hold_at_every_level_of_optimisation(level: Any, full: Path, half: Path, unseen: UInt8Array) -> None:
     """Where a bias overflows, as with ONNX Runtime's own converter alone, optimised graphs agree on no class."""
     expected = _logits(full, unseen)

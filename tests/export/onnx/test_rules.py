@@ -17,7 +17,7 @@ from torch import nn
 
 from edgefg.data.calibration import Calibration
 from edgefg.export.onnx.check import check
-from edgefg.export.onnx.fp16 import Batches
+from edgefg.export.onnx.fp16 import BatchReader
 from edgefg.export.onnx.graph import Graph
 from edgefg.export.onnx.rules import FULL_PRECISION, RULES, broken_rules, full_precision_reason
 from edgefg.export.tracing.onnx_exporter import write_onnx
@@ -134,7 +134,7 @@ def test_onnx_runtimes_other_formats_are_refused(lite0_onnx: Path, tmp_path: Pat
 
     with quiet():
         quantize_dynamic(lite0_onnx, tmp_path / "dynamic.onnx")
-        images = Batches(np.zeros((2, 1, 64, 64, 3), np.uint8))
+        images = BatchReader(np.zeros((2, 1, 64, 64, 3), np.uint8))
         quantize_static(lite0_onnx, tmp_path / "static.onnx", images, quant_format=QuantFormat.QOperator)
     assert read("dynamic.onnx") == {"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
     assert {"QLinearConv", "QLinearAdd"} <= read("static.onnx")
@@ -165,12 +165,12 @@ def _pruned(backbone: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("backbone", "change"),
     [
-        ("resnet18", None),
+        pytest.param("resnet18", None, marks=pytest.mark.slow),
         ("resnet10t", _pruned),
-        ("mobilenetv3_small_050", None),
-        ("regnetx_002", None),
-        ("mobilenetv4_conv_small_035", None),
-        ("tf_efficientnet_lite0", None),
+        pytest.param("mobilenetv3_small_050", None, marks=pytest.mark.slow),
+        pytest.param("regnetx_002", None, marks=pytest.mark.slow),
+        pytest.param("mobilenetv4_conv_small_035", None, marks=pytest.mark.slow),
+        pytest.param("tf_efficientnet_lite0", None, marks=pytest.mark.slow),
     ],
 )
 def test_our_graphs_keep_every_rule(

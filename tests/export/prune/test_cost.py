@@ -99,7 +99,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "int8"])
 def test_times_are_those_of_the_exported_network(
     precision: str, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

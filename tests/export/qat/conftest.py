@@ -24,6 +24,7 @@ from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
 from edgefg.training.models.network import Network
+from tests.conftest import Shared
 from tests.synthetic import write_dataset
 
 HERE = Hardware(accelerator="cpu", workers=0)
@@ -33,8 +34,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="package")
-def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("birds"), classes=2, per_class=20, size=40, seed=2)
+def birds(shared: Shared) -> Path:
+    return shared("qat-birds", lambda folder: write_dataset(folder, classes=2, per_class=20, size=40, seed=2))
 
 
 @pytest.fixture(scope="package")
@@ -65,8 +66,9 @@ def write_student(path: Path, data: ImageDataset, backbone: str = "test_resnet",
 
 
 @pytest.fixture(scope="package")
-def student(data: ImageDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_student(tmp_path_factory.mktemp("student") / "student.safetensors", data)
+def student(data: ImageDataset, shared: Shared) -> Path:
+    name = "student.safetensors"
+    return shared("qat-student", lambda folder: write_student(folder / name, data)) / name
 
 
 def quantize(
@@ -84,13 +86,14 @@ def quantised(
 
 
 @pytest.fixture(scope="package")
-def trt(student: Path, birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trt(student: Path, birds: Path, shared: Shared) -> Path:
     """Checkpoint of a network trained for TensorRT; not to be spoilt."""
-    return quantize(student, birds, tmp_path_factory.mktemp("trt"), "tensorrt-onnx")
+    made = shared("qat-trt", lambda folder: quantize(student, birds, folder, "tensorrt-onnx"))
+    return made / "qat.safetensors"
 
 
 @pytest.fixture(scope="package")
-def trt_onnx(trt: Path, birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trt_onnx(trt: Path, birds: Path, shared: Shared) -> Path:
     """Its artifact."""
-    out = tmp_path_factory.mktemp("trt") / "a"
-    return export_checkpoint(trt, out, to="tensorrt-onnx", precision="int8", calibration=birds)
+    options: dict[str, Any] = {"to": "tensorrt-onnx", "precision": "int8", "calibration": birds}
+    return shared("qat-trt-onnx", lambda folder: export_checkpoint(trt, folder / "a", **options)) / "a" / "model.onnx"

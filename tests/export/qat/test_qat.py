@@ -92,6 +92,7 @@ def _inputs_of_layers(model: onnx.ModelProto) -> list[tuple[str, list[float]]]:
     return sorted(found)
 
 
+@pytest.mark.slow
 def test_onnxruntime_gets_a_graph_too(student: Path, birds: Path, data: ImageDataset, tmp_path: Path) -> None:
     path = quantize(student, birds, tmp_path / "qat", "onnx")
     model = onnx.load(export_checkpoint(path, tmp_path / "a", to="onnx", precision="int8", calibration=birds))
@@ -103,6 +104,7 @@ def test_onnxruntime_gets_a_graph_too(student: Path, birds: Path, data: ImageDat
         quantize(gated, birds, tmp_path / "gated", "onnx")
 
 
+@pytest.mark.slow
 def test_training_recovers_what_rounding_lost(
     student: Path, birds: Path, inputs: UInt8Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +151,7 @@ def test_a_killed_run_goes_on_where_it_was(student: Path, birds: Path, tmp_path:
     assert whole.read_bytes() == resumed.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_gate_compares_with_the_fp32_network_where_that_is_given(
     trt: Path, student: Path, birds: Path, data: ImageDataset, tmp_path: Path
 ) -> None:
@@ -202,6 +205,7 @@ def test_the_command_line(run: Run, student: Path, birds: Path, tmp_path: Path) 
     assert "was made with epochs 1, now 2" in err
 
 
+@pytest.mark.slow
 def test_the_exported_graph_has_the_ranges_of_the_calibrator_asked_for(
     run: Run, student: Path, birds: Path, data: ImageDataset, tmp_path: Path
 ) -> None:

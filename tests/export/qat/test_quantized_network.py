@@ -39,7 +39,7 @@ from tests.export.qat.conftest import CONFIG, HERE, SPEC, quantised, quantize, w
 
 def test_the_graph_computes_what_the_network_does(trt: Path, trt_onnx: Path, inputs: UInt8Array) -> None:
     network, _ = load_quantized(trt)
-    model, _ = to_graph(network, SPEC, batch=0)
+    model = to_graph(network, SPEC, batch=0)
     largest = float(np.abs(torch_logits(network, inputs)).max())
     assert check_quantized_parity(network, model, inputs, batch=0) <= 1e-3 * largest
     with Classifier(trt_onnx) as classifier:  # FP16 and 8-bit kernels included
@@ -75,18 +75,20 @@ def test_openvino_runs_it_in_int8(student: Path, birds: Path, inputs: UInt8Array
     assert np.abs(found - expected).max() <= 0.05 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_depthwise_weights_keep_8_bits_where_others_take_7(
     data: ImageDataset, inputs: UInt8Array, tmp_path: Path
 ) -> None:
     network, header = load(write_student(tmp_path / "s.safetensors", data, backbone="test_efficientnet"))
     quantized = quantised(network, inputs, "openvino", reduce_range=True).freeze()
-    model = with_integer_weights(to_graph(quantized, header.input, batch=0)[0])
+    model = with_integer_weights(to_graph(quantized, header.input, batch=0))
     int8 = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8]
     for depthwise, most in ((True, 127), (False, 64)):
         weights = [values for values in int8 if values.ndim == 4 and (values.shape[1] == 1) == depthwise]
         assert max(int(np.abs(values.astype(np.int32)).max()) for values in weights) == most
 
 
+@pytest.mark.slow
 def test_the_first_convolution_of_openvino_s_graph_does_not_learn(
     student: Path, data: ImageDataset, inputs: UInt8Array
 ) -> None:
@@ -97,6 +99,7 @@ def test_the_first_convolution_of_openvino_s_graph_does_not_learn(
     assert stem in dict(openvino.named_buffers())
 
 
+@pytest.mark.slow
 def test_a_pruned_student_is_rebuilt_from_its_plan(student: Path, birds: Path, tmp_path: Path) -> None:
     pruned = prune(student, birds, tmp_path, CONFIG, PruningConfig(macs=0.8, round_to=4), hardware=HERE)
     path = quantize(pruned, birds, tmp_path, "tensorrt-onnx", teacher_path=student)

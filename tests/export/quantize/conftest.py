@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgefg.data.split import Sample
-from edgefg.export.quantize.layer_sensitivity import logits_of
+from edgefg.export.quantize.layer_sensitivity import file_logits
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from tests.conftest import TINY
 
@@ -50,7 +50,7 @@ def samples(
 ) -> tuple[Sample, ...]:  # fmt: skip
     """The birds as files, labelled as the network sees them in FP32."""
     folder = tmp_path_factory.mktemp("birds")
-    labels = np.concatenate(list(logits_of(spoilt, [row[None] for row in inputs]))).argmax(1)
+    labels = np.concatenate(list(file_logits(spoilt, [row[None] for row in inputs]))).argmax(1)
     assert len(set(labels)) > 2
     rows = []
     for i, (frame, label) in enumerate(zip(birds[1], labels, strict=True)):

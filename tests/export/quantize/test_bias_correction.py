@@ -49,6 +49,7 @@ def _layer_means(path: Path, inputs: UInt8Array) -> dict[str, npt.NDArray[np.flo
     return {name: m[0].mean((1, 2)) if m.ndim == 4 else m[0] for name, m in zip(layers, means, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx", "tensorrt"])
 def test_every_layer_keeps_its_mean(fp32: Path, inputs: UInt8Array, target: str, tmp_path: Path) -> None:
     quantise = quantize_onnxruntime if target == "onnx" else quantize_tensorrt

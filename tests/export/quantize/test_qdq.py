@@ -16,6 +16,7 @@ from edgefg.settings.quantization import Calibrator
 from tests.export.quantizing import assert_reduced_but_depthwise, logits_of, quantize_onnxruntime, quantize_tensorrt
 
 
+@pytest.mark.slow
 def test_7_bit_weights_leave_room_for_the_sum(resnet_trt: tuple[Path, Path], tmp_path: Path) -> None:
     inputs = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     for reduce_range, most in ((False, 127), (True, 64)):
@@ -46,6 +47,7 @@ def test_int8_agrees_with_fp32_on_unseen_content(lite0_onnx: Path, trt: Path, or
         assert agreement >= 0.9
 
 
+@pytest.mark.slow
 def test_calibrators_choose_other_ranges(resnet_trt: tuple[Path, Path], tmp_path: Path) -> None:
     fp32, _ = resnet_trt
     # One glaring pixel in many grey ones is what a percentile leaves out.

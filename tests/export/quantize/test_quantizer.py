@@ -52,6 +52,7 @@ def test_what_is_kept_is_floating_point_and_nothing_else(
     assert _floating(quantizer.write_single(tmp_path, HURT), quantizer.layers) == set(quantizer.layers) - {HURT}
 
 
+@pytest.mark.slow
 def test_tensorrts_rules_hold_whichever_layer_of_a_residual_block_is_kept(
     resnet: tuple[Network, InputSpec], tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def test_an_ir_computes_what_the_onnx_file_does(lite0_onnx: Path, unseen: UInt8A
     np.testing.assert_allclose(ir(unseen[:1])[0], onnx(unseen[:1])[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_7_bit_weights_leave_room_for_the_sum(resnet_trt: tuple[Path, Path], tmp_path: Path) -> None:
     inputs = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     for reduce_range, most in ((False, 127), (True, 64)):
@@ -42,6 +43,7 @@ def test_7_bit_weights_leave_room_for_the_sum(resnet_trt: tuple[Path, Path], tmp
         assert abs(max(int(np.abs(values.astype(np.int32)).max()) for values in weights) - most) <= 1
 
 
+@pytest.mark.slow
 def test_depthwise_weights_keep_8_bits(lite0_onnx: Path, unseen: UInt8Array, tmp_path: Path) -> None:
     path = quantizer_of("openvino", lite0_onnx, unseen[:2], reduce_range=True).write(tmp_path)
     assert_reduced_but_depthwise([values for values in _int8_weights(path) if values.ndim >= 4])

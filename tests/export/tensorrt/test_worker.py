@@ -7,14 +7,23 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgefg.export.tensorrt.worker import BuildConfig, BuildDevice, Job, Message, Outcome, Step, build, describe
+from edgefg.export.tensorrt.worker import (
+    BuildConfig,
+    BuildDevice,
+    BuildJob,
+    BuildStep,
+    Message,
+    Outcome,
+    build,
+    describe,
+)
 from tests.conftest import TINY
 from tests.simulated.install import simulated_device
 
 
-def job(target: Path, **changes: object) -> Job:
+def job(target: Path, **changes: object) -> BuildJob:
     onnx = str(TINY / "onnx" / "model.onnx")
-    plain = Job(onnx=onnx, target=str(target), precision="fp32", settings=BuildConfig(), workspace=64)
+    plain = BuildJob(onnx=onnx, target=str(target), precision="fp32", settings=BuildConfig(), workspace=64)
     return msgspec.structs.replace(plain, **changes)
 
 
@@ -24,7 +33,7 @@ def test_a_plan_and_its_steps(tmp_path: Path) -> None:
         assert build(job(tmp_path / "engine.plan"), sent.append) == Outcome(True)
         books.assert_clean()
     assert (tmp_path / "engine.plan").stat().st_size > 0
-    steps = [message for message in sent if isinstance(message, Step)]
+    steps = [message for message in sent if isinstance(message, BuildStep)]
     assert steps
     assert steps[-1].done == steps[-1].steps
 
@@ -55,5 +64,5 @@ def test_messages_survive_json() -> None:
     with simulated_device():
         device = describe()
     assert isinstance(device, BuildDevice)
-    for message in (device, Step("build", 1, 2), Outcome(False, "why", True)):
+    for message in (device, BuildStep("build", 1, 2), Outcome(False, "why", True)):
         assert msgspec.json.decode(msgspec.json.encode(message), type=Message) == message

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from edgefg.errors import ExportError
 from edgefg.export.tracing.onnx_exporter import torch_logits
-from edgefg.export.tracing.trainable_graph import Traced, operator_of, source_of, trace, value_of
+from edgefg.export.tracing.trainable_graph import Traced, operator_of, origin_of, trace, value_of
 from edgefg.preprocess import InputSpec
 from edgefg.training.models.network import Network
 
@@ -95,8 +95,8 @@ def test_the_scale_is_folded_into_weights_that_learn_no_more(network: Network, t
 
 def test_values_pass_through_layout_but_not_through_a_padding_of_ones(traced: Traced) -> None:
     first, second = _nodes(traced.graph, ATEN.conv2d)
-    assert source_of(second.args[0]) is second.args[0], "ones may not be among the levels"
-    planes = source_of(first.args[0])
+    assert origin_of(second.args[0]) is second.args[0], "ones may not be among the levels"
+    planes = origin_of(first.args[0])
     assert operator_of(planes) is ATEN.div
     assert planes is not first.args[0], "needed a layout between the two"
 

@@ -18,7 +18,7 @@ from edgefg.settings.options import with_options
 from edgefg.settings.split import SplitSpec
 from edgefg.settings.training import Schedule, TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, write_tensors
-from edgefg.training.loop.resume import Run, RunProgress, load_state, save_state
+from edgefg.training.loop.resume import RunProgress, UnfinishedRun, load_state, save_state
 from edgefg.training.teacher import train_teacher
 
 STAGE = TrainStage(
@@ -43,19 +43,19 @@ def saved(path: Path, header: Header = HEADER) -> dict[str, nn.Module]:
     modules["network"](torch.ones(1, 2)).sum().backward()
     optimizer.step()
     progress = RunProgress(epochs_done=2, best_epoch=1, best_top1=0.5)
-    save_state(Run(path, header), modules, optimizer, Precision(), progress)
+    save_state(UnfinishedRun(path, header), modules, optimizer, Precision(), progress)
     return modules
 
 
 def test_a_run_without_a_state_begins(tmp_path: Path) -> None:
-    assert load_state(Run(tmp_path / "x.safetensors", HEADER), *parts(), Precision()) == RunProgress()
+    assert load_state(UnfinishedRun(tmp_path / "x.safetensors", HEADER), *parts(), Precision()) == RunProgress()
 
 
 def test_networks_optimiser_and_progress_come_back(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     before = saved(path)
     modules, optimizer = parts()
-    progress = load_state(Run(path, HEADER), modules, optimizer, Precision())
+    progress = load_state(UnfinishedRun(path, HEADER), modules, optimizer, Precision())
     assert progress == RunProgress(epochs_done=2, best_epoch=1, best_top1=0.5)
     for name, tensor in before["network"].state_dict().items():
         assert torch.equal(modules["network"].state_dict()[name], tensor)
@@ -80,7 +80,7 @@ def test_another_run_is_refused_with_the_first_difference(tmp_path: Path, header
     path = tmp_path / "x.safetensors"
     saved(path)
     with pytest.raises(TrainingError) as refusal:
-        load_state(Run(path, header), *parts(), Precision())
+        load_state(UnfinishedRun(path, header), *parts(), Precision())
     assert str(refusal.value) == (
         f"{path} is an unfinished run with {difference}. Give another --out, or --restart to start again"
     )
@@ -90,7 +90,7 @@ def test_versions_of_software_are_not_compared(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     saved(path)
     header = replace(HEADER, edgefg="2", stages=(replace(STAGE, versions={"torch": "99"}),))
-    assert load_state(Run(path, header), *parts(), Precision()).epochs_done == 2
+    assert load_state(UnfinishedRun(path, header), *parts(), Precision()).epochs_done == 2
 
 
 def test_a_setting_that_came_later_has_its_default(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_setting_that_came_later_has_its_default(tmp_path: Path) -> None:
     state = {"header": json.loads(json.dumps(header_as_json())), "progress": {"epochs_done": 1}}
     del state["header"]["stages"][0]["training"]["schedule"]["ema"]
     write_tensors(path, {"network.weight": torch.zeros(2, 2), "network.bias": torch.zeros(2)}, json.dumps(state))
-    assert load_state(Run(path, HEADER), *parts(), Precision()).epochs_done == 1
+    assert load_state(UnfinishedRun(path, HEADER), *parts(), Precision()).epochs_done == 1
 
 
 def header_as_json() -> Any:
@@ -112,7 +112,7 @@ def test_a_state_of_an_earlier_edgefg_is_refused_in_one_line(tmp_path: Path) -> 
     state = {"recipe": {"epochs": 2, "image_size": 32}, "fingerprint": "f", "stage": "teacher", "progress": {}}
     write_tensors(path, {"network.bias": torch.zeros(2)}, json.dumps(state))
     with pytest.raises(TrainingError, match="of another version of edgefg, which cannot be resumed") as refusal:
-        load_state(Run(path, HEADER), *parts(), Precision())
+        load_state(UnfinishedRun(path, HEADER), *parts(), Precision())
     assert "\n" not in str(refusal.value)
 
 

@@ -219,6 +219,7 @@ def test_se_shows_class_activations() -> None:
     torch.testing.assert_close(shown, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["se", "cbam"])
 def test_training_lowers_the_loss(birds: Path, tmp_path: Path, method: str) -> None:
     first, *_, last = losses_of(birds, tmp_path, method)

@@ -204,7 +204,11 @@ def test_mixed_precision_pools_in_full() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"projection": 32}, {"projection": 16, "streams": 2}, {"pooling": "compact", "dimensions": 512, "projection": 32}],
+    [
+        pytest.param({"projection": 32}, marks=pytest.mark.slow),
+        pytest.param({"projection": 16, "streams": 2}, marks=pytest.mark.slow),
+        {"pooling": "compact", "dimensions": 512, "projection": 32},
+    ],
 )
 def test_training_lowers_the_loss(birds: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     first, *_, last = losses_of(birds, tmp_path, "bcnn", **options)

@@ -154,6 +154,7 @@ def test_the_loss_falls(batch: Batch) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_mixed_precision_leaves_the_boxes_as_sharp_as_they_are(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     network = _network().train()
     kinds: list[torch.dtype] = []

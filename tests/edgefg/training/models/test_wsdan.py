@@ -323,6 +323,7 @@ def test_wrong_options_are_named(options: dict[str, Any], said: str) -> None:
         wsdan(**options)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(birds: Path, tmp_path: Path) -> None:
     losses = losses_of(birds, tmp_path, "wsdan", maps=4)
     assert losses[-1] < 0.8 * losses[0]
