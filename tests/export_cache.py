@@ -177,7 +177,9 @@ def sharing(folder: Path) -> Iterator[None]:
             if not (into / "model.onnx").exists():
                 try:
                     _store(export(network, example, **{**options, "optimize": False}), network, into)
-                except _NotComparable:
+                except (
+                    Exception
+                ):  # of a network that cannot be exported, or an exporter that has to optimise (torch 2.9)
                     return export(network, example, **options)
         return _Stored(into, network)
 
