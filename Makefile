@@ -60,8 +60,9 @@ demo: $(VENV)/.demo
 
 # A process for each of two cores; most of the tests' work is not in kernels that would share a thread pool. Child
 # processes import the package many times, so its bytecode is kept whatever the environment says.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 test: $(VENV)/.dev $(TEST_NEEDS)
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(PYTEST)
 
 # Each has an environment of its own. uv resolves the lower bounds of pyproject.toml.
 LOWEST := .venv-lowest
@@ -78,7 +79,7 @@ test-gpu:
 	$(PYTHON) -m pytest -q -m gpu tests/gpu
 
 test-slow: $(VENV)/.dev
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist loadfile
+	$(PYTEST) -m slow
 
 check: $(VENV)/.dev docs
 	$(BIN)/ruff check .

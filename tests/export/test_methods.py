@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgefg import Classifier, __version__
+from edgefg.artifact.stages import StartingWeights, TrainStage
 from edgefg.data import ImageDataset
 from edgefg.export.export import export_checkpoint
 from edgefg.export.targets.openvino import convert
@@ -18,6 +19,7 @@ from edgefg.export.tracing.onnx_exporter import PARITY, check_parity, torch_logi
 from edgefg.image_io import read_image
 from edgefg.preprocess import InputSpec, UInt8Array, prepare
 from edgefg.settings.split import SplitSpec
+from edgefg.settings.training import TrainingConfig
 from edgefg.training.checkpoint import SCHEMA, Header, save
 from edgefg.training.methods import build
 from edgefg.training.models.backbone import build_backbone
@@ -77,9 +79,12 @@ def test_onnx_and_openvino_compute_what_torch_computes(name: str, unseen: UInt8A
 def test_a_checkpoint_becomes_an_artifact(name: str, data: ImageDataset, tmp_path: Path) -> None:
     method, backbone, options = CASES[name]
     network = network_of(name)
+    weights = StartingWeights(source="none")
+    trained = TrainStage(method=method, backbone=backbone, weights=weights, training=TrainingConfig())
     header = Header(
         schema=SCHEMA, kind="teacher", method=method, options=options, backbone=backbone, labels=data.labels,
         input=InputSpec(height=SIDE, width=SIDE), mean=GRAY, std=GRAY, dataset=data.fingerprint, split=SplitSpec(),
+        stages=(trained,),
         edgefg=__version__,
     )  # fmt: skip
     save(tmp_path / "teacher.safetensors", network, header)
@@ -89,7 +94,11 @@ def test_a_checkpoint_becomes_an_artifact(name: str, data: ImageDataset, tmp_pat
     frame = read_image(data.splits["val"][0].path)
     expected = torch_logits(network, prepare(frame, InputSpec(height=SIDE, width=SIDE))[np.newaxis])[0]
     with Classifier(model) as classifier:
-        assert np.abs(classifier.predict(frame).logits - expected).max() <= PARITY * np.abs(expected).max()
+        prediction = classifier.predict(frame)
+        stage = classifier.manifest.provenance.stages[0]
+    assert (stage["kind"], stage["backbone"], stage["method"]) == ("train", backbone, method)
+    assert prediction.label in data.labels
+    assert np.abs(prediction.logits - expected).max() <= PARITY * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("batch", [0, 3])
